@@ -1,0 +1,15 @@
+//! Seakeep aligns language models so that they hold up when preferences shift.
+//!
+//! The library is one chain of named types, read from left to right:
+//!
+//! ```text
+//! Pair -> TokenizedPair -> Batch -> Activations -> BranchLogps -> objective -> LogpGrads
+//!      -> Gradients -> optimizer -> Checkpoint -> EvalRecord (JSON) -> report (HTML)
+//! ```
+//!
+//! A module imports only from its left; `tests/layering.rs` holds that. `ARCHITECTURE.md` is the map.
+#![deny(missing_docs)]
+
+pub mod error;
+
+pub use error::{Error, Result};
