@@ -173,9 +173,9 @@ def rounded(value, digits=10):
     return value
 
 
-def write_json(path, value):
+def write_json(path, value, digits=10):
     """Write JSON a person can open: one key a line at the outer two levels, lists on one line."""
-    path.write_text(pretty(rounded(value)) + "\n")
+    path.write_text(pretty(rounded(value, digits)) + "\n")
 
 
 def pretty(value, depth=0):
