@@ -156,6 +156,71 @@ def effective_size(weights):
 
 
 # ---------------------------------------------------------------------------------------------
+# The input-gradient penalty, one branch at a time: what fits in memory for a real model
+# ---------------------------------------------------------------------------------------------
+
+
+def branch_logp(model, prompt, completion):
+    """(log-prob of the completion, the sequence's input embeddings [T, C]), differentiable."""
+    embeds = embed(model, prompt + completion)
+    logits = completion_logits(model, embeds, len(completion))
+    return token_logps(logits, completion).sum(), embeds
+
+
+def branch_logps(model, pair):
+    """(chosen, rejected) log-probs of one pair, as numbers."""
+    with torch.no_grad():
+        return tuple(branch_logp(model, pair["prompt"], pair[b])[0].item() for b in ("chosen", "rejected"))
+
+
+def accumulate_loss_gradient(model, pair, d_margin):
+    """Add `d_margin` times the gradient of the pair's margin h to the parameters' `.grad`."""
+    for branch, sign in (("chosen", 1.0), ("rejected", -1.0)):
+        logp, _ = branch_logp(model, pair["prompt"], pair[branch])
+        (sign * d_margin * logp).backward()
+
+
+def embedding_gradients(model, pair):
+    """d log-prob / d e [T, C] of the chosen and of the rejected sequence, detached."""
+    made = []
+    for branch in ("chosen", "rejected"):
+        logp, embeds = branch_logp(model, pair["prompt"], pair[branch])
+        made.append(torch.autograd.grad(logp, embeds)[0])
+    return made
+
+
+def penalty_cotangents(chosen, rejected, prompt_length, shared):
+    """(squared norm of dh/de, the cotangents [T, C] of both branches' embedding gradients).
+
+    dh/de is the difference of the branches over a shared prompt, and each branch's own elsewhere;
+    half the norm's derivative in a branch's embedding gradient is what the branch is paired with.
+    """
+    if not shared:
+        return (chosen.pow(2).sum() + rejected.pow(2).sum()).item(), (chosen, -rejected)
+    prompt = chosen[:prompt_length] - rejected[:prompt_length]
+    own_chosen, own_rejected = chosen[prompt_length:], rejected[prompt_length:]
+    norm = sum(part.pow(2).sum() for part in (prompt, own_chosen, own_rejected)).item()
+    return norm, (torch.cat([prompt, own_chosen]), torch.cat([prompt, -own_rejected]))
+
+
+def accumulate_penalty_gradient(model, pair, margin, beta, shared):
+    """Add the gradient of g = ||dl/de||^2 to the parameters' `.grad`; returns g.
+
+    g = s^2 ||dh/de||^2 with s = dl/dh, so dg = 2 s s' ||dh/de||^2 dh + 2 s^2 <dh/de, d(dh/de)>.
+    """
+    sigmoid = 1.0 / (1.0 + math.exp(-beta * margin))
+    slope, curvature = -beta * (1.0 - sigmoid), beta**2 * sigmoid * (1.0 - sigmoid)
+    grads = embedding_gradients(model, pair)
+    norm, cotangents = penalty_cotangents(*grads, len(pair["prompt"]), shared)
+    for branch, sign, cotangent in zip(("chosen", "rejected"), (1.0, -1.0), cotangents):
+        logp, embeds = branch_logp(model, pair["prompt"], pair[branch])
+        (grad,) = torch.autograd.grad(logp, embeds, create_graph=True)
+        inner = 2 * slope**2 * (grad * cotangent).sum()
+        (sign * (2 * slope * curvature * norm * logp + inner)).backward()
+    return slope**2 * norm
+
+
+# ---------------------------------------------------------------------------------------------
 # Small things
 # ---------------------------------------------------------------------------------------------
 

@@ -323,6 +323,8 @@ def make_case(case, config, seed, check):
             full |= {f"{name}/{tensor}": grad.float().contiguous() for tensor, grad in grads.items()}
         if check:
             check_direction(model, pairs, reference, name, shared, grads)
+            if "g" in extra:
+                check_branchwise(model, pairs, reference, shared, extra["g"])
     if check:
         check_transformers(float32_model, pairs, first)
 
@@ -383,6 +385,21 @@ def kldpo_constants(model, pairs, reference, name, shared):
     if name == "kldpo_official":
         return common.kldpo_official_weights(losses, TAU) / len(pairs)
     return None
+
+
+def check_branchwise(model, pairs, reference, shared, penalties):
+    """The penalty's gradient branch by branch (as for a real model) against double backward."""
+    forward = Forward(model, pairs, shared)
+    direct = gradients(model, forward.input_gradients(forward.losses(reference)).sum())
+    model.zero_grad()
+    ratios = forward.logps.detach() - reference
+    margins = (ratios[:, 0] - ratios[:, 1]).tolist()
+    for pair, margin, penalty in zip(pairs, margins, penalties.tolist()):
+        g = common.accumulate_penalty_gradient(model, pair, margin, BETA, shared)
+        assert abs(g - penalty) < 1e-10 * penalty, (g, penalty)
+    for name, parameter in named_parameters(model).items():
+        assert torch.allclose(parameter.grad, direct[name], rtol=1e-9, atol=1e-9), name
+    model.zero_grad()
 
 
 def check_transformers(model, pairs, forward):
