@@ -1,0 +1,163 @@
+//! Attention: forward, tangent, and the forward pass of generation over a key/value cache.
+
+use rayon::prelude::*;
+
+use super::{Block, Layout, Segment, Shape, Task, blocks, place, run, tasks};
+use crate::gemm::Mat;
+use crate::simd::{dispatch, exp, max, sum_by};
+
+/// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp.
+fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<f32> {
+    p.chunks_exact_mut(block.columns())
+        .enumerate()
+        .map(|(r, p)| {
+            let seen = block.seen(r, window);
+            p[..seen.start].fill(0.0);
+            p[seen.end..].fill(0.0);
+            let p = &mut p[seen];
+            dispatch(|| {
+                let top = max(p);
+                p.iter_mut().for_each(|p| *p = exp(*p - top));
+                let total = sum_by(p.len(), |i| p[i]);
+                let inverse = 1.0 / total;
+                p.iter_mut().for_each(|p| *p *= inverse);
+                top + total.ln()
+            })
+        })
+        .collect()
+}
+
+/// Writes `o` (`[T, H, D]`) and the log-sum-exp of the scores `lse` (`[T, H]`).
+pub fn forward(
+    o: &mut [f32],
+    lse: &mut [f32],
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    layout: &Layout,
+    shape: Shape,
+) {
+    let tasks = tasks(layout, shape);
+    let results = run(&tasks, |task| {
+        let (d, heads) = (shape.head_dim, shape.per_kv());
+        let (mut o, mut lse) = (vec![0.0; task.rows * heads * d], vec![0.0; task.rows * heads]);
+        let mut p = Vec::new();
+        for block in task.segments.iter().flat_map(blocks) {
+            p.resize(block.rows * block.columns(), 0.0);
+            let row = block.row - task.first;
+            for (i, head) in task.heads().enumerate() {
+                task.products(&mut p, &block, false, shape.scale, task.query(q, &block, head), k);
+                for (r, value) in softmax(&mut p, &block, shape.window).into_iter().enumerate() {
+                    lse[(row + r) * heads + i] = value;
+                }
+                task.mix(&mut o[(row * heads + i) * d..], heads * d, &block, false, 1.0, &p, v);
+            }
+        }
+        (o, lse)
+    });
+    place(o, &tasks, results.iter().map(|r| r.0.as_slice()), shape.per_kv() * shape.head_dim);
+    place(lse, &tasks, results.iter().map(|r| r.1.as_slice()), shape.per_kv());
+}
+
+/// Writes `p = softmax` and its tangent `t_p = p (t_s - sum p t_s)`, `t_s = scale (t_q k^T + q t_k^T)`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn probabilities_with_tangent(
+    task: &Task,
+    block: &Block,
+    head: usize,
+    (p, t_p): (&mut [f32], &mut [f32]),
+    (q, k): (&[f32], &[f32]),
+    (t_q, t_k): (&[f32], &[f32]),
+    lse: &[f32],
+) {
+    let scale = task.shape.scale;
+    task.probabilities(p, block, q, k, lse, head);
+    task.products(t_p, block, false, scale, task.query(t_q, block, head), k);
+    task.products(t_p, block, true, scale, task.query(q, block, head), t_k);
+    let width = block.columns();
+    dispatch(|| {
+        for (p, t) in p.chunks_exact(width).zip(t_p.chunks_exact_mut(width)) {
+            let mean = sum_by(width, |i| p[i] * t[i]);
+            for i in 0..width {
+                t[i] = p[i] * (t[i] - mean);
+            }
+        }
+    });
+}
+
+/// Writes `t_o = t_p v + p t_v` (`[T, H, D]`).
+#[allow(clippy::too_many_arguments)]
+pub fn tangent(
+    t_o: &mut [f32],
+    (q, k, v): (&[f32], &[f32], &[f32]),
+    (t_q, t_k, t_v): (&[f32], &[f32], &[f32]),
+    lse: &[f32],
+    layout: &Layout,
+    shape: Shape,
+) {
+    let tasks = tasks(layout, shape);
+    let results = run(&tasks, |task| {
+        let (d, heads) = (shape.head_dim, shape.per_kv());
+        let mut t_o = vec![0.0; task.rows * heads * d];
+        let (mut p, mut t_p) = (Vec::new(), Vec::new());
+        for block in task.segments.iter().flat_map(blocks) {
+            p.resize(block.rows * block.columns(), 0.0);
+            t_p.resize(block.rows * block.columns(), 0.0);
+            for (i, head) in task.heads().enumerate() {
+                probabilities_with_tangent(task, &block, head, (&mut p, &mut t_p), (q, k), (t_q, t_k), lse);
+                let out = &mut t_o[((block.row - task.first) * heads + i) * d..];
+                task.mix(out, heads * d, &block, false, 1.0, &t_p, v);
+                task.mix(out, heads * d, &block, true, 1.0, &p, t_v);
+            }
+        }
+        t_o
+    });
+    place(t_o, &tasks, results.iter().map(Vec::as_slice), shape.per_kv() * shape.head_dim);
+}
+
+/// One sequence of a generation step: its new query rows, and its key/value cache.
+pub struct Cached<'a> {
+    /// First of the new rows in `q` and `o`.
+    pub row: usize,
+    /// New rows.
+    pub rows: usize,
+    /// Keys so far, the new rows' included, `[past + rows, J, D]`.
+    pub k: &'a [f32],
+    /// Values, likewise.
+    pub v: &'a [f32],
+}
+
+/// Writes `o` (`[T, H, D]`) for the new rows of every sequence.
+pub fn cached_forward(o: &mut [f32], q: &[f32], sequences: &[Cached], shape: Shape) {
+    let (d, per_kv) = (shape.head_dim, shape.per_kv());
+    let work: Vec<(&Cached, usize)> =
+        sequences.iter().flat_map(|s| (0..shape.kv_heads).map(move |kv| (s, kv))).collect();
+    let results: Vec<Vec<f32>> = work
+        .par_iter()
+        .map(|&(s, kv)| {
+            let past = s.k.len() / (shape.kv_heads * d) - s.rows;
+            // The cache as one text: the past is the context, the new rows follow it.
+            let segment = Segment { start: past, len: s.rows, context: 0..past };
+            let task = Task { shape, segments: &[], first: 0, rows: s.rows, kv };
+            let mut o = vec![0.0; s.rows * per_kv * d];
+            let mut p = Vec::new();
+            for block in blocks(&segment) {
+                p.resize(block.rows * block.columns(), 0.0);
+                for (i, head) in task.heads().enumerate() {
+                    let q: Mat = task.view(q, s.row + block.row - past, head, shape.heads);
+                    task.products(&mut p, &block, false, shape.scale, q, s.k);
+                    softmax(&mut p, &block, shape.window);
+                    let out = &mut o[((block.row - past) * per_kv + i) * d..];
+                    task.mix(out, per_kv * d, &block, false, 1.0, &p, s.v);
+                }
+            }
+            o
+        })
+        .collect();
+    for ((s, kv), result) in work.iter().zip(&results) {
+        for (r, row) in result.chunks_exact(per_kv * d).enumerate() {
+            let at = ((s.row + r) * shape.heads + kv * per_kv) * d;
+            o[at..at + per_kv * d].copy_from_slice(row);
+        }
+    }
+}

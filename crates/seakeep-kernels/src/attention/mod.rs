@@ -1,0 +1,239 @@
+//! Causal attention with grouped key/value heads over a flat batch of segments:
+//! `o = softmax(scale q k^T) v`; `q`, `o` are `[T, H, D]`, `k`, `v` are `[T, J, D]`.
+//!
+//! A *segment* is a run of rows that follow each other in one text. It attends to itself causally and, if
+//! it continues a prompt, to all of the prompt's rows (its *context*). So the prompt of a preference pair
+//! is computed once and both completions look back at it:
+//!
+//! ```text
+//! rows     | prompt ......... | chosen ... | rejected .... |
+//! keys of a chosen row:  the whole prompt, and chosen up to itself
+//! keys of a rejected row: the whole prompt, and rejected up to itself
+//! ```
+//!
+//! A *group* is the segments that share keys (one pair); its rows are contiguous. Work is done by
+//! (group, key/value head), so every gradient is summed by one thread in a fixed order. Queries are taken
+//! in blocks of [`BLOCK`] rows: memory is linear in the length, and no pass stores probabilities; the
+//! backward passes recompute them from the saved log-sum-exp.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::gemm::{Mat, Threads, gemm};
+use crate::simd::{dispatch, exp};
+
+mod backward;
+mod forward;
+
+pub use backward::{DualGradients, backward, backward_tangent};
+pub use forward::{Cached, cached_forward, forward, tangent};
+
+/// Query rows per block.
+const BLOCK: usize = 64;
+
+/// Sizes that all heads share.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Query heads `H`.
+    pub heads: usize,
+    /// Key/value heads `J`; query head `h` uses key/value head `h / (H / J)`.
+    pub kv_heads: usize,
+    /// Channels of a head, `D`.
+    pub head_dim: usize,
+    /// Factor on the scores, usually `D^(-1/2)`.
+    pub scale: f32,
+    /// Sliding window: a row sees at most this many positions, itself included.
+    pub window: Option<usize>,
+}
+
+impl Shape {
+    /// Query heads per key/value head.
+    fn per_kv(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// A run of rows of one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// First row.
+    pub start: usize,
+    /// Rows.
+    pub len: usize,
+    /// Rows of the text before it: position 0 up to where the segment continues. Empty if it starts a text.
+    pub context: Range<usize>,
+}
+
+/// The segments of a flat batch, and which of them share keys.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    /// In order of rows; a segment's context lies before it in the same group.
+    pub segments: Vec<Segment>,
+    /// Ranges of `segments`, in order, together all of them.
+    pub groups: Vec<Range<usize>>,
+}
+
+/// One (group, key/value head): what one thread works on.
+struct Task<'a> {
+    shape: Shape,
+    segments: &'a [Segment],
+    /// First row and number of rows of the group.
+    first: usize,
+    rows: usize,
+    kv: usize,
+}
+
+/// A block of query rows of one segment.
+struct Block {
+    /// First query row.
+    row: usize,
+    rows: usize,
+    /// Key rows, in order of position: the context, then the segment's own up to the block's last row.
+    spans: [Range<usize>; 2],
+    /// Position of the first query row.
+    position: usize,
+}
+
+impl Block {
+    /// All key columns of the block, seen or not.
+    fn columns(&self) -> usize {
+        self.spans[0].len() + self.spans[1].len()
+    }
+
+    /// The columns (= positions) that row `r` of the block sees.
+    #[inline(always)]
+    fn seen(&self, r: usize, window: Option<usize>) -> Range<usize> {
+        let end = self.position + r + 1;
+        end.saturating_sub(window.unwrap_or(end))..end
+    }
+
+    /// `(first column, rows)` of each span.
+    fn placed(&self) -> [(usize, &Range<usize>); 2] {
+        [(0, &self.spans[0]), (self.spans[0].len(), &self.spans[1])]
+    }
+}
+
+fn blocks(segment: &Segment) -> impl Iterator<Item = Block> + '_ {
+    (0..segment.len).step_by(BLOCK).map(move |i| {
+        let rows = BLOCK.min(segment.len - i);
+        Block {
+            row: segment.start + i,
+            rows,
+            spans: [segment.context.clone(), segment.start..segment.start + i + rows],
+            position: segment.context.len() + i,
+        }
+    })
+}
+
+/// The tasks of a batch, groups in order, heads within.
+fn tasks(layout: &Layout, shape: Shape) -> Vec<Task<'_>> {
+    let of_group = |group: &Range<usize>| {
+        let segments = &layout.segments[group.clone()];
+        let first = segments.first().map_or(0, |s| s.start);
+        let rows = segments.last().map_or(0, |s| s.start + s.len) - first;
+        (0..shape.kv_heads).map(move |kv| Task { shape, segments, first, rows, kv })
+    };
+    layout.groups.iter().flat_map(of_group).collect()
+}
+
+/// Runs every task in parallel; results in order of tasks.
+fn run<'a, R: Send>(tasks: &'a [Task<'a>], each: impl Fn(&'a Task<'a>) -> R + Sync + Send) -> Vec<R> {
+    tasks.par_iter().map(each).collect()
+}
+
+impl Task<'_> {
+    /// Query heads of this task.
+    fn heads(&self) -> Range<usize> {
+        let n = self.shape.per_kv();
+        self.kv * n..(self.kv + 1) * n
+    }
+
+    /// Rows from `row` on of head `head` in a buffer `[.., heads, D]`.
+    fn view<'m>(&self, x: &'m [f32], row: usize, head: usize, heads: usize) -> Mat<'m> {
+        let d = self.shape.head_dim;
+        Mat::new(&x[(row * heads + head) * d..], heads * d)
+    }
+
+    /// The block's rows of query head `head` in a `[T, H, D]` buffer.
+    fn query<'m>(&self, x: &'m [f32], block: &Block, head: usize) -> Mat<'m> {
+        self.view(x, block.row, head, self.shape.heads)
+    }
+
+    /// Key or value rows from `row` on in a `[T, J, D]` buffer.
+    fn key<'m>(&self, x: &'m [f32], row: usize) -> Mat<'m> {
+        self.view(x, row, self.kv, self.shape.kv_heads)
+    }
+
+    /// `s[rows, columns] (+)= alpha a k^T` over the block's key columns.
+    fn products(&self, s: &mut [f32], block: &Block, add: bool, alpha: f32, a: Mat, k: &[f32]) {
+        let width = block.columns();
+        for (column, span) in block.placed() {
+            if !span.is_empty() {
+                let size = (block.rows, span.len(), self.shape.head_dim);
+                gemm(size, &mut s[column..], width, add, alpha, a, self.key(k, span.start).t(), Threads::One);
+            }
+        }
+    }
+
+    /// `o[rows, D] (+)= alpha s v` with rows of `o` `o_row` apart.
+    #[allow(clippy::too_many_arguments)]
+    fn mix(
+        &self,
+        o: &mut [f32],
+        o_row: usize,
+        block: &Block,
+        mut add: bool,
+        alpha: f32,
+        s: &[f32],
+        v: &[f32],
+    ) {
+        let width = block.columns();
+        for (column, span) in block.placed() {
+            if !span.is_empty() {
+                let size = (block.rows, self.shape.head_dim, span.len());
+                let s = Mat::new(&s[column..], width);
+                gemm(size, o, o_row, add, alpha, s, self.key(v, span.start), Threads::One);
+                add = true;
+            }
+        }
+    }
+
+    /// `d_k[span rows, D] += alpha s^T a` for a buffer `[group rows, D]` of this task alone.
+    fn spread(&self, d_k: &mut [f32], block: &Block, alpha: f32, s: &[f32], a: Mat) {
+        let (width, d) = (block.columns(), self.shape.head_dim);
+        for (column, span) in block.placed() {
+            if !span.is_empty() {
+                let to = &mut d_k[(span.start - self.first) * d..];
+                let s = Mat::new(&s[column..], width).t();
+                gemm((span.len(), d, block.rows), to, d, true, alpha, s, a, Threads::One);
+            }
+        }
+    }
+
+    /// The block's probabilities from the saved log-sum-exp (`lse` is `[T, H]`), zero where unseen.
+    fn probabilities(&self, p: &mut [f32], block: &Block, q: &[f32], k: &[f32], lse: &[f32], head: usize) {
+        self.products(p, block, false, self.shape.scale, self.query(q, block, head), k);
+        for (r, p) in p.chunks_exact_mut(block.columns()).enumerate() {
+            let seen = block.seen(r, self.shape.window);
+            let lse = lse[(block.row + r) * self.shape.heads + head];
+            p[..seen.start].fill(0.0);
+            p[seen.end..].fill(0.0);
+            dispatch(|| p[seen].iter_mut().for_each(|p| *p = exp(*p - lse)));
+        }
+    }
+}
+
+/// Copies each task's `[group rows, width]` result into its columns of `out` (`[T, total]`).
+fn place<'r>(out: &mut [f32], tasks: &[Task], results: impl Iterator<Item = &'r [f32]>, width: usize) {
+    for (task, result) in tasks.iter().zip(results) {
+        let total = width * task.shape.kv_heads;
+        for (r, row) in result.chunks_exact(width).enumerate() {
+            let at = (task.first + r) * total + task.kv * width;
+            out[at..at + width].copy_from_slice(row);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+use super::*;
+use crate::testing::{Op, check, close, random};
+
+/// A prompt of 5 with branches of 70 (more than a block) and 3, and a lone text of 4.
+fn layout() -> Layout {
+    let segment = |start, len, context| Segment { start, len, context };
+    Layout {
+        segments: vec![
+            segment(0, 5, 0..0),
+            segment(5, 70, 0..5),
+            segment(75, 3, 0..5),
+            segment(78, 4, 78..78),
+        ],
+        groups: vec![0..3, 3..4],
+    }
+}
+
+const T: usize = 82;
+const H: usize = 4;
+const J: usize = 2;
+const D: usize = 3;
+
+fn shape(window: Option<usize>) -> Shape {
+    Shape { heads: H, kv_heads: J, head_dim: D, scale: 0.7, window }
+}
+
+/// Every text written out whole, keys listed one by one, in f64.
+fn reference(q: &[f32], k: &[f32], v: &[f32], window: Option<usize>) -> Vec<f32> {
+    let mut o = vec![0.0; T * H * D];
+    for segment in layout().segments {
+        let before: Vec<usize> = segment.context.collect();
+        for i in 0..segment.len {
+            let mut keys: Vec<usize> = before.clone();
+            keys.extend(segment.start..=segment.start + i);
+            let skip = keys.len().saturating_sub(window.unwrap_or(usize::MAX));
+            let keys = &keys[skip..];
+            for h in 0..H {
+                let at = |x: &[f32], row: usize, head: usize, heads: usize, c: usize| {
+                    x[(row * heads + head) * D + c] as f64
+                };
+                let row = segment.start + i;
+                let j = h / (H / J);
+                let s: Vec<f64> = keys
+                    .iter()
+                    .map(|&key| {
+                        0.7f32 as f64 * (0..D).map(|c| at(q, row, h, H, c) * at(k, key, j, J, c)).sum::<f64>()
+                    })
+                    .collect();
+                let total: f64 = s.iter().map(|s| s.exp()).sum();
+                for c in 0..D {
+                    o[(row * H + h) * D + c] = keys
+                        .iter()
+                        .zip(&s)
+                        .map(|(&key, s)| s.exp() / total * at(v, key, j, J, c))
+                        .sum::<f64>() as f32;
+                }
+            }
+        }
+    }
+    o
+}
+
+fn split(all: &[f32]) -> (&[f32], &[f32], &[f32]) {
+    let (q, kv) = all.split_at(T * H * D);
+    let (k, v) = kv.split_at(T * J * D);
+    (q, k, v)
+}
+
+fn run_forward(all: &[f32], window: Option<usize>) -> (Vec<f32>, Vec<f32>) {
+    let (q, k, v) = split(all);
+    let (mut o, mut lse) = (vec![0.0; T * H * D], vec![0.0; T * H]);
+    forward(&mut o, &mut lse, q, k, v, &layout(), shape(window));
+    (o, lse)
+}
+
+fn inputs() -> Vec<f32> {
+    random(T * (H + 2 * J) * D, 3).iter().map(|x| 1.5 * x).collect()
+}
+
+#[test]
+fn forward_equals_the_text_written_out() {
+    for window in [None, Some(4), Some(1)] {
+        let all = inputs();
+        let (q, k, v) = split(&all);
+        close(&run_forward(&all, window).0, &reference(q, k, v, window), 2e-6, "attention");
+    }
+}
+
+#[test]
+fn derivatives() {
+    for window in [None, Some(4)] {
+        let zeros = || [T * H * D, T * J * D, T * J * D].map(|n| vec![0.0; n]);
+        let op = Op {
+            forward: &|all| run_forward(all, window).0,
+            backward: &|all, d| {
+                let [mut d_q, mut d_k, mut d_v] = zeros();
+                let out = (&mut d_q[..], &mut d_k[..], &mut d_v[..]);
+                backward(out, d, split(all), &run_forward(all, window).1, &layout(), shape(window));
+                [d_q, d_k, d_v].concat()
+            },
+            tangent: &|all, t| {
+                let mut t_o = vec![0.0; T * H * D];
+                tangent(
+                    &mut t_o,
+                    split(all),
+                    split(t),
+                    &run_forward(all, window).1,
+                    &layout(),
+                    shape(window),
+                );
+                t_o
+            },
+            backward_tangent: &|all, t, d, td| {
+                let lse = run_forward(all, window).1;
+                let ([mut d_q, mut d_k, mut d_v], [mut td_q, mut td_k, mut td_v]) = (zeros(), zeros());
+                let out = DualGradients {
+                    q: (&mut d_q, &mut td_q),
+                    k: (&mut d_k, &mut td_k),
+                    v: (&mut d_v, &mut td_v),
+                };
+                backward_tangent(out, (d, td), split(all), split(t), &lse, &layout(), shape(window));
+                let [mut q, mut k, mut v] = zeros();
+                backward((&mut q, &mut k, &mut v), d, split(all), &lse, &layout(), shape(window));
+                close(&[d_q, d_k, d_v].concat(), &[q, k, v].concat(), 1e-6, "gradients of both passes");
+                [td_q, td_k, td_v].concat()
+            },
+            moving: T * (H + 2 * J) * D,
+        };
+        check(&op, &inputs(), T * H * D, 4e-3, 3e-3);
+    }
+}
+
+#[test]
+fn a_cache_grown_in_steps_gives_the_same_rows() {
+    for window in [None, Some(4)] {
+        let all = inputs();
+        let (q, k, v) = split(&all);
+        // The prompt and its long branch are rows 0..75: one text, fed in steps of 5, 1, 1 and the rest.
+        let (want, _) = run_forward(&all, window);
+        let mut o = vec![0.0; T * H * D];
+        let mut done = 0;
+        for rows in [5, 1, 1, 68] {
+            let end = (done + rows) * J * D;
+            let step = Cached { row: done, rows, k: &k[..end], v: &v[..end] };
+            cached_forward(&mut o, q, &[step], shape(window));
+            done += rows;
+        }
+        close(&o[..75 * H * D], &want[..75 * H * D], 1e-6, "cached");
+    }
+}

@@ -1,0 +1,172 @@
+//! Vectorised elementary functions. Written so that the compiler turns the loops around them into
+//! vector code; [`dispatch`] compiles a loop once per instruction set and picks one at run time.
+
+/// Runs `body` compiled for the best instruction set this processor has (AVX-512, AVX2 or plain).
+///
+/// `body` must be an inlinable closure over slices; everything it calls that should be vectorised
+/// must be `#[inline(always)]`.
+#[inline(always)]
+pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
+    struct Op<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::WithSimd for Op<F> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, simd: S) -> R {
+            simd.vectorize(Body(self.0))
+        }
+    }
+    struct Body<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Body<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Op(body))
+}
+
+/// `e^x` to about 2 units in the last place, branch-free. Below -87 it is 0, above 88.3 it is
+/// `e^88.3`; NaN stays NaN.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a degree-6 polynomial; 2^n by exponent bits.
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer in any vector unit.
+    const MAGIC: f32 = 12_582_912.0;
+    let clamped = if x > 88.3 { 88.3 } else { x };
+    let clamped = if clamped < -87.3 { -87.3 } else { clamped };
+    let n = (clamped * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+    let r = (clamped - n * LN2_HI) - n * LN2_LO;
+    let mut p = 1.987_569_2e-4_f32;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_6e-1;
+    p = p * r + 0.5;
+    let e = (p * r * r + r) + 1.0;
+    // The cast is exact: |n| <= 127. NaN casts to 0 and the product stays NaN.
+    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    if x < -87.0 { 0.0 } else { e * scale }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Hyperbolic tangent, absolute error below 2e-7.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+/// Error function, absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
+#[inline(always)]
+pub fn erf(x: f32) -> f32 {
+    let a = x.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * a);
+    let mut p = 1.061_405_4_f32;
+    p = p * t - 1.453_152;
+    p = p * t + 1.421_413_7;
+    p = p * t - 0.284_496_74;
+    p = p * t + 0.254_829_6;
+    let y = 1.0 - p * t * exp(-a * a);
+    if x < 0.0 { -y } else { y }
+}
+
+/// Independent partial sums: enough for the adders' latency, and a fixed order on every machine.
+const LANES: usize = 32;
+
+/// `sum f(i)` over `0..n` in a fixed order that vectorises.
+#[inline(always)]
+pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(i + l);
+        }
+        i += LANES;
+    }
+    let mut tail = 0.0;
+    while i < n {
+        tail += f(i);
+        i += 1;
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+        width /= 2;
+    }
+    lanes[0] + tail
+}
+
+/// `sum a_i b_i`.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    sum_by(n, |i| a[i] * b[i])
+}
+
+/// The largest element (`-inf` for an empty slice); NaN is passed on only if it stands first in its lane.
+#[inline(always)]
+pub fn max(a: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = a.split_at(a.len() / LANES * LANES);
+    for chunk in chunks.chunks_exact(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    let mut best = f32::NEG_INFINITY;
+    for &x in lanes.iter().chain(rest) {
+        best = if x > best { x } else { best };
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elementary_functions_follow_f64() {
+        for i in -4000..4000 {
+            let x = i as f32 * 0.02;
+            let e = (x as f64).exp();
+            assert!(((exp(x) as f64 - e) / e).abs() < 4e-7, "exp({x})");
+            assert!((tanh(x) as f64 - (x as f64).tanh()).abs() < 2e-7, "tanh({x})");
+            assert!((sigmoid(x) as f64 - 1.0 / (1.0 + (-x as f64).exp())).abs() < 2e-7, "sigmoid({x})");
+        }
+        assert_eq!(exp(-100.0), 0.0);
+        assert!(exp(f32::NAN).is_nan());
+        // erf against its Taylor series around 0 and its limit.
+        for i in 0..40 {
+            let x = i as f64 * 0.05;
+            let (mut term, mut sum) = (x, x);
+            for n in 1..80 {
+                term *= -x * x / n as f64;
+                sum += term / (2 * n + 1) as f64;
+            }
+            let want = sum * 2.0 / std::f64::consts::PI.sqrt();
+            assert!((erf(x as f32) as f64 - want).abs() < 3e-7, "erf({x})");
+            assert!((erf(-x as f32) as f64 + want).abs() < 3e-7);
+        }
+    }
+
+    #[test]
+    fn sums_and_maxima_cover_the_tail() {
+        for n in [0, 1, 31, 32, 33, 100] {
+            let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            assert_eq!(dispatch(|| dot(&a, &a)), a.iter().map(|x| x * x).sum::<f32>());
+            assert_eq!(max(&a), if n == 0 { f32::NEG_INFINITY } else { (n - 1) as f32 });
+        }
+    }
+}
