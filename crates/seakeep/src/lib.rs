@@ -13,3 +13,8 @@
 pub mod error;
 
 pub use error::{Error, Result};
+
+pub mod batch;
+pub mod logps;
+pub mod model;
+pub mod objective;

@@ -1,0 +1,146 @@
+//! The flat batch: real tokens only, prompts once, and which rows predict what.
+
+use seakeep_kernels::attention::{Layout, Segment};
+
+/// Whether the branches of a prompt share its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// The prompt is computed once; branches look back at it.
+    Shared,
+    /// Every branch carries a copy of its prompt. The same log-probabilities, more work; WDPO's
+    /// `prompt_gradient = separate` is defined on this layout.
+    Separate,
+}
+
+/// A row whose next token is known and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prediction {
+    /// Row of the hidden state.
+    pub row: u32,
+    /// The token that follows.
+    pub target: u32,
+    /// Which branch its log-probability belongs to.
+    pub branch: u32,
+}
+
+/// Prompts and their branches laid end to end, `T` rows in all.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// `[T]`
+    pub tokens: Vec<u32>,
+    /// Position of each row in its own text, `[T]`.
+    pub positions: Vec<u32>,
+    /// Segments and groups, as attention sees them. One group for each call of [`push`](Self::push) (shared)
+    /// or for each branch (separate).
+    pub layout: Layout,
+    /// `[N]`, in order of branches.
+    pub predictions: Vec<Prediction>,
+    /// Branches so far. For preference pairs: chosen and rejected of pair 0, of pair 1, ...
+    pub branches: usize,
+    /// Pair (call of [`push`](Self::push)) of each row, `[T]`.
+    pub pair_of_row: Vec<u32>,
+    pairs: usize,
+}
+
+impl Batch {
+    /// Adds a prompt and its branches. A branch's tokens are all predicted, except one that stands first
+    /// in its text (an empty prompt): nothing precedes it.
+    pub fn push(&mut self, prompt: &[u32], branches: &[&[u32]], sharing: Sharing) {
+        match sharing {
+            Sharing::Shared => {
+                let first = self.layout.segments.len();
+                let prompt_rows = self.segment(prompt, 0..0);
+                for branch in branches {
+                    let rows = self.segment(branch, prompt_rows.clone());
+                    self.predict(branch, prompt_rows.clone().last(), rows.start);
+                }
+                self.layout.groups.push(first..self.layout.segments.len());
+            }
+            Sharing::Separate => {
+                for branch in branches {
+                    let first = self.layout.segments.len();
+                    let rows = self.segment(&[prompt, branch].concat(), 0..0);
+                    let start = rows.start + prompt.len();
+                    self.predict(branch, (rows.start..start).last(), start);
+                    self.layout.groups.push(first..first + 1);
+                }
+            }
+        }
+        self.pairs += 1;
+    }
+
+    fn segment(&mut self, tokens: &[u32], context: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let start = self.tokens.len();
+        let position = context.len();
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
+        self.pair_of_row.extend(std::iter::repeat_n(self.pairs as u32, tokens.len()));
+        self.layout.segments.push(Segment { start, len: tokens.len(), context });
+        start..start + tokens.len()
+    }
+
+    /// Every token of `branch` is predicted by the row before it; the first by `before`, if any.
+    fn predict(&mut self, branch: &[u32], before: Option<usize>, start: usize) {
+        for (i, &target) in branch.iter().enumerate() {
+            let row = if i > 0 { Some(start + i - 1) } else { before };
+            if let Some(row) = row {
+                self.predictions.push(Prediction { row: row as u32, target, branch: self.branches as u32 });
+            }
+        }
+        self.branches += 1;
+    }
+
+    /// `T`.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The rows of the predictions, `[N]`.
+    pub fn predicting_rows(&self) -> Vec<u32> {
+        self.predictions.iter().map(|p| p.row).collect()
+    }
+
+    /// The targets of the predictions, `[N]`.
+    pub fn targets(&self) -> Vec<u32> {
+        self.predictions.iter().map(|p| p.target).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_prompt_stands_once_and_positions_continue() {
+        let mut batch = Batch::default();
+        batch.push(&[1, 2], &[&[3, 4], &[5]], Sharing::Shared);
+        assert_eq!(batch.tokens, [1, 2, 3, 4, 5]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 2]);
+        let p = |row, target, branch| Prediction { row, target, branch };
+        assert_eq!(batch.predictions, [p(1, 3, 0), p(2, 4, 0), p(1, 5, 1)]);
+        assert_eq!(batch.layout.groups, [0..3]);
+        assert_eq!(batch.layout.segments[2], Segment { start: 4, len: 1, context: 0..2 });
+    }
+
+    #[test]
+    fn separate_branches_carry_their_prompt() {
+        let mut batch = Batch::default();
+        batch.push(&[1, 2], &[&[3, 4], &[5]], Sharing::Separate);
+        assert_eq!(batch.tokens, [1, 2, 3, 4, 1, 2, 5]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 0, 1, 2]);
+        assert_eq!(batch.targets(), [3, 4, 5]);
+        assert_eq!(batch.predicting_rows(), [1, 2, 5]);
+        assert_eq!(batch.layout.groups, [0..1, 1..2]);
+        assert_eq!(batch.pair_of_row, [0; 7]);
+    }
+
+    #[test]
+    fn the_first_token_of_a_text_is_not_predicted() {
+        for sharing in [Sharing::Shared, Sharing::Separate] {
+            let mut batch = Batch::default();
+            batch.push(&[], &[&[3, 4], &[5]], sharing);
+            assert_eq!(batch.targets(), [4]);
+            assert_eq!(batch.branches, 2);
+        }
+    }
+}

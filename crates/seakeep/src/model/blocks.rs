@@ -1,0 +1,162 @@
+//! The two building blocks with weights: linear maps and norms, each with its four passes.
+//! Shapes as in `seakeep_kernels`; every function returns a fresh buffer.
+
+use seakeep_kernels::{layernorm, linear, rmsnorm};
+
+use super::tensors::{ParamId, Tensors};
+
+/// A value and its tangent (or a gradient and its tangent).
+pub type Dual = (Vec<f32>, Vec<f32>);
+
+/// `y = x w^T + b`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// `[outputs, inputs]`
+    pub weight: ParamId,
+    /// `[outputs]`
+    pub bias: Option<ParamId>,
+    /// Width of `x`.
+    pub inputs: usize,
+    /// Width of `y`.
+    pub outputs: usize,
+}
+
+impl Linear {
+    fn rows(&self, x: &[f32]) -> usize {
+        x.len() / self.inputs
+    }
+
+    pub(super) fn forward(&self, w: &Tensors, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; self.rows(x) * self.outputs];
+        linear::forward(&mut y, x, &w[self.weight], self.bias.map(|b| &w[b]), self.inputs, self.outputs);
+        y
+    }
+
+    pub(super) fn tangent(&self, w: &Tensors, t_x: &[f32]) -> Vec<f32> {
+        let mut t_y = vec![0.0; self.rows(t_x) * self.outputs];
+        linear::tangent(&mut t_y, t_x, &w[self.weight], self.inputs, self.outputs);
+        t_y
+    }
+
+    /// `d_x` alone.
+    fn pull(&self, w: &Tensors, d_y: &[f32]) -> Vec<f32> {
+        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
+        linear::backward_input(&mut d_x, d_y, &w[self.weight], self.inputs, self.outputs, false);
+        d_x
+    }
+
+    /// Returns `d_x`; adds to `grads`.
+    pub(super) fn backward(&self, w: &Tensors, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
+        linear::backward_weight(&mut grads[self.weight], d_y, x, self.inputs, self.outputs);
+        if let Some(b) = self.bias {
+            linear::backward_bias(&mut grads[b], d_y);
+        }
+        self.pull(w, d_y)
+    }
+
+    /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
+    pub(super) fn backward_tangent(
+        &self,
+        w: &Tensors,
+        t_grads: &mut Tensors,
+        (d_y, td_y): (&[f32], &[f32]),
+        (x, t_x): (&[f32], &[f32]),
+    ) -> Dual {
+        let to = &mut t_grads[self.weight];
+        linear::backward_tangent_weight(to, d_y, td_y, x, t_x, self.inputs, self.outputs);
+        if let Some(b) = self.bias {
+            linear::backward_bias(&mut t_grads[b], td_y);
+        }
+        (self.pull(w, d_y), self.pull(w, td_y))
+    }
+}
+
+/// RMS norm (no bias) or layer norm (with bias) over rows as wide as the gain.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// `[C]`
+    pub gain: ParamId,
+    /// `[C]`; its presence makes it a layer norm.
+    pub bias: Option<ParamId>,
+    /// Added to the mean square (or variance).
+    pub eps: f32,
+}
+
+impl Norm {
+    pub(super) fn forward(&self, w: &Tensors, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0.0; x.len()];
+        match self.bias {
+            None => rmsnorm::forward(&mut y, x, &w[self.gain], self.eps),
+            Some(b) => layernorm::forward(&mut y, x, &w[self.gain], &w[b], self.eps),
+        }
+        y
+    }
+
+    pub(super) fn tangent(&self, w: &Tensors, x: &[f32], t_x: &[f32]) -> Vec<f32> {
+        let mut t_y = vec![0.0; x.len()];
+        match self.bias {
+            None => rmsnorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
+            Some(_) => layernorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
+        }
+        t_y
+    }
+
+    /// Returns `d_x`; adds to `grads`.
+    pub(super) fn backward(&self, w: &Tensors, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
+        let mut d_x = vec![0.0; x.len()];
+        let gain = &w[self.gain];
+        match self.bias {
+            None => rmsnorm::backward(&mut d_x, &mut grads[self.gain], d_y, x, gain, self.eps),
+            Some(b) => {
+                let mut both = vec![0.0; 2 * gain.len()];
+                layernorm::backward(&mut d_x, &mut both, d_y, x, gain, self.eps);
+                add_both(grads, self.gain, b, &both);
+            }
+        }
+        d_x
+    }
+
+    /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
+    pub(super) fn backward_tangent(
+        &self,
+        w: &Tensors,
+        t_grads: &mut Tensors,
+        (d_y, td_y): (&[f32], &[f32]),
+        (x, t_x): (&[f32], &[f32]),
+    ) -> Dual {
+        let (mut d_x, mut td_x) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let gain = &w[self.gain];
+        match self.bias {
+            None => {
+                // The gain's gradient itself was taken in the plain backward pass.
+                let mut unused = vec![0.0; gain.len()];
+                rmsnorm::backward(&mut d_x, &mut unused, d_y, x, gain, self.eps);
+                let to = &mut t_grads[self.gain];
+                rmsnorm::backward_tangent(&mut td_x, to, d_y, td_y, x, t_x, gain, self.eps);
+            }
+            Some(b) => {
+                let mut both = vec![0.0; 2 * gain.len()];
+                layernorm::backward(&mut d_x, &mut both, d_y, x, gain, self.eps);
+                both.fill(0.0);
+                layernorm::backward_tangent(&mut td_x, &mut both, d_y, td_y, x, t_x, gain, self.eps);
+                add_both(t_grads, self.gain, b, &both);
+            }
+        }
+        (d_x, td_x)
+    }
+}
+
+fn add_both(grads: &mut Tensors, gain: ParamId, bias: ParamId, both: &[f32]) {
+    let (g, b) = both.split_at(both.len() / 2);
+    add(&mut grads[gain], g);
+    add(&mut grads[bias], b);
+}
+
+/// `to += from`.
+pub(super) fn add(to: &mut [f32], from: &[f32]) {
+    use rayon::prelude::*;
+    const PIECE: usize = 1 << 15;
+    to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| {
+        to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
+    });
+}

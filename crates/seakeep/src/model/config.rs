@@ -1,0 +1,430 @@
+//! From a Hugging Face `config.json` to the few numbers and switches the decoder needs.
+
+use seakeep_kernels::activation::Activation;
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The architectures Seakeep runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 2/3, SmolLM2, TinyLlama.
+    Llama,
+    /// Mistral (sliding window).
+    Mistral,
+    /// Qwen2, Qwen2.5 (bias on queries, keys and values).
+    Qwen2,
+    /// Qwen3 (RMS norm on every head of queries and keys).
+    Qwen3,
+    /// GPT-2 (learned positions, layer norm, fused transposed weights).
+    Gpt2,
+    /// GPT-NeoX, Pythia (partial rotary embedding, parallel residual, fused interleaved weights).
+    GptNeox,
+}
+
+/// What is supported, for error messages.
+pub const SUPPORTED_FAMILIES: &str = "llama, mistral, qwen2, qwen3, gpt2, gpt_neox";
+
+/// The normalisation a model uses throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Root mean square, a gain.
+    Rms,
+    /// Mean and variance, a gain and a bias.
+    Layer,
+}
+
+/// How a model knows positions.
+#[derive(Clone, Debug)]
+pub enum Positions {
+    /// Rotary embedding; one frequency (radians per position) for each turned pair of channels.
+    Rotary {
+        /// `[R/2]`
+        inverse_frequencies: Vec<f32>,
+    },
+    /// A learned vector for each position, added to the embeddings.
+    Learned,
+}
+
+/// A decoder-only transformer, whatever its family.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// The family: names and packing of the tensors on disk.
+    pub family: Family,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Channels of the residual stream.
+    pub hidden: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Channels of the feed-forward layer.
+    pub intermediate: usize,
+    /// Normalisation.
+    pub norm: NormKind,
+    /// Its epsilon.
+    pub norm_eps: f32,
+    /// Positions.
+    pub positions: Positions,
+    /// Longest text in tokens the model was made for.
+    pub max_positions: usize,
+    /// Activation of the feed-forward layer.
+    pub activation: Activation,
+    /// Whether the feed-forward layer is gated (`down(act(gate x) * up x)`).
+    pub gated: bool,
+    /// Whether attention and feed-forward both read the layer's input (GPT-NeoX).
+    pub parallel_residual: bool,
+    /// Bias on queries, keys, values.
+    pub qkv_bias: bool,
+    /// Bias on the attention's output projection.
+    pub output_bias: bool,
+    /// Bias in the feed-forward layer.
+    pub mlp_bias: bool,
+    /// RMS norm on each head of queries and keys.
+    pub qk_norm: bool,
+    /// Whether the vocabulary projection is the embedding table.
+    pub tied: bool,
+    /// Sliding window of each layer, in positions; `None` sees everything.
+    pub windows: Vec<Option<usize>>,
+    /// Factor on attention scores.
+    pub attention_scale: f32,
+}
+
+/// Typed access to the keys of a `config.json`, with errors that name the key.
+struct Keys<'a>(&'a Value);
+
+impl Keys<'_> {
+    fn bad(key: &str, what: &str) -> Error {
+        Error::Usage(format!("config.json: `{key}` {what}"))
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    fn size(&self, key: &str) -> Result<usize> {
+        self.size_or(key, None)
+    }
+
+    fn size_or(&self, key: &str, default: Option<usize>) -> Result<usize> {
+        match (self.get(key), default) {
+            (None, Some(n)) => Ok(n),
+            (None, None) => Err(Self::bad(key, "is missing; expected a whole number above 0")),
+            (Some(v), _) => match v.as_u64() {
+                // A bound far above any model, so that sizes multiply without overflow.
+                Some(n) if n > 0 && n < 1 << 31 => Ok(n as usize),
+                _ => Err(Self::bad(key, &format!("is {v}; expected a whole number above 0"))),
+            },
+        }
+    }
+
+    fn number(&self, key: &str, default: f64) -> Result<f64> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => v.as_f64().ok_or_else(|| Self::bad(key, &format!("is {v}; expected a number"))),
+        }
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(v) => v.as_bool().ok_or_else(|| Self::bad(key, &format!("is {v}; expected true or false"))),
+        }
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    fn activation(&self, key: &str, default: &str) -> Result<Activation> {
+        match self.text(key).unwrap_or(default) {
+            "silu" | "swish" => Ok(Activation::Silu),
+            "gelu" => Ok(Activation::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
+            other => Err(Error::Unsupported {
+                what: format!("config.json: activation `{other}` (`{key}`)"),
+                supported: "silu, gelu, gelu_new, gelu_pytorch_tanh".into(),
+            }),
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// An unknown architecture, activation or rotary scaling ([`Error::Unsupported`]), or a key that is missing
+    /// or out of range.
+    pub fn from_json(config: &Value) -> Result<Self> {
+        let keys = Keys(config);
+        let family = match keys.text("model_type") {
+            Some("llama") => Family::Llama,
+            Some("mistral") => Family::Mistral,
+            Some("qwen2") => Family::Qwen2,
+            Some("qwen3") => Family::Qwen3,
+            Some("gpt2") => Family::Gpt2,
+            Some("gpt_neox") => Family::GptNeox,
+            other => {
+                return Err(Error::Unsupported {
+                    what: format!("config.json: model_type `{}`", other.unwrap_or("(missing)")),
+                    supported: SUPPORTED_FAMILIES.into(),
+                });
+            }
+        };
+        let config = match family {
+            Family::Gpt2 => Self::gpt2(&keys)?,
+            Family::GptNeox => Self::gpt_neox(&keys)?,
+            _ => Self::llama_like(&keys, family)?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(Error::Usage(format!(
+                "config.json: {} attention heads cannot be shared among {} key/value heads",
+                self.heads, self.kv_heads
+            )));
+        }
+        if let Positions::Rotary { inverse_frequencies } = &self.positions
+            && inverse_frequencies.len() * 2 > self.head_dim
+        {
+            return Err(Error::Usage("config.json: more rotary channels than a head has".into()));
+        }
+        Ok(())
+    }
+
+    fn llama_like(keys: &Keys, family: Family) -> Result<Self> {
+        let hidden = keys.size("hidden_size")?;
+        let heads = keys.size("num_attention_heads")?;
+        let layers = keys.size("num_hidden_layers")?;
+        let head_dim =
+            keys.size_or("head_dim", Some(if family == Family::Qwen3 { 128 } else { hidden / heads }))?;
+        let attention_bias = keys.flag("attention_bias", false)?;
+        let max_positions = keys.size_or("max_position_embeddings", Some(2048))?;
+        Ok(ModelConfig {
+            family,
+            vocab_size: keys.size("vocab_size")?,
+            hidden,
+            layers,
+            heads,
+            kv_heads: keys.size_or("num_key_value_heads", Some(heads))?,
+            head_dim,
+            intermediate: keys.size("intermediate_size")?,
+            norm: NormKind::Rms,
+            norm_eps: keys.number("rms_norm_eps", 1e-6)? as f32,
+            positions: rotary(keys, head_dim, 10_000.0, 1.0)?,
+            max_positions,
+            activation: keys.activation("hidden_act", "silu")?,
+            gated: true,
+            parallel_residual: false,
+            qkv_bias: family == Family::Qwen2 || attention_bias,
+            output_bias: family != Family::Qwen2 && attention_bias,
+            mlp_bias: keys.flag("mlp_bias", false)?,
+            qk_norm: family == Family::Qwen3,
+            tied: keys.flag("tie_word_embeddings", false)?,
+            windows: windows(keys, family, layers)?,
+            attention_scale: (head_dim as f32).powf(-0.5),
+        })
+    }
+
+    fn gpt2(keys: &Keys) -> Result<Self> {
+        let hidden = keys.size_or("n_embd", Some(768))?;
+        let heads = keys.size_or("n_head", Some(12))?;
+        let layers = keys.size_or("n_layer", Some(12))?;
+        let head_dim = hidden / heads;
+        if keys.flag("scale_attn_by_inverse_layer_idx", false)? {
+            return Err(Error::Unsupported {
+                what: "config.json: scale_attn_by_inverse_layer_idx = true".into(),
+                supported: "false".into(),
+            });
+        }
+        let scaled = keys.flag("scale_attn_weights", true)?;
+        Ok(ModelConfig {
+            family: Family::Gpt2,
+            vocab_size: keys.size("vocab_size")?,
+            hidden,
+            layers,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            intermediate: keys.size_or("n_inner", Some(4 * hidden))?,
+            norm: NormKind::Layer,
+            norm_eps: keys.number("layer_norm_epsilon", 1e-5)? as f32,
+            positions: Positions::Learned,
+            max_positions: keys.size_or("n_positions", Some(1024))?,
+            activation: keys.activation("activation_function", "gelu_new")?,
+            gated: false,
+            parallel_residual: false,
+            qkv_bias: true,
+            output_bias: true,
+            mlp_bias: true,
+            qk_norm: false,
+            tied: keys.flag("tie_word_embeddings", true)?,
+            windows: vec![None; layers],
+            attention_scale: if scaled { (head_dim as f32).powf(-0.5) } else { 1.0 },
+        })
+    }
+
+    fn gpt_neox(keys: &Keys) -> Result<Self> {
+        let hidden = keys.size("hidden_size")?;
+        let heads = keys.size("num_attention_heads")?;
+        let layers = keys.size("num_hidden_layers")?;
+        let head_dim = hidden / heads;
+        let attention_bias = keys.flag("attention_bias", true)?;
+        let base = keys.number("rotary_emb_base", 10_000.0)?;
+        let share = keys.number("rotary_pct", 0.25)?;
+        Ok(ModelConfig {
+            family: Family::GptNeox,
+            vocab_size: keys.size("vocab_size")?,
+            hidden,
+            layers,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            intermediate: keys.size("intermediate_size")?,
+            norm: NormKind::Layer,
+            norm_eps: keys.number("layer_norm_eps", 1e-5)? as f32,
+            positions: rotary(keys, head_dim, base, share)?,
+            max_positions: keys.size_or("max_position_embeddings", Some(2048))?,
+            activation: keys.activation("hidden_act", "gelu")?,
+            gated: false,
+            parallel_residual: keys.flag("use_parallel_residual", true)?,
+            qkv_bias: attention_bias,
+            output_bias: attention_bias,
+            mlp_bias: true,
+            qk_norm: false,
+            tied: keys.flag("tie_word_embeddings", false)?,
+            windows: vec![None; layers],
+            attention_scale: (head_dim as f32).powf(-0.5),
+        })
+    }
+}
+
+/// The sliding window of each layer: `layer_types` where the config has it, else the family's rule.
+fn windows(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = match keys.get("sliding_window") {
+        Some(_) => Some(keys.size("sliding_window")?),
+        None => None,
+    };
+    if family == Family::Llama || window.is_none() {
+        return Ok(vec![None; layers]);
+    }
+    if let Some(types) = keys.get("layer_types").and_then(Value::as_array) {
+        if types.len() != layers {
+            return Err(Keys::bad(
+                "layer_types",
+                &format!("has {} entries for {layers} layers", types.len()),
+            ));
+        }
+        return Ok(types.iter().map(|t| window.filter(|_| t == "sliding_attention")).collect());
+    }
+    if family == Family::Mistral {
+        return Ok(vec![window; layers]);
+    }
+    let used = keys.flag("use_sliding_window", false)?;
+    let full = keys.size_or("max_window_layers", Some(layers))?;
+    Ok((0..layers).map(|i| window.filter(|_| used && i >= full)).collect())
+}
+
+/// Rotary frequencies `base^(-2i/R)`, in f32 as PyTorch computes them, with the config's scaling applied.
+/// Reads both layouts of the config: `rope_parameters` (transformers 5) and `rope_theta` + `rope_scaling`.
+fn rotary(keys: &Keys, head_dim: usize, default_base: f64, default_share: f64) -> Result<Positions> {
+    let nothing = Value::Object(Default::default());
+    let nested = keys.get("rope_parameters").or(keys.get("rope_scaling")).unwrap_or(&nothing);
+    let scaling = Keys(nested);
+    let base = scaling.number("rope_theta", keys.number("rope_theta", default_base)?)? as f32;
+    let share =
+        scaling.number("partial_rotary_factor", keys.number("partial_rotary_factor", default_share)?)?;
+    let turned = (head_dim as f64 * share) as usize / 2 * 2;
+    let plain: Vec<f32> = (0..turned).step_by(2).map(|i| 1.0 / base.powf(i as f32 / turned as f32)).collect();
+    let kind = scaling.text("rope_type").or(scaling.text("type")).unwrap_or("default");
+    let inverse_frequencies = match kind {
+        "default" => plain,
+        "linear" => {
+            let factor = scaling.number("factor", 1.0)? as f32;
+            plain.iter().map(|f| f / factor).collect()
+        }
+        "llama3" => {
+            let factor = scaling.number("factor", 8.0)? as f32;
+            let low = scaling.number("low_freq_factor", 1.0)? as f32;
+            let high = scaling.number("high_freq_factor", 4.0)? as f32;
+            let old = scaling.number("original_max_position_embeddings", 8192.0)? as f32;
+            let stretch = |f: &f32| {
+                let wavelength = 2.0 * std::f32::consts::PI / f;
+                if wavelength > old / low {
+                    f / factor
+                } else if wavelength < old / high {
+                    *f
+                } else {
+                    let smooth = (old / wavelength - low) / (high - low);
+                    (1.0 - smooth) * f / factor + smooth * f
+                }
+            };
+            plain.iter().map(stretch).collect()
+        }
+        other => {
+            return Err(Error::Unsupported {
+                what: format!("config.json: rotary scaling `{other}`"),
+                supported: "default, linear, llama3".into(),
+            });
+        }
+    };
+    Ok(Positions::Rotary { inverse_frequencies })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn llama() -> Value {
+        json!({"model_type": "llama", "vocab_size": 10, "hidden_size": 8, "num_attention_heads": 2,
+               "num_hidden_layers": 2, "intermediate_size": 12})
+    }
+
+    #[test]
+    fn defaults_follow_transformers() {
+        let c = ModelConfig::from_json(&llama()).unwrap();
+        assert_eq!((c.kv_heads, c.head_dim, c.tied, c.gated), (2, 4, false, true));
+        let Positions::Rotary { inverse_frequencies } = c.positions else { panic!() };
+        assert_eq!(inverse_frequencies, [1.0, 0.01]);
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        let message = |edit: &dyn Fn(&mut Value)| {
+            let mut v = llama();
+            edit(&mut v);
+            ModelConfig::from_json(&v).unwrap_err().to_string()
+        };
+        let m = message(&|v| v["model_type"] = json!("mamba"));
+        assert!(m.contains("mamba") && m.contains("gpt_neox"), "{m}");
+        let m = message(&|v| v["hidden_act"] = json!("relu6"));
+        assert!(m.contains("relu6") && m.contains("silu"), "{m}");
+        let m = message(&|v| v["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0}));
+        assert!(m.contains("yarn") && m.contains("llama3"), "{m}");
+        let m = message(&|v| v["hidden_size"] = json!(-8));
+        assert!(m.contains("hidden_size") && m.contains("-8"), "{m}");
+        let m = message(&|v| v["num_key_value_heads"] = json!(3));
+        assert!(m.contains("2 attention heads") && m.contains('3'), "{m}");
+    }
+
+    #[test]
+    fn windows_follow_the_family() {
+        let mut v = llama();
+        v["model_type"] = json!("mistral");
+        v["sliding_window"] = json!(5);
+        assert_eq!(ModelConfig::from_json(&v).unwrap().windows, [Some(5), Some(5)]);
+        v["layer_types"] = json!(["full_attention", "sliding_attention"]);
+        assert_eq!(ModelConfig::from_json(&v).unwrap().windows, [None, Some(5)]);
+        v["model_type"] = json!("llama");
+        assert_eq!(ModelConfig::from_json(&v).unwrap().windows, [None, None]);
+    }
+}

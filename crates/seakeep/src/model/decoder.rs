@@ -1,0 +1,265 @@
+//! The decoder-only transformer and its passes over a [`Batch`]: embeddings, layers, final norm,
+//! vocabulary projection at the predicting rows.
+
+use seakeep_kernels::embedding::{gather, scatter_add};
+use seakeep_kernels::projection::{self, Predicted};
+use seakeep_kernels::rope::Table;
+
+use super::blocks::{Dual, add};
+use super::config::{ModelConfig, Positions};
+use super::families::{self, DecoderParams};
+use super::layer::{Context, LayerActivations};
+use super::tensors::{TensorMap, Tensors};
+use crate::batch::Batch;
+use crate::{Error, Result};
+
+/// A model: configuration, the map of its tensors, and their values.
+pub struct Model {
+    /// What the decoder is.
+    pub config: ModelConfig,
+    /// Its tensors, in memory and on disk.
+    pub map: TensorMap,
+    /// The weights.
+    pub weights: Tensors,
+    pub(super) params: DecoderParams,
+    rope: Option<Table>,
+}
+
+/// A forward pass over a batch, kept for the passes that follow it.
+pub struct Activations {
+    layers: Vec<LayerActivations>,
+    /// The residual stream after the last layer, `[T, C]`.
+    last: Vec<f32>,
+    /// The normalised predicting rows, `[N, C]`.
+    hidden: Vec<f32>,
+    /// What was predicted, `[N]`.
+    pub predicted: Vec<Predicted>,
+}
+
+impl Activations {
+    /// Log-probability of every branch, nats, summed over its predicted tokens in f64.
+    pub fn branch_logps(&self, batch: &Batch) -> Vec<f64> {
+        per_branch(batch, self.predicted.iter().map(|p| p.logp))
+    }
+}
+
+/// The tangent of a forward pass.
+pub struct Tangents {
+    layers: Vec<LayerActivations>,
+    last: Vec<f32>,
+    hidden: Vec<f32>,
+    /// Tangent of every branch's log-probability.
+    pub branch_logps: Vec<f64>,
+}
+
+fn per_branch(batch: &Batch, values: impl Iterator<Item = f32>) -> Vec<f64> {
+    let mut sums = vec![0.0; batch.branches];
+    for (prediction, value) in batch.predictions.iter().zip(values) {
+        sums[prediction.branch as usize] += value as f64;
+    }
+    sums
+}
+
+/// One seed for each prediction from one for each branch: a branch's log-probability is a plain sum.
+fn seeds(batch: &Batch, branches: &[f64]) -> Vec<f32> {
+    batch.predictions.iter().map(|p| branches[p.branch as usize] as f32).collect()
+}
+
+impl Model {
+    /// A model with all weights 0, to be loaded or initialised.
+    pub fn zeros(config: ModelConfig) -> Self {
+        let (map, params) = families::tensors(&config);
+        let weights = Tensors::zeros(&map);
+        let rope = match &config.positions {
+            Positions::Rotary { inverse_frequencies } => {
+                Some(Table::new(inverse_frequencies, config.max_positions))
+            }
+            Positions::Learned => None,
+        };
+        Model { config, map, weights, params, rope }
+    }
+
+    fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
+        Context {
+            config: &self.config,
+            weights: &self.weights,
+            rope: self.rope.as_ref(),
+            positions: &batch.positions,
+            layout: &batch.layout,
+        }
+    }
+
+    /// What every pass over `batch` needs besides the batch, for generation.
+    pub(super) fn context_at<'a>(
+        &'a self,
+        positions: &'a [u32],
+        layout: &'a seakeep_kernels::attention::Layout,
+    ) -> Context<'a> {
+        Context { config: &self.config, weights: &self.weights, rope: self.rope.as_ref(), positions, layout }
+    }
+
+    /// Checks that every token and position of a batch exists in this model.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or a text longer than the model's positions.
+    pub fn check(&self, batch: &Batch) -> Result<()> {
+        if let Some(token) = batch.tokens.iter().find(|&&t| t as usize >= self.config.vocab_size) {
+            return Err(Error::Usage(format!(
+                "token {token} does not exist in a model with {} embeddings: the tokenizer and the model do not belong together",
+                self.config.vocab_size
+            )));
+        }
+        if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= self.config.max_positions) {
+            return Err(Error::Usage(format!(
+                "a text of more than {position} tokens is longer than the model's {} positions; set `max_length` to {} or less",
+                self.config.max_positions, self.config.max_positions
+            )));
+        }
+        Ok(())
+    }
+
+    /// The embeddings of tokens (plus learned positions), `[T, C]`.
+    pub(super) fn embed(&self, tokens: &[u32], positions: &[u32]) -> Vec<f32> {
+        let c = self.config.hidden;
+        let mut x = vec![0.0; tokens.len() * c];
+        gather(&mut x, &self.weights[self.params.embed], tokens, c);
+        if let Some(table) = self.params.positions {
+            let mut p = vec![0.0; x.len()];
+            gather(&mut p, &self.weights[table], positions, c);
+            add(&mut x, &p);
+        }
+        x
+    }
+
+    /// The rows of `x` that predict.
+    fn predicting(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
+        let c = self.config.hidden;
+        let mut out = vec![0.0; batch.predictions.len() * c];
+        gather(&mut out, x, &batch.predicting_rows(), c);
+        out
+    }
+
+    /// The forward pass, keeping what the others need.
+    pub fn forward(&self, batch: &Batch) -> Activations {
+        let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
+        let mut layers = Vec::with_capacity(self.config.layers);
+        for layer in &self.params.layers {
+            let (out, kept) = layer.forward(&cx, x);
+            layers.push(kept);
+            x = out;
+        }
+        let (hidden, predicted) = self.predict(batch, &x);
+        Activations { layers, last: x, hidden, predicted }
+    }
+
+    /// The forward pass alone: what is predicted, nothing kept.
+    pub fn predictions(&self, batch: &Batch) -> Vec<Predicted> {
+        let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
+        for layer in &self.params.layers {
+            x = layer.forward(&cx, x).0;
+        }
+        self.predict(batch, &x).1
+    }
+
+    /// Log-probability of every branch, nates summed over predicted tokens.
+    pub fn branch_logps(&self, batch: &Batch) -> Vec<f64> {
+        per_branch(batch, self.predictions(batch).iter().map(|p| p.logp))
+    }
+
+    fn predict(&self, batch: &Batch, last: &[f32]) -> (Vec<f32>, Vec<Predicted>) {
+        let rows = self.predicting(batch, last);
+        let hidden = self.params.final_norm.forward(&self.weights, &rows);
+        let head = &self.weights[self.params.head];
+        let predicted = projection::forward(&hidden, head, &batch.targets(), self.config.hidden);
+        (hidden, predicted)
+    }
+
+    /// From the derivative of a loss with respect to every branch's log-probability: adds to `grads`, returns
+    /// the gradient at the embedding lookup, `[T, C]`.
+    pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Vec<f32> {
+        let (cx, c) = (self.context(batch), self.config.hidden);
+        let head = &self.weights[self.params.head];
+        let mut d_hidden = vec![0.0; a.hidden.len()];
+        projection::backward(
+            &mut d_hidden,
+            Some(&mut grads[self.params.head]),
+            &seeds(batch, d_logps),
+            &a.hidden,
+            head,
+            &batch.targets(),
+            &a.predicted,
+            c,
+        );
+        let rows = self.predicting(batch, &a.last);
+        let d_rows = self.params.final_norm.backward(&self.weights, grads, &d_hidden, &rows);
+        let mut d_x = vec![0.0; a.last.len()];
+        scatter_add(&mut d_x, &d_rows, &batch.predicting_rows(), c);
+        for (layer, kept) in self.params.layers.iter().zip(&a.layers).rev() {
+            d_x = layer.backward(&cx, grads, kept, d_x);
+        }
+        self.backward_embed(batch, &d_x, grads);
+        d_x
+    }
+
+    fn backward_embed(&self, batch: &Batch, d_x: &[f32], grads: &mut Tensors) {
+        scatter_add(&mut grads[self.params.embed], d_x, &batch.tokens, self.config.hidden);
+        if let Some(table) = self.params.positions {
+            scatter_add(&mut grads[table], d_x, &batch.positions, self.config.hidden);
+        }
+    }
+
+    /// The forward pass's directional derivative along `t_embed` (`[T, C]`) at the embedding lookup.
+    pub fn tangent(&self, batch: &Batch, a: &Activations, t_embed: Vec<f32>) -> Tangents {
+        let (cx, mut t_x) = (self.context(batch), t_embed);
+        let mut layers = Vec::with_capacity(self.config.layers);
+        for (layer, kept) in self.params.layers.iter().zip(&a.layers) {
+            let (out, t_kept) = layer.tangent(&cx, kept, t_x);
+            layers.push(t_kept);
+            t_x = out;
+        }
+        let (rows, t_rows) = (self.predicting(batch, &a.last), self.predicting(batch, &t_x));
+        let hidden = self.params.final_norm.tangent(&self.weights, &rows, &t_rows);
+        let head = &self.weights[self.params.head];
+        let t_logps =
+            projection::tangent(&a.hidden, &hidden, head, &batch.targets(), &a.predicted, self.config.hidden);
+        Tangents { layers, last: t_x, hidden, branch_logps: per_branch(batch, t_logps.into_iter()) }
+    }
+
+    /// The tangent of [`backward`](Self::backward): with `d_logps` and their own tangents `td_logps`, adds the
+    /// tangents of all gradients to `t_grads`.
+    pub fn backward_tangent(
+        &self,
+        batch: &Batch,
+        (a, t): (&Activations, &Tangents),
+        (d_logps, td_logps): (&[f64], &[f64]),
+        t_grads: &mut Tensors,
+    ) {
+        let (cx, c) = (self.context(batch), self.config.hidden);
+        let mut d_hidden = (vec![0.0; a.hidden.len()], vec![0.0; a.hidden.len()]);
+        projection::backward_tangent(
+            &mut d_hidden.0,
+            &mut d_hidden.1,
+            Some(&mut t_grads[self.params.head]),
+            &seeds(batch, d_logps),
+            &seeds(batch, td_logps),
+            &a.hidden,
+            &t.hidden,
+            &self.weights[self.params.head],
+            &batch.targets(),
+            &a.predicted,
+            c,
+        );
+        let rows = (self.predicting(batch, &a.last), self.predicting(batch, &t.last));
+        let d_hidden = (&d_hidden.0[..], &d_hidden.1[..]);
+        let d_rows =
+            self.params.final_norm.backward_tangent(&self.weights, t_grads, d_hidden, (&rows.0, &rows.1));
+        let at = batch.predicting_rows();
+        let mut d_x: Dual = (vec![0.0; a.last.len()], vec![0.0; a.last.len()]);
+        scatter_add(&mut d_x.0, &d_rows.0, &at, c);
+        scatter_add(&mut d_x.1, &d_rows.1, &at, c);
+        for ((layer, kept), t_kept) in self.params.layers.iter().zip(&a.layers).zip(&t.layers).rev() {
+            d_x = layer.backward_tangent(&cx, t_grads, kept, t_kept, d_x);
+        }
+        self.backward_embed(batch, &d_x.1, t_grads);
+    }
+}

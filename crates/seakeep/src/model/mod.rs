@@ -1,0 +1,22 @@
+//! Language models: one decoder for every family, with forward, backward, tangent and the tangent of
+//! backward written out by hand.
+//!
+//! | file | what |
+//! |---|---|
+//! | `config` | `config.json` to [`ModelConfig`] |
+//! | `families` | names and packing of tensors: where a new family goes |
+//! | `tensors` | weights, gradients: [`Tensors`] |
+//! | `blocks`, `layer`, `decoder` | the passes, from the inside out |
+//! | `generate` | the forward pass over a key/value cache |
+//! | `files` | loading, saving, random initialisation |
+
+pub mod blocks;
+mod config;
+mod decoder;
+pub mod families;
+pub mod layer;
+mod tensors;
+
+pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
+pub use decoder::{Activations, Model, Tangents};
+pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};

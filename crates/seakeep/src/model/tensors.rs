@@ -1,0 +1,192 @@
+//! The model's tensors in memory, and how each lies in a checkpoint file.
+//!
+//! In memory every weight is `[outputs, inputs]` row-major, queries, keys and values apart: one form for
+//! every family. On disk GPT-2 transposes and fuses, GPT-NeoX interleaves heads. The difference is only an
+//! order of elements ([`Pack`]), so gradients and optimizer state keep the in-memory form.
+
+use std::ops::{Index, IndexMut};
+
+use rayon::prelude::*;
+
+/// Which tensor of a [`Tensors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParamId(pub(super) usize);
+
+/// One tensor in memory: `[rows, cols]`; vectors have one column.
+#[derive(Clone, Debug)]
+pub struct ParamSpec {
+    /// Name on disk, with a suffix where the file's tensor holds several.
+    pub name: String,
+    /// Outputs (or length of a vector).
+    pub rows: usize,
+    /// Inputs (or 1).
+    pub cols: usize,
+    /// Whether weight decay applies: not to biases and norm gains, as Hugging Face's Trainer has it.
+    pub decays: bool,
+}
+
+/// Where an element `(row, col)` of a tensor in memory lies in the file's tensor.
+#[derive(Clone, Copy, Debug)]
+pub enum Pack {
+    /// The same order.
+    Whole,
+    /// Transposed into a file tensor `[inputs, total]`, from column `offset` (GPT-2's Conv1D).
+    Transposed {
+        /// First column.
+        offset: usize,
+        /// Columns of the file's tensor.
+        total: usize,
+    },
+    /// Rows of each head in turn: `[heads, of, head_dim, inputs]` (GPT-NeoX).
+    Interleaved {
+        /// Which of the `of` parts.
+        part: usize,
+        /// Number of parts.
+        of: usize,
+        /// Rows of a head.
+        head_dim: usize,
+    },
+}
+
+impl Pack {
+    fn index(self, row: usize, col: usize, cols: usize) -> usize {
+        match self {
+            Pack::Whole => row * cols + col,
+            Pack::Transposed { offset, total } => col * total + offset + row,
+            Pack::Interleaved { part, of, head_dim } => {
+                let (head, r) = (row / head_dim, row % head_dim);
+                ((head * of + part) * head_dim + r) * cols + col
+            }
+        }
+    }
+}
+
+/// A tensor of the checkpoint file and what it holds.
+#[derive(Clone, Debug)]
+pub struct FileTensor {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Hugging Face's shape.
+    pub shape: Vec<usize>,
+    /// The tensors in memory, and their place.
+    pub parts: Vec<(ParamId, Pack)>,
+}
+
+/// All tensors of a model, in memory and on disk.
+#[derive(Clone, Debug, Default)]
+pub struct TensorMap {
+    /// In memory.
+    pub params: Vec<ParamSpec>,
+    /// On disk.
+    pub files: Vec<FileTensor>,
+}
+
+impl TensorMap {
+    pub(super) fn param(&mut self, name: String, rows: usize, cols: usize) -> ParamId {
+        let decays = cols > 1;
+        self.params.push(ParamSpec { name, rows, cols, decays });
+        ParamId(self.params.len() - 1)
+    }
+
+    pub(super) fn file(&mut self, name: String, shape: Vec<usize>, parts: Vec<(ParamId, Pack)>) {
+        self.files.push(FileTensor { name, shape, parts });
+    }
+
+    /// Number of parameters.
+    pub fn count(&self) -> usize {
+        self.params.iter().map(|p| p.rows * p.cols).sum()
+    }
+
+    /// The file tensor's elements, gathered from memory.
+    pub fn export(&self, file: &FileTensor, tensors: &Tensors) -> Vec<f32> {
+        let mut out = vec![0.0; file.shape.iter().product()];
+        for &(id, pack) in &file.parts {
+            let ParamSpec { rows, cols, .. } = self.params[id.0];
+            for row in 0..rows {
+                for col in 0..cols {
+                    out[pack.index(row, col, cols)] = tensors[id][row * cols + col];
+                }
+            }
+        }
+        out
+    }
+
+    /// The reverse of [`export`](Self::export).
+    pub fn import(&self, file: &FileTensor, data: &[f32], tensors: &mut Tensors) {
+        for &(id, pack) in &file.parts {
+            let ParamSpec { rows, cols, .. } = self.params[id.0];
+            for row in 0..rows {
+                for col in 0..cols {
+                    tensors[id][row * cols + col] = data[pack.index(row, col, cols)];
+                }
+            }
+        }
+    }
+}
+
+/// One number for each parameter: weights, gradients or optimizer state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensors(Vec<Vec<f32>>);
+
+impl Index<ParamId> for Tensors {
+    type Output = [f32];
+    fn index(&self, id: ParamId) -> &[f32] {
+        &self.0[id.0]
+    }
+}
+
+impl IndexMut<ParamId> for Tensors {
+    fn index_mut(&mut self, id: ParamId) -> &mut [f32] {
+        &mut self.0[id.0]
+    }
+}
+
+impl Tensors {
+    /// Zeros.
+    pub fn zeros(map: &TensorMap) -> Self {
+        Tensors(map.params.iter().map(|p| vec![0.0; p.rows * p.cols]).collect())
+    }
+
+    /// The tensors, in the order of [`TensorMap::params`].
+    pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
+        self.0.iter().map(Vec::as_slice)
+    }
+
+    /// The tensors, to write to, in the order of [`TensorMap::params`].
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.0.iter_mut().map(Vec::as_mut_slice)
+    }
+
+    /// Sets every element to 0.
+    pub fn clear(&mut self) {
+        self.0.par_iter_mut().for_each(|t| t.fill(0.0));
+    }
+
+    /// `self += factor * other`.
+    pub fn add_scaled(&mut self, other: &Tensors, factor: f32) {
+        self.0.par_iter_mut().zip(&other.0).for_each(|(to, from)| {
+            to.par_chunks_mut(1 << 16).zip(from.par_chunks(1 << 16)).for_each(|(to, from)| {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t += factor * f);
+            });
+        });
+    }
+
+    /// Multiplies every element.
+    pub fn scale(&mut self, factor: f32) {
+        self.0.par_iter_mut().for_each(|t| {
+            t.par_chunks_mut(1 << 16).for_each(|t| t.iter_mut().for_each(|x| *x *= factor));
+        });
+    }
+
+    /// Euclidean norm over all parameters; squares are summed in f64 in a fixed order.
+    pub fn norm(&self) -> f64 {
+        let of = |t: &Vec<f32>| {
+            let sums: Vec<f64> = t
+                .par_chunks(1 << 16)
+                .map(|c| c.chunks(256).map(|c| c.iter().map(|&x| (x * x) as f64).sum::<f64>()).sum())
+                .collect();
+            sums.iter().sum::<f64>()
+        };
+        self.0.iter().map(of).sum::<f64>().sqrt()
+    }
+}
