@@ -67,6 +67,17 @@ impl Error {
         Error::Format { path: path.as_ref().to_path_buf(), what: what.into() }
     }
 
+    /// An [`Error::Row`]: `row` counts from 1, `key` is the column at fault (empty: the row as a whole).
+    pub fn row(path: impl AsRef<Path>, row: usize, key: &str, what: impl Into<String>) -> Error {
+        let key = (!key.is_empty()).then(|| key.to_string());
+        Error::Row { path: path.as_ref().to_path_buf(), row, key, what: what.into() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(what: impl Into<String>, supported: impl Into<String>) -> Error {
+        Error::Unsupported { what: what.into(), supported: supported.into() }
+    }
+
     /// The process exit code the program uses: 2 for wrong use, 1 for every other failure.
     pub fn exit_code(&self) -> i32 {
         match self {

@@ -10,7 +10,9 @@
 //! A module imports only from its left; `tests/layering.rs` holds that. `ARCHITECTURE.md` is the map.
 #![deny(missing_docs)]
 
+pub mod data;
 pub mod error;
+pub mod formats;
 
 pub use error::{Error, Result};
 

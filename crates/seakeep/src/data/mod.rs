@@ -1,0 +1,20 @@
+//! Preference data: files to [`Pair`]s, [`Pair`]s to [`TokenizedPair`]s.
+//!
+//! What counts as a row, and which tokens it becomes, is TRL's convention (`trl/data_utils.py` and
+//! `DPOTrainer._prepare_dataset`, 1.16); where Seakeep refuses what TRL silently repairs, an option
+//! gives TRL's behaviour.
+
+pub mod pair;
+mod parquet;
+pub mod read;
+pub mod report;
+pub mod tokenize;
+
+pub use crate::formats::Message;
+pub use pair::{Pair, Text};
+pub use read::read_pairs;
+pub use report::{Quantiles, TokenizeReport};
+pub use tokenize::{
+    Branch, PromptMismatch, TokenizeOptions, TokenizedPair, TruncatedCompletion, TruncationMode,
+    tokenize_pairs,
+};

@@ -1,0 +1,270 @@
+//! One preference: a prompt, what was chosen, what was rejected.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::formats::Message;
+
+/// Plain text, or turns of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Text {
+    /// "Standard" data: tokenised as it is.
+    Standard(String),
+    /// "Conversational" data: goes through the chat template.
+    Chat(Vec<Message>),
+}
+
+impl Text {
+    /// Whether nothing is said: no text, or messages without any.
+    fn is_empty(&self) -> bool {
+        match self {
+            Text::Standard(text) => text.is_empty(),
+            Text::Chat(messages) => messages.iter().all(|m| m.text() == Some("") && m.extra.is_empty()),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Text::Standard(_) => "a string",
+            Text::Chat(_) => "a list of messages",
+        }
+    }
+}
+
+/// A row of a preference file. Prompt, chosen and rejected are all text or all conversations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// The file it is from.
+    pub file: Arc<Path>,
+    /// Its row: the line of a JSON Lines file, the element of a JSON array or Parquet file; from 1.
+    pub row: usize,
+    /// The prompt, where the row has one; otherwise it is the common beginning of the two others.
+    pub prompt: Option<Text>,
+    /// The preferred completion (after the prompt, or with it if `prompt` is `None`).
+    pub chosen: Text,
+    /// The other one.
+    pub rejected: Text,
+    /// Every other column.
+    pub extra: Map<String, Value>,
+}
+
+/// A pair whose prompt stands apart from its completions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SplitPair {
+    /// What both completions follow.
+    pub prompt: Text,
+    /// The preferred completion.
+    pub chosen: Text,
+    /// The other one.
+    pub rejected: Text,
+    /// Whether the boundary was found here rather than given in the data.
+    pub implicit: bool,
+}
+
+impl Pair {
+    /// An error about this row.
+    pub fn error(&self, key: &str, what: impl Into<String>) -> Error {
+        Error::row(&self.file, self.row, key, what)
+    }
+
+    /// Makes a pair out of a row's columns.
+    ///
+    /// A string `prompt` beside two conversations is ignored, since such datasets (UltraFeedback among
+    /// them) repeat it as the first message of both; TRL's `maybe_extract_prompt` does the same.
+    ///
+    /// # Errors
+    /// [`Error::Row`] for a missing column, a wrong type, an empty value, or an implicit prompt that
+    /// cannot be found.
+    pub fn from_columns(file: Arc<Path>, row: usize, mut columns: Map<String, Value>) -> Result<Pair> {
+        let found = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+        let mut take = |key: &str| columns.remove(key).filter(|v| !v.is_null());
+        let (prompt, chosen, rejected) = (take("prompt"), take("chosen"), take("rejected"));
+        let required = |key: &str, value: Option<Value>| {
+            let value = value.ok_or_else(|| {
+                let found = if found.is_empty() { "none".to_string() } else { found.clone() };
+                Error::row(&file, row, key, format!("missing or null; a preference row needs `chosen` and `rejected` (and may have `prompt`); found: {found}"))
+            })?;
+            parse_text(&file, row, key, value)
+        };
+        let chosen = required("chosen", chosen)?;
+        let rejected = required("rejected", rejected)?;
+        let prompt = prompt.map(|value| parse_text(&file, row, "prompt", value)).transpose()?;
+
+        let pair = Pair { file, row, prompt, chosen, rejected, extra: columns };
+        pair.checked()
+    }
+
+    fn checked(mut self) -> Result<Pair> {
+        if self.chosen.kind() != self.rejected.kind() {
+            let what = format!(
+                "{}, but `chosen` is {}: both must be the same",
+                self.rejected.kind(),
+                self.chosen.kind()
+            );
+            return Err(self.error("rejected", what));
+        }
+        match (&self.prompt, &self.chosen) {
+            (Some(Text::Standard(_)), Text::Chat(_)) => self.prompt = None,
+            (Some(Text::Chat(_)), Text::Standard(_)) => {
+                let what =
+                    "a list of messages, but `chosen` and `rejected` are strings: all must be the same";
+                return Err(self.error("prompt", what));
+            }
+            _ => {}
+        }
+        self.check_said(&self.chosen, &self.rejected)?;
+        if matches!(&self.prompt, Some(Text::Chat(messages)) if messages.is_empty()) {
+            return Err(self.error("prompt", "an empty list: a conversation needs at least one message"));
+        }
+        if self.prompt.is_none() && self.chosen == self.rejected {
+            return Err(self.error(
+                "rejected",
+                "the same as `chosen`, and there is no `prompt`: where the prompt ends cannot be told; remove the row or \
+                 give it a `prompt`",
+            ));
+        }
+        Ok(self)
+    }
+
+    /// A completion without text teaches nothing but to be silent; it is a mistake in the data.
+    fn check_said(&self, chosen: &Text, rejected: &Text) -> Result<()> {
+        for (key, text) in [("chosen", chosen), ("rejected", rejected)] {
+            if text.is_empty() {
+                return Err(self.error(
+                    key,
+                    "an empty completion: there is nothing to prefer or to reject; remove the row",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The pair with its prompt apart: as given, or as TRL's `extract_prompt` finds it.
+    ///
+    /// # Errors
+    /// [`Error::Row`] where two conversations share no first message.
+    pub fn split(&self) -> Result<SplitPair> {
+        if let Some(prompt) = &self.prompt {
+            let (chosen, rejected) = (self.chosen.clone(), self.rejected.clone());
+            return Ok(SplitPair { prompt: prompt.clone(), chosen, rejected, implicit: false });
+        }
+        let (prompt, chosen, rejected) = match (&self.chosen, &self.rejected) {
+            (Text::Standard(chosen), Text::Standard(rejected)) => {
+                let cut = common_text(chosen, rejected);
+                let text = |s: &str| Text::Standard(s.to_string());
+                (text(&chosen[..cut]), text(&chosen[cut..]), text(&rejected[cut..]))
+            }
+            (Text::Chat(chosen), Text::Chat(rejected)) => {
+                let cut = common_items(chosen, rejected);
+                if cut == 0 {
+                    return Err(self.error(
+                        "chosen",
+                        "shares no first message with `rejected`, and there is no `prompt`: give the row a `prompt`",
+                    ));
+                }
+                let chat = |m: &[Message]| Text::Chat(m.to_vec());
+                (chat(&chosen[..cut]), chat(&chosen[cut..]), chat(&rejected[cut..]))
+            }
+            // `checked` has refused this; an error keeps a hand-made Pair honest too.
+            _ => return Err(self.error("rejected", "not of the same kind as `chosen`")),
+        };
+        self.check_said(&chosen, &rejected)?;
+        Ok(SplitPair { prompt, chosen, rejected, implicit: true })
+    }
+}
+
+/// Where `extract_prompt` cuts two lists: at the first difference; with none, one before the end of
+/// the shorter (which keeps both completions from being empty).
+fn common_items<T: PartialEq>(a: &[T], b: &[T]) -> usize {
+    let shorter = a.len().min(b.len());
+    (0..shorter).find(|&i| a[i] != b[i]).unwrap_or(shorter.saturating_sub(1))
+}
+
+/// Where `extract_prompt` cuts two strings, as a byte offset into both: on characters (Unicode code
+/// points), and one space before the difference goes to the completions.
+///
+/// TRL looks at `chosen[-1]` when the very first characters differ, and then cuts before the *last*
+/// character if that is a space. That is an accident of Python's indices; here the prompt is empty.
+fn common_text(a: &str, b: &str) -> usize {
+    let mut pairs = a.char_indices().zip(b.chars()).peekable();
+    let mut before: Option<(usize, char)> = None;
+    while let Some(((offset, x), y)) = pairs.next() {
+        if x != y {
+            return match before {
+                Some((space, ' ')) => space,
+                _ => offset,
+            };
+        }
+        if pairs.peek().is_none() {
+            return offset;
+        }
+        before = Some((offset, x));
+    }
+    0
+}
+
+fn parse_text(file: &Path, row: usize, key: &str, value: Value) -> Result<Text> {
+    match value {
+        Value::String(text) => Ok(Text::Standard(text)),
+        Value::Array(items) => {
+            let messages = items
+                .into_iter()
+                .enumerate()
+                .map(|(i, item)| parse_message(file, row, &format!("{key}[{i}]"), item));
+            Ok(Text::Chat(messages.collect::<Result<_>>()?))
+        }
+        other => {
+            let what = format!(
+                "{}, expected a string or a list of messages {{\"role\", \"content\"}}",
+                kind_of(&other)
+            );
+            Err(Error::row(file, row, key, what))
+        }
+    }
+}
+
+fn parse_message(file: &Path, row: usize, key: &str, value: Value) -> Result<Message> {
+    let Value::Object(mut extra) = value else {
+        let what = format!("{}, expected a message {{\"role\": ..., \"content\": ...}}", kind_of(&value));
+        return Err(Error::row(file, row, key, what));
+    };
+    let role = match extra.remove("role") {
+        Some(Value::String(role)) => role,
+        found => {
+            let found = found.map_or("missing".to_string(), |v| kind_of(&v).to_string());
+            let keys = extra.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+            let what = format!("`role` is {found}, expected a string; the message has {keys}");
+            return Err(Error::row(file, row, key, what));
+        }
+    };
+    // A key without a value is a key that is not there: Parquet and Arrow write every column of every
+    // message, and templates ask whether a key is defined.
+    extra.retain(|_, v| !v.is_null());
+    let content = extra.shift_remove("content").unwrap_or(Value::Null);
+    let known =
+        matches!(content, Value::String(_) | Value::Array(_)) || (content.is_null() && !extra.is_empty());
+    if !known {
+        let what = format!("`content` is {}, expected a string (or a list of blocks)", kind_of(&content));
+        return Err(Error::row(file, row, key, what));
+    }
+    Ok(Message { role, content, extra })
+}
+
+/// What a JSON value is, for messages.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "missing or null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+#[path = "pair_tests.rs"]
+mod tests;

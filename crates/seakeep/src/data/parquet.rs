@@ -1,0 +1,74 @@
+//! Parquet rows as JSON, through the `parquet` crate's row interface: nested message lists come out as
+//! lists of objects, and nothing of Arrow is compiled in.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::{Map, Value};
+
+use super::pair::Pair;
+use crate::error::{Error, Result};
+
+/// Reads every row of `file`.
+pub(super) fn read_rows(file: &Arc<Path>, push: &mut dyn FnMut(Pair)) -> Result<()> {
+    let handle = File::open(file).map_err(Error::io("open", file))?;
+    let malformed = |e: parquet::errors::ParquetError| {
+        Error::format(
+            file,
+            format!("not a Parquet file that can be read ({e}): was it cut short? copy it again"),
+        )
+    };
+    let reader = SerializedFileReader::new(handle).map_err(malformed)?;
+    for (i, row) in reader.get_row_iter(None).map_err(malformed)?.enumerate() {
+        let row_number = i + 1;
+        let row =
+            row.map_err(|e| Error::row(file, row_number, "", format!("cannot be read from Parquet: {e}")))?;
+        push(Pair::from_columns(file.clone(), row_number, object(row))?);
+    }
+    Ok(())
+}
+
+fn object(row: Row) -> Map<String, Value> {
+    row.into_columns().into_iter().map(|(name, field)| (name, json(&field))).collect()
+}
+
+fn json(field: &Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(b) => (*b).into(),
+        Field::Byte(n) => (*n).into(),
+        Field::Short(n) => (*n).into(),
+        Field::Int(n) | Field::Date(n) | Field::TimeMillis(n) => (*n).into(),
+        Field::Long(n) | Field::TimeMicros(n) | Field::TimestampMillis(n) | Field::TimestampMicros(n) => {
+            (*n).into()
+        }
+        Field::UByte(n) => (*n).into(),
+        Field::UShort(n) => (*n).into(),
+        Field::UInt(n) => (*n).into(),
+        Field::ULong(n) => (*n).into(),
+        Field::Float16(x) => f64::from(x.to_f32()).into(),
+        Field::Float(x) => f64::from(*x).into(),
+        Field::Double(x) => (*x).into(),
+        Field::Decimal(_) => field.to_string().into(),
+        Field::Str(text) => text.as_str().into(),
+        // Strings without the UTF-8 annotation come as bytes; some writers leave it out.
+        Field::Bytes(bytes) => String::from_utf8_lossy(bytes.data()).into_owned().into(),
+        Field::Group(row) => {
+            row.get_column_iter().map(|(name, f)| (name.clone(), json(f))).collect::<Map<_, _>>().into()
+        }
+        Field::ListInternal(list) => list.elements().iter().map(json).collect::<Vec<_>>().into(),
+        Field::MapInternal(map) => {
+            let key = |k: &Field| match json(k) {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            map.entries().iter().map(|(k, v)| (key(k), json(v))).collect::<Map<_, _>>().into()
+        }
+        // The enum may grow; what is not known is shown as text and cannot be a column we need.
+        #[allow(unreachable_patterns)]
+        other => other.to_string().into(),
+    }
+}

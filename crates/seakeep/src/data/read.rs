@@ -1,0 +1,247 @@
+//! Preference files: which ones a name means, and what rows they hold.
+//!
+//! JSON Lines and JSON arrays (also gzipped) and Parquet. Rows come in the order of the files' names
+//! and, within a file, of the file.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::read::MultiGzDecoder;
+use serde_json::{Map, Value};
+
+use super::pair::Pair;
+use super::parquet;
+use crate::error::{Error, Result};
+
+/// Longest line of a JSON Lines file, in bytes, after decompression.
+pub const MAX_LINE_BYTES: usize = 64 << 20;
+/// Largest JSON array file, in bytes, after decompression (such a file is read as a whole).
+pub const MAX_ARRAY_BYTES: u64 = 4 << 30;
+/// For error messages.
+pub const SUPPORTED_FILES: &str = ".jsonl, .json (also .gz of these), .parquet";
+
+/// The rows of `spec`: a file, a directory (its data files, not those below it) or a glob pattern.
+///
+/// # Errors
+/// [`Error::Usage`] where nothing matches; [`Error::Row`] with file, row and key for a row that cannot
+/// be used; [`Error::Format`] for a file that holds no rows; [`Error::Unsupported`] for its ending.
+pub fn read_pairs(spec: &str) -> Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    for path in data_files(spec)? {
+        let before = pairs.len();
+        read_file(&path, &mut |pair| pairs.push(pair))?;
+        if pairs.len() == before {
+            return Err(Error::format(&path, "no rows: the file is empty"));
+        }
+    }
+    Ok(pairs)
+}
+
+/// The files that `spec` names, in alphabetical order.
+pub fn data_files(spec: &str) -> Result<Vec<PathBuf>> {
+    let path = Path::new(spec);
+    if path.is_file() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    if path.is_dir() {
+        return directory_files(path);
+    }
+    if !spec.contains(['*', '?', '[']) {
+        return Err(Error::format(
+            path,
+            "no such file or directory; --dataset_name takes a file, a directory or a glob pattern on this machine",
+        ));
+    }
+    let matches =
+        glob::glob(spec).map_err(|e| Error::Usage(format!("`{spec}` is not a glob pattern: {e}")))?;
+    let mut files = Vec::new();
+    for entry in matches {
+        let file = entry.map_err(|e| {
+            let path = e.path().to_path_buf();
+            Error::io("list", path)(e.into())
+        })?;
+        if file.is_file() {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::Usage(format!(
+            "no file matches `{spec}` (quote the pattern so that the shell leaves it alone)"
+        )));
+    }
+    Ok(files)
+}
+
+fn directory_files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let file = entry.map_err(Error::io("list", directory))?.path();
+        if file.is_file() && Kind::of(&file).is_some() {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::format(
+            directory,
+            format!("no data file in this directory; expected {SUPPORTED_FILES}"),
+        ));
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Lines { gzip: bool },
+    Json { gzip: bool },
+    Parquet,
+}
+
+impl Kind {
+    fn of(path: &Path) -> Option<Kind> {
+        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+        let (stem, gzip) = match name.strip_suffix(".gz") {
+            Some(stem) => (stem, true),
+            None => (name.as_str(), false),
+        };
+        match stem.rsplit_once('.')?.1 {
+            "jsonl" | "ndjson" => Some(Kind::Lines { gzip }),
+            "json" => Some(Kind::Json { gzip }),
+            "parquet" if !gzip => Some(Kind::Parquet),
+            _ => None,
+        }
+    }
+}
+
+fn read_file(path: &Path, push: &mut dyn FnMut(Pair)) -> Result<()> {
+    let kind = Kind::of(path).ok_or_else(|| {
+        Error::unsupported(format!("{}: not a data file by its name", path.display()), SUPPORTED_FILES)
+    })?;
+    let file: Arc<Path> = Arc::from(path);
+    match kind {
+        Kind::Parquet => parquet::read_rows(&file, push),
+        Kind::Lines { gzip } => read_lines(&file, open(path, gzip)?, push),
+        Kind::Json { gzip } => {
+            let mut reader = open(path, gzip)?;
+            if first_byte(&mut reader).map_err(Error::io("read", path))? == Some(b'[') {
+                read_array(&file, reader, push)
+            } else {
+                read_lines(&file, reader, push)
+            }
+        }
+    }
+}
+
+fn open(path: &Path, gzip: bool) -> Result<Box<dyn BufRead>> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    Ok(if gzip {
+        Box::new(BufReader::new(MultiGzDecoder::new(file)))
+    } else {
+        Box::new(BufReader::new(file))
+    })
+}
+
+/// Skips white space (and a byte-order mark) and looks at what follows.
+fn first_byte(reader: &mut dyn BufRead) -> std::io::Result<Option<u8>> {
+    loop {
+        let buffer = reader.fill_buf()?;
+        let Some(&byte) = buffer.first() else { return Ok(None) };
+        if byte.is_ascii_whitespace() && byte != b'\n' || matches!(byte, 0xef | 0xbb | 0xbf) {
+            reader.consume(1);
+        } else {
+            return Ok(Some(byte));
+        }
+    }
+}
+
+fn read_lines(file: &Arc<Path>, mut reader: Box<dyn BufRead>, push: &mut dyn FnMut(Pair)) -> Result<()> {
+    let mut line = Vec::new();
+    for row in 1.. {
+        line.clear();
+        let limit = MAX_LINE_BYTES as u64 + 1;
+        let read = reader.by_ref().take(limit).read_until(b'\n', &mut line);
+        if read.map_err(|e| broken(file, row, &e))? == 0 {
+            break;
+        }
+        if line.len() > MAX_LINE_BYTES {
+            return Err(Error::row(
+                file,
+                row,
+                "",
+                format!("the line is longer than {MAX_LINE_BYTES} bytes: is this JSON Lines?"),
+            ));
+        }
+        let text = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| row == 1).unwrap_or(&line).trim_ascii();
+        if !text.is_empty() {
+            push(Pair::from_columns(file.clone(), row, parse_object(file, row, text)?)?);
+        }
+    }
+    Ok(())
+}
+
+/// An unreadable line: a gzip file cut short, most often.
+fn broken(file: &Path, row: usize, error: &std::io::Error) -> Error {
+    Error::row(
+        file,
+        row,
+        "",
+        format!("the file cannot be read further ({error}): was it cut short? copy it again"),
+    )
+}
+
+fn parse_object(file: &Path, row: usize, text: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(columns)) => Ok(columns),
+        Ok(other) => {
+            let start: String = other.to_string().chars().take(40).collect();
+            Err(Error::row(
+                file,
+                row,
+                "",
+                format!("not an object but `{start}`, expected {{\"chosen\": ..., \"rejected\": ...}}"),
+            ))
+        }
+        Err(e) => {
+            // serde_json counts lines within this text; the column is what helps here.
+            let message = e.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            let start: String = String::from_utf8_lossy(text).chars().take(40).collect();
+            Err(Error::row(
+                file,
+                row,
+                "",
+                format!("not JSON: {message} at column {} of `{start}...`", e.column()),
+            ))
+        }
+    }
+}
+
+fn read_array(file: &Arc<Path>, reader: Box<dyn BufRead>, push: &mut dyn FnMut(Pair)) -> Result<()> {
+    let mut text = Vec::new();
+    reader.take(MAX_ARRAY_BYTES + 1).read_to_end(&mut text).map_err(|e| broken(file, 1, &e))?;
+    if text.len() as u64 > MAX_ARRAY_BYTES {
+        return Err(Error::format(
+            file,
+            format!("a JSON array of more than {MAX_ARRAY_BYTES} bytes: use JSON Lines"),
+        ));
+    }
+    let rows: Vec<Value> = serde_json::from_slice(&text).map_err(|e| {
+        Error::row(file, e.line(), "", format!("not JSON (the row is the line of the file): {e}"))
+    })?;
+    for (i, row) in rows.into_iter().enumerate() {
+        match row {
+            Value::Object(columns) => push(Pair::from_columns(file.clone(), i + 1, columns)?),
+            other => {
+                let start: String = other.to_string().chars().take(40).collect();
+                return Err(Error::row(file, i + 1, "", format!("not an object but `{start}`")));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;

@@ -1,0 +1,22 @@
+//! Reading and writing the files the world uses: checkpoints (safetensors, GGUF), tokenizers and chat
+//! templates.
+//!
+//! Everything here treats a file as foreign: limits are named constants, every offset is checked, and
+//! an error says which file, which tensor or key, what was found and what to do about it.
+
+pub mod atomic;
+pub mod fingerprint;
+pub mod gguf;
+pub mod safetensors;
+pub mod source;
+pub mod template;
+pub mod tokenizer;
+pub mod weights;
+
+pub use atomic::{AtomicDir, write_atomic};
+pub use fingerprint::Fingerprint;
+pub use safetensors::{SaveDtype, write_safetensors};
+pub use source::ModelSource;
+pub use template::Message;
+pub use tokenizer::Tokenizer;
+pub use weights::Weights;

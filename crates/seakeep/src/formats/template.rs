@@ -1,0 +1,418 @@
+//! Chat templates: Jinja, as transformers renders them, in a sandbox with limits.
+//!
+//! A template comes with a foreign checkpoint and is a program. minijinja gives it no way out (no
+//! files, no attributes of host objects), fuel bounds its steps *and* the bytes it makes, and the
+//! output has a limit of its own; so the worst a template can do is an error.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, ErrorKind, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::Value as Json;
+
+use crate::error::{Error, Result};
+
+/// Fuel of one rendering: one per instruction, one per 64 bytes made. A chat of a hundred long
+/// messages takes some 50,000; an endless loop ends after well under a second.
+pub const FUEL: u64 = 4_000_000;
+/// Longest rendered chat, in bytes.
+pub const MAX_OUTPUT_BYTES: usize = 64 << 20;
+/// Longest template source, in bytes.
+pub const MAX_SOURCE_BYTES: usize = 4 << 20;
+
+const NAME: &str = "chat_template";
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`: whatever the template knows.
+    pub role: String,
+    /// What is said: text in nearly every dataset; a list of blocks, or null beside tool calls.
+    pub content: Json,
+    /// Every other key of the message, handed to the template as it is.
+    pub extra: serde_json::Map<String, Json>,
+}
+
+impl Message {
+    /// A message of text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { role: role.into(), content: Json::String(content.into()), extra: serde_json::Map::new() }
+    }
+
+    /// The content, if it is text.
+    pub fn text(&self) -> Option<&str> {
+        self.content.as_str()
+    }
+
+    /// As the template sees it. Keys without a value are left out, and reasoning goes under each of
+    /// the names it has had, both as transformers does.
+    fn to_value(&self) -> Value {
+        const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+        let mut fields = vec![("role".to_string(), Value::from(self.role.as_str()))];
+        let rest = std::iter::once(("content", &self.content))
+            .chain(self.extra.iter().map(|(k, v)| (k.as_str(), v)));
+        fields.extend(rest.filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.to_string(), json_to_value(v))));
+        if let Some(text) = REASONING.iter().filter_map(|k| self.extra.get(*k)).find(|v| !v.is_null()) {
+            for name in ["reasoning_content", "thinking"] {
+                if self.extra.get(name).is_none_or(Json::is_null) {
+                    fields.push((name.to_string(), json_to_value(text)));
+                }
+            }
+        }
+        Value::from_pairs(fields)
+    }
+}
+
+fn json_to_value(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(b) => Value::from(*b),
+        Json::Number(n) => match (n.as_i64(), n.as_u64()) {
+            (Some(i), _) => Value::from(i),
+            (None, Some(u)) => Value::from(u),
+            (None, None) => Value::from(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(s) => Value::from(s.as_str()),
+        Json::Array(items) => items.iter().map(json_to_value).collect::<Vec<_>>().into(),
+        Json::Object(map) => Value::from_pairs(map.iter().map(|(k, v)| (k.as_str(), json_to_value(v)))),
+    }
+}
+
+/// A parsed chat template.
+#[derive(Debug)]
+pub struct Template {
+    environment: Environment<'static>,
+    source: String,
+    path: PathBuf,
+}
+
+impl Template {
+    /// Parses `source`, which comes from the file `path` (for messages).
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a syntax error, with its line.
+    pub fn parse(path: &Path, source: &str) -> Result<Template> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(Error::format(
+                path,
+                format!("the chat template has {} bytes, over the limit of {MAX_SOURCE_BYTES}", source.len()),
+            ));
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| Error::format(path, e.to_string()))?);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(100);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                format!("the template refuses: {message}"),
+            ))
+        });
+        environment
+            .add_function("strftime_now", |format: &str| strftime(format, std::time::SystemTime::now()));
+        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| {
+            Error::format(path, format!("the chat template does not parse: {}", describe(&e)))
+        })?;
+        Ok(Template { environment, source: source.to_string(), path: path.to_path_buf() })
+    }
+
+    /// The source as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Renders a conversation. `special_tokens` are the names the template may use (`bos_token`, ...),
+    /// `variables` what else it may (`tools`, `enable_thinking`, ...).
+    ///
+    /// # Errors
+    /// [`Error::Format`] for an empty conversation, whatever the template refuses, and a template that
+    /// does not end.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        special_tokens: &[(&'static str, &str)],
+        variables: &serde_json::Map<String, Json>,
+    ) -> Result<String> {
+        if messages.is_empty() {
+            return Err(Error::format(
+                &self.path,
+                "the chat template needs at least one message, and there is none",
+            ));
+        }
+        let mut context = vec![
+            ("messages".to_string(), messages.iter().map(Message::to_value).collect::<Vec<_>>().into()),
+            ("tools".to_string(), Value::from(())),
+            ("documents".to_string(), Value::from(())),
+            ("add_generation_prompt".to_string(), Value::from(add_generation_prompt)),
+        ];
+        context.extend(special_tokens.iter().map(|(name, token)| (name.to_string(), Value::from(*token))));
+        context.extend(variables.iter().map(|(name, value)| (name.clone(), json_to_value(value))));
+        let context = Value::from_pairs(context);
+
+        let mut output = Bounded(Vec::new());
+        let template = self.environment.get_template(NAME).map_err(|e| self.failed(&e))?;
+        template.render_captured_to(context, &mut output).map_err(|e| self.failed(&e))?;
+        String::from_utf8(output.0)
+            .map_err(|_| Error::format(&self.path, "the chat template made text that is not UTF-8"))
+    }
+
+    fn failed(&self, error: &minijinja::Error) -> Error {
+        let what = if error.kind() == ErrorKind::OutOfFuel {
+            format!("the chat template does not end (stopped after {FUEL} steps); correct or replace it")
+        } else {
+            format!("the chat template failed: {}", describe(error))
+        };
+        Error::format(&self.path, what)
+    }
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    let what = match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    match error.line() {
+        Some(line) => format!("{what} (line {line})"),
+        None => what,
+    }
+}
+
+/// A buffer that refuses to grow beyond [`MAX_OUTPUT_BYTES`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT_BYTES {
+            return Err(std::io::Error::other(format!("more than {MAX_OUTPUT_BYTES} bytes of output")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `{% generation %}` marks what the assistant says and prints nothing; transformers adds it to Jinja
+/// as an extension. An `if true` does the same, with the same white-space control.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let inner = tag[2..end].trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
+        let replacement = match inner {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        match replacement {
+            Some(keyword) => out.push_str(&tag[..end + 2].replacen(inner, keyword, 1)),
+            None => out.push_str(&tag[..end + 2]),
+        }
+        rest = &tag[end + 2..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Python's `json.dumps` as transformers binds it: no HTML escapes, ", " and ": " between.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent = match options.get::<Option<Value>>("indent")? {
+        Some(v) if v.kind() == ValueKind::Number => Some(" ".repeat(usize::try_from(v)?.min(16))),
+        Some(v) => v.as_str().map(str::to_string),
+        None => None,
+    };
+    let separators = options.get::<Option<Vec<String>>>("separators")?;
+    let (item, key) = match separators.as_deref() {
+        Some([item, key]) => (item.clone(), key.clone()),
+        _ => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
+    };
+    let style = JsonStyle {
+        indent,
+        item,
+        key,
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sort: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+    };
+    options.assert_all_used()?;
+    let mut out = String::new();
+    style.write(value, 0, &mut out)?;
+    Ok(out)
+}
+
+struct JsonStyle {
+    indent: Option<String>,
+    item: String,
+    key: String,
+    ascii: bool,
+    sort: bool,
+}
+
+/// Deepest value `tojson` writes; Python's own limit is about 1,000.
+const MAX_JSON_DEPTH: usize = 100;
+
+impl JsonStyle {
+    fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
+        if depth > MAX_JSON_DEPTH || out.len() > MAX_OUTPUT_BYTES {
+            return Err(minijinja::Error::new(
+                ErrorKind::BadSerialization,
+                "too large or too deep for tojson",
+            ));
+        }
+        match value.kind() {
+            ValueKind::None => out.push_str("null"),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&value.to_string()),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sort {
+                    keys.sort();
+                }
+                self.container(&keys, depth, ('{', '}'), out, |key, out| {
+                    self.string(&key.to_string(), out);
+                    out.push_str(&self.key);
+                    self.write(&value.get_item(key)?, depth + 1, out)
+                })?;
+            }
+            ValueKind::Undefined => {
+                return Err(minijinja::Error::new(
+                    ErrorKind::BadSerialization,
+                    "tojson of an undefined value",
+                ));
+            }
+            _ => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.container(&items, depth, ('[', ']'), out, |item, out| self.write(item, depth + 1, out))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn container(
+        &self,
+        items: &[Value],
+        depth: usize,
+        brackets: (char, char),
+        out: &mut String,
+        mut each: impl FnMut(&Value, &mut String) -> Result<(), minijinja::Error>,
+    ) -> Result<(), minijinja::Error> {
+        let line = |depth: usize, out: &mut String| {
+            if let Some(indent) = self.indent.as_ref().filter(|_| !items.is_empty()) {
+                out.push('\n');
+                out.push_str(&indent.repeat(depth));
+            }
+        };
+        out.push(brackets.0);
+        for (i, item) in items.iter().enumerate() {
+            if i > 0 {
+                out.push_str(&self.item);
+            }
+            line(depth + 1, out);
+            each(item, out)?;
+        }
+        line(depth, out);
+        out.push(brackets.1);
+        Ok(())
+    }
+
+    fn string(&self, text: &str, out: &mut String) {
+        let quoted = Json::from(text).to_string();
+        if !self.ascii {
+            out.push_str(&quoted);
+            return;
+        }
+        for c in quoted.chars() {
+            if c.is_ascii() {
+                out.push(c);
+            } else {
+                let mut units = [0; 2];
+                c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+            }
+        }
+    }
+}
+
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+
+/// The date directives that templates use, in UTC (transformers takes local time; no template that is
+/// in use prints more than a date).
+fn strftime(format: &str, now: std::time::SystemTime) -> String {
+    let seconds = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('y') => out.push_str(&format!("{:02}", year % 100)),
+            Some('m') => out.push_str(&format!("{month:02}")),
+            Some('d') => out.push_str(&format!("{day:02}")),
+            Some('B') => out.push_str(MONTHS[month - 1]),
+            Some('b') => out.push_str(&MONTHS[month - 1][..3]),
+            Some('A') => out.push_str(DAYS[((days + 4) % 7) as usize]),
+            Some('a') => out.push_str(&DAYS[((days + 4) % 7) as usize][..3]),
+            Some('H') => out.push_str(&format!("{:02}", second / 3600)),
+            Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
+            Some('S') => out.push_str(&format!("{:02}", second % 60)),
+            Some('%') => out.push('%'),
+            Some(other) => out.extend(['%', other]),
+            None => out.push('%'),
+        }
+    }
+    out
+}
+
+/// Year, month (1 to 12) and day (1 to 31) of a day counted from 1970-01-01.
+fn civil(days: u64) -> (u64, usize, u64) {
+    let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    let (mut year, mut left) = (1970, days);
+    while left >= 365 + u64::from(leap(year)) {
+        left -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while left >= lengths[month] {
+        left -= lengths[month];
+        month += 1;
+    }
+    (year, month + 1, left + 1)
+}
+
+#[cfg(test)]
+#[path = "template_tests.rs"]
+mod tests;

@@ -1,0 +1,373 @@
+//! A tokenizer with its special tokens and chat template, from a Hugging Face directory or from GGUF.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+use tokenizers::AddedToken;
+
+use super::fingerprint::Fingerprint;
+use super::gguf::{self, GgufFile};
+use super::source::read_json;
+use super::template::{Message, Template};
+use crate::error::{Error, Result};
+
+/// Files that belong to a tokenizer and are carried over to a saved model as they are.
+const COMPANIONS: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// The special tokens that have a name of their own, and which templates may use.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// An opened tokenizer. Cheap to share between threads; encoding does not change it.
+#[derive(Debug)]
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    special: Vec<(&'static str, String)>,
+    template: Option<Template>,
+    /// What [`Tokenizer::save`] writes: name and content.
+    files: Vec<(String, Vec<u8>)>,
+    fingerprint: String,
+}
+
+impl Tokenizer {
+    /// Opens a Hugging Face directory, a directory with one `.gguf`, a `.gguf` file, or a bare
+    /// `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where there is no `tokenizer.json` or a file is malformed.
+    pub fn open(path: impl AsRef<Path>) -> Result<Tokenizer> {
+        let path = path.as_ref();
+        if path.extension().is_some_and(|e| e == "gguf") {
+            return Tokenizer::from_gguf(&GgufFile::open(path)?);
+        }
+        if path.file_name().is_some_and(|n| n == "tokenizer.json") {
+            return Tokenizer::open(path.parent().unwrap_or(Path::new(".")));
+        }
+        if !path.join("tokenizer.json").is_file() {
+            return Err(Error::format(
+                path,
+                "no tokenizer.json; write one with python -c \"from transformers import AutoTokenizer as T; \
+                 T.from_pretrained('DIR').save_pretrained('DIR')\"",
+            ));
+        }
+        Tokenizer::open_directory(path)
+    }
+
+    fn open_directory(directory: &Path) -> Result<Tokenizer> {
+        let mut files = Vec::new();
+        for name in COMPANIONS {
+            let file = directory.join(name);
+            if file.is_file() {
+                files.push((name.to_string(), std::fs::read(&file).map_err(Error::io("read", &file))?));
+            }
+        }
+        let optional = |name: &str| -> Result<Json> {
+            let file = directory.join(name);
+            if file.is_file() { read_json(&file) } else { Ok(Json::Null) }
+        };
+        let config = optional("tokenizer_config.json")?;
+        let map = optional("special_tokens_map.json")?;
+        let mut special: Vec<(&'static str, String)> = NAMED
+            .iter()
+            .filter_map(|name| Some((*name, token_text(&config[*name]).or_else(|| token_text(&map[*name]))?)))
+            .collect();
+
+        let tokenizer_path = directory.join("tokenizer.json");
+        let mut inner = load(&tokenizer_path, &files[0].1)?;
+        if config.is_null() && map.is_null() {
+            special = special_from_model_config(&optional("config.json")?, &inner);
+        }
+        add_declared_tokens(&mut inner, &config, &special);
+        let (template_path, source) = match directory.join(TEMPLATE_FILE) {
+            file if file.is_file() => {
+                let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+                (file, Some(text))
+            }
+            _ => (directory.join("tokenizer_config.json"), template_from_config(&config)),
+        };
+        if let Some(source) = &source {
+            files.push((TEMPLATE_FILE.to_string(), source.clone().into_bytes()));
+        }
+        if config.is_null() {
+            // Only a tokenizer.json: say the rest in the form transformers reads.
+            files.push(config_file(&special));
+        }
+        let template = source.map(|text| Template::parse(&template_path, &text)).transpose()?;
+        Ok(Tokenizer::assemble(directory, inner, special, template, files))
+    }
+
+    /// Builds the tokenizer that a GGUF file's metadata describes.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where there is none or it is malformed, [`Error::Unsupported`] for a kind
+    /// that is not known.
+    pub fn from_gguf(file: &GgufFile) -> Result<Tokenizer> {
+        let path = file.path();
+        let built = gguf::tokenizer::build(file)?
+            .ok_or_else(|| Error::format(path, "no tokenizer in the metadata (`tokenizer.ggml.model`)"))?;
+        let bytes =
+            serde_json::to_vec(&built.tokenizer_json).map_err(|e| Error::format(path, e.to_string()))?;
+        let inner = load(path, &bytes)?;
+        let named = [
+            ("bos_token", built.bos),
+            ("eos_token", built.eos),
+            ("unk_token", built.unk),
+            ("pad_token", built.pad),
+        ];
+        let special: Vec<(&'static str, String)> =
+            named.into_iter().filter_map(|(n, t)| Some((n, t?))).collect();
+        let mut files = vec![("tokenizer.json".to_string(), bytes), config_file(&special)];
+        if let Some(source) = &built.chat_template {
+            files.push((TEMPLATE_FILE.to_string(), source.clone().into_bytes()));
+        }
+        let template = built.chat_template.map(|text| Template::parse(path, &text)).transpose()?;
+        Ok(Tokenizer::assemble(path, inner, special, template, files))
+    }
+
+    fn assemble(
+        path: &Path,
+        inner: tokenizers::Tokenizer,
+        special: Vec<(&'static str, String)>,
+        template: Option<Template>,
+        files: Vec<(String, Vec<u8>)>,
+    ) -> Tokenizer {
+        let tokenizer_json =
+            files.iter().find(|(name, _)| name == "tokenizer.json").map_or(&[][..], |(_, b)| b);
+        let mut print = Fingerprint::new().field(tokenizer_json);
+        for (name, token) in &special {
+            print = print.field(name.as_bytes()).field(token.as_bytes());
+        }
+        print = print.field(template.as_ref().map_or("", Template::source).as_bytes());
+        Tokenizer { path: path.to_path_buf(), inner, special, template, files, fingerprint: print.hex() }
+    }
+
+    /// Where it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Token ids of `text`; `add_special_tokens` adds what the tokenizer itself puts around a text
+    /// (BOS for Llama). Special tokens written in the text are recognised either way.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special_tokens)
+            .map_err(|e| Error::format(&self.path, format!("the tokenizer cannot encode a text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of `ids`; `skip_special` leaves special tokens out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner
+            .decode(ids, skip_special)
+            .map_err(|e| Error::format(&self.path, format!("the tokenizer cannot decode ids: {e}")))
+    }
+
+    /// The token with this id, as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token, as the vocabulary spells it.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Number of tokens, the added ones included. A model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    fn named(&self, name: &str) -> Option<&str> {
+        self.special.iter().find(|(n, _)| *n == name).map(|(_, token)| token.as_str())
+    }
+
+    /// Beginning-of-sequence token.
+    pub fn bos_token(&self) -> Option<&str> {
+        self.named("bos_token")
+    }
+
+    /// End-of-sequence token.
+    pub fn eos_token(&self) -> Option<&str> {
+        self.named("eos_token")
+    }
+
+    /// Padding token.
+    pub fn pad_token(&self) -> Option<&str> {
+        self.named("pad_token")
+    }
+
+    /// Id of the beginning-of-sequence token.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_token().and_then(|t| self.id(t))
+    }
+
+    /// Id of the end-of-sequence token.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_token().and_then(|t| self.id(t))
+    }
+
+    /// Id of the padding token.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad_token().and_then(|t| self.id(t))
+    }
+
+    /// Whether conversations can be rendered.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The chat template's source.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.as_ref().map(Template::source)
+    }
+
+    /// Renders a conversation to text, as `tokenizer.apply_chat_template(tokenize=False)`. Encode the
+    /// result with `add_special_tokens = false`: the template writes them itself.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where there is no template, or it refuses, fails or does not end.
+    pub fn apply_chat_template(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.apply_chat_template_with(messages, add_generation_prompt, &serde_json::Map::new())
+    }
+
+    /// [`Tokenizer::apply_chat_template`] with further variables for the template (`tools`,
+    /// `enable_thinking`, ...), as the keyword arguments of transformers' method.
+    pub fn apply_chat_template_with(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        variables: &serde_json::Map<String, Json>,
+    ) -> Result<String> {
+        let template = self.template.as_ref().ok_or_else(|| {
+            Error::format(
+                &self.path,
+                "the tokenizer has no chat template, which conversational data needs; put a chat_template.jinja into \
+                 the model directory, or use data with plain strings",
+            )
+        })?;
+        let special: Vec<(&'static str, &str)> = self.special.iter().map(|(n, t)| (*n, t.as_str())).collect();
+        template.render(messages, add_generation_prompt, &special, variables)
+    }
+
+    /// Writes the tokenizer into `directory` so that transformers' `AutoTokenizer` loads it: the
+    /// original files where it came from a directory, and `chat_template.jinja`.
+    pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
+        let directory = directory.as_ref();
+        for (name, content) in &self.files {
+            let path = directory.join(name);
+            std::fs::write(&path, content).map_err(Error::io("write", &path))?;
+        }
+        Ok(())
+    }
+
+    /// A stable name for the vocabulary, the special tokens and the template together: 32 hexadecimal
+    /// digits. Two tokenizers with the same fingerprint give the same tokens.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
+fn load(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
+        Error::format(path, format!("not a tokenizer that the `tokenizers` library reads: {e}"))
+    })?;
+    // transformers sets both aside when it tokenizes; so do we.
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|e| Error::format(path, e.to_string()))?;
+    Ok(inner)
+}
+
+/// A token in `tokenizer_config.json`: text, or an object with `content`.
+fn token_text(value: &Json) -> Option<String> {
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
+}
+
+/// Without a tokenizer configuration, the ids of the model's `config.json` name the tokens.
+fn special_from_model_config(config: &Json, inner: &tokenizers::Tokenizer) -> Vec<(&'static str, String)> {
+    let token = |key: &str| {
+        let id = match &config[key] {
+            Json::Array(ids) => ids.first()?.as_u64()?,
+            other => other.as_u64()?,
+        };
+        inner.id_to_token(u32::try_from(id).ok()?)
+    };
+    [("bos_token", "bos_token_id"), ("eos_token", "eos_token_id"), ("pad_token", "pad_token_id")]
+        .into_iter()
+        .filter_map(|(name, key)| Some((name, token(key)?)))
+        .collect()
+}
+
+/// transformers also adds the tokens that only `tokenizer_config.json` declares, and makes the named
+/// special tokens special.
+fn add_declared_tokens(inner: &mut tokenizers::Tokenizer, config: &Json, special: &[(&'static str, String)]) {
+    let known: std::collections::HashSet<String> =
+        inner.get_added_tokens_decoder().into_values().map(|t| t.content).collect();
+    let mut declared: Vec<(u64, AddedToken)> = config["added_tokens_decoder"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(id, token)| {
+            let content = token["content"].as_str()?.to_string();
+            let flag = |key: &str| token[key].as_bool().unwrap_or(false);
+            let added = AddedToken {
+                content,
+                single_word: flag("single_word"),
+                lstrip: flag("lstrip"),
+                rstrip: flag("rstrip"),
+                normalized: flag("normalized"),
+                special: flag("special"),
+            };
+            Some((id.parse().ok()?, added))
+        })
+        .filter(|(_, token)| !known.contains(&token.content))
+        .collect();
+    // New tokens take the next free id in turn, so the declared order matters.
+    declared.sort_by_key(|(id, _)| *id);
+    for (_, token) in declared {
+        if token.special {
+            inner.add_special_tokens(&[token])
+        } else {
+            inner.add_tokens(&[token])
+        };
+    }
+    for (_, token) in special {
+        if !known.contains(token) && inner.token_to_id(token).is_some() {
+            inner.add_special_tokens(&[AddedToken::from(token.as_str(), true)]);
+        }
+    }
+}
+
+/// `chat_template` of `tokenizer_config.json`: text, or a list of named ones of which `default` counts.
+fn template_from_config(config: &Json) -> Option<String> {
+    match &config["chat_template"] {
+        Json::String(text) => Some(text.clone()),
+        Json::Array(named) => {
+            let default = named.iter().find(|entry| entry["name"] == "default")?;
+            default["template"].as_str().map(str::to_string)
+        }
+        _ => None,
+    }
+}
+
+/// A `tokenizer_config.json` under which transformers reads `tokenizer.json` as it is.
+fn config_file(special: &[(&'static str, String)]) -> (String, Vec<u8>) {
+    let mut config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": false,
+        "model_max_length": 1_000_000_000_000_000_019_884_624_838_656u128 as f64,
+    });
+    for (name, token) in special {
+        config[*name] = token.as_str().into();
+    }
+    ("tokenizer_config.json".to_string(), format!("{config:#}\n").into_bytes())
+}
