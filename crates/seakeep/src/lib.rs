@@ -11,5 +11,6 @@
 #![deny(missing_docs)]
 
 pub mod error;
+pub mod world;
 
 pub use error::{Error, Result};
