@@ -11,6 +11,8 @@
 #![deny(missing_docs)]
 
 pub mod error;
+pub mod eval_record;
+pub mod report;
 pub mod world;
 
 pub use error::{Error, Result};
