@@ -10,30 +10,54 @@ use crate::eval_record::{EvalRecord, Run};
 /// The method that others are compared with.
 const BASELINE: &str = "dpo";
 
-/// The findings, a sentence or a few each, as plain text.
-pub fn findings(record: &EvalRecord) -> Vec<String> {
+/// What was found under one heading.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Findings {
+    /// What the sentences are about, such as `Convex mixture`.
+    pub heading: String,
+    /// A sentence or a few each, plain text.
+    pub sentences: Vec<String>,
+}
+
+/// The findings of a record: by mixture, then what holds for all of them.
+pub fn findings(record: &EvalRecord) -> Vec<Findings> {
     let all = methods(record);
     let mut out = Vec::new();
-    if all.is_empty() {
-        return vec!["The record holds no runs, so there is nothing to find.".into()];
-    }
     for mixture in mixtures(record) {
-        let worst = |run: &Run| numbers(record, run, mixture).map(|n| n.worst);
-        let reference =
-            curve(&record.reference, mixture).and_then(|curve| CurveNumbers::of(curve, record.nominal_alpha));
-        if let Some(reference) = reference {
-            out.push(against_reference(record, &all, mixture, &reference));
-        }
-        let (baselines, others): (Vec<&Method>, Vec<&Method>) =
-            all.iter().partition(|method| method.method == BASELINE);
-        let mean = |method: &&&Method| order(Spread::of(method.runs.iter().filter_map(|r| worst(r))).mean);
-        let Some(best) = baselines.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))) else { continue };
-        for other in &others {
-            out.push(versus(other, best, baselines.len(), mixture, &worst));
-            out.extend(at_same_kl(other, &baselines, mixture, &worst));
+        let sentences = of_mixture(record, &all, mixture);
+        if !sentences.is_empty() {
+            out.push(Findings { heading: format!("{} mixture", capital(mixture)), sentences });
         }
     }
-    out.push(caveat(&all));
+    let last = if all.is_empty() {
+        "The record holds no runs, so there is nothing to find.".to_owned()
+    } else {
+        caveat(&all)
+    };
+    out.push(Findings { heading: "What the intervals cover".into(), sentences: vec![last] });
+    out
+}
+
+fn of_mixture(record: &EvalRecord, all: &[Method], mixture: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    let worst = |run: &Run| numbers(record, run, mixture).map(|n| n.worst);
+    let reference =
+        curve(&record.reference, mixture).and_then(|curve| CurveNumbers::of(curve, record.nominal_alpha));
+    if let Some(reference) = reference.filter(|_| !all.is_empty()) {
+        out.push(against_reference(record, all, mixture, &reference));
+    }
+    let (baselines, others): (Vec<&Method>, Vec<&Method>) =
+        all.iter().partition(|method| method.method == BASELINE);
+    let mean = |method: &Method| order(Spread::of(method.runs.iter().filter_map(|r| worst(r))).mean);
+    let Some(best) = baselines.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))) else { return out };
+    for other in &others {
+        let mut sentence = versus(other, best, baselines.len(), &worst);
+        if let Some(more) = at_same_kl(other, &baselines, &worst) {
+            sentence.push(' ');
+            sentence.push_str(&more);
+        }
+        out.push(sentence);
+    }
     out
 }
 
@@ -55,9 +79,8 @@ fn against_reference(record: &EvalRecord, all: &[Method], mixture: &str, referen
         list(&chosen.map(|method| method.label).collect::<Vec<_>>())
     };
     format!(
-        "{} mixture, against the reference (reward {} at alpha {}, {} at its worst alpha {}): above it at \
-         alpha {}: {}. Above it in their worst case: {}; below it: {}.",
-        capital(mixture),
+        "The reference's reward is {} at alpha {} and {} at its worst alpha, {}. Above the reference at alpha \
+         {}: {}. Above it in the worst case: {}. Below it in the worst case: {}.",
         number(reference.nominal, 3),
         number(record.nominal_alpha, 1),
         number(reference.worst, 3),
@@ -74,13 +97,7 @@ fn list(labels: &[&str]) -> String {
 }
 
 /// A method's worst-case reward against the best setting of the baseline.
-fn versus(
-    other: &Method,
-    best: &Method,
-    settings: usize,
-    mixture: &str,
-    worst: &dyn Fn(&Run) -> Option<f64>,
-) -> String {
+fn versus(other: &Method, best: &Method, settings: usize, worst: &dyn Fn(&Run) -> Option<f64>) -> String {
     let of = |method: &Method| Spread::of(method.runs.iter().filter_map(|run| worst(run)));
     let gap = difference(other, best, worst);
     let verdict = match gap.sign() {
@@ -89,17 +106,17 @@ fn versus(
         None => "is not told apart from it by these runs",
     };
     let choice = if settings > 1 {
-        format!("the best of {settings} DPO settings by the same measure, {}", best.label)
+        format!("The best of {settings} DPO settings by that measure, {}", best.label)
     } else {
         best.label.to_owned()
     };
     format!(
-        "{} mixture: the worst-alpha reward of {} is {} at {} nats per token from the reference; that of \
-         {choice}, {} at {}. {} {verdict}: difference {}.",
-        capital(mixture),
+        "{}: worst-alpha reward {} at {} nats per token from the reference. {}: {} at {}. {} {verdict}: \
+         difference {}.",
         other.label,
         spread(&of(other), 3),
         number(other.kl().mean, 3),
+        choice,
         spread(&of(best), 3),
         number(best.kl().mean, 3),
         other.label,
@@ -109,12 +126,7 @@ fn versus(
 
 /// The method's gain over what DPO reaches at the same divergence, read off a straight line between DPO's
 /// settings, seed by seed. This is what tells robustness from caution.
-fn at_same_kl(
-    other: &Method,
-    baselines: &[&Method],
-    mixture: &str,
-    worst: &dyn Fn(&Run) -> Option<f64>,
-) -> Option<String> {
+fn at_same_kl(other: &Method, baselines: &[&Method], worst: &dyn Fn(&Run) -> Option<f64>) -> Option<String> {
     if baselines.len() < 2 {
         return None;
     }
@@ -129,12 +141,10 @@ fn at_same_kl(
         .iter()
         .filter_map(|run| Some(worst(run)? - interpolate(&line(run.seed), run.kl_per_token)?))
         .collect();
-    let what = format!("{} mixture, at the same divergence from the reference: ", capital(mixture));
     if gaps.len() < other.runs.len() {
         return Some(format!(
-            "{what}{} lies outside the divergences that the DPO settings span (in {} of {} seeds), so a \
-             comparison at equal divergence cannot be made from these runs.",
-            other.label,
+            "Its divergence lies outside what the DPO settings span (in {} of {} seeds), so a comparison at \
+             equal divergence cannot be made from these runs.",
             other.runs.len() - gaps.len(),
             other.runs.len()
         ));
@@ -146,8 +156,7 @@ fn at_same_kl(
         None => "is not told apart from DPO",
     };
     Some(format!(
-        "{what}{} {verdict}: difference {} (DPO interpolated between its settings).",
-        other.label,
+        "At equal divergence (DPO interpolated between its settings) it {verdict}: difference {}.",
         interval(&gap)
     ))
 }
@@ -217,7 +226,8 @@ mod tests {
 
     fn found(runs: Vec<Run>) -> String {
         let record = EvalRecord { nominal_alpha: 0.1, reference: eval(0.4), runs, ..EvalRecord::default() };
-        findings(&record).join("\n")
+        let all = findings(&record).into_iter().flat_map(|part| part.sentences);
+        all.collect::<Vec<_>>().join("\n")
     }
 
     fn seeds(method: &str, label: &str, kl: f64, lows: [f64; 3]) -> Vec<Run> {
@@ -230,7 +240,7 @@ mod tests {
         let clear = [dpo.clone(), seeds("kldpo", "KLDPO", 0.5, [0.41, 0.40, 0.39])].concat();
         let text = found(clear);
         assert!(text.contains("KLDPO is higher: difference 0.100"), "{text}");
-        assert!(text.contains("below it: DPO."), "{text}");
+        assert!(text.contains("Below it in the worst case: DPO."), "{text}");
         let noisy = [dpo.clone(), seeds("kldpo", "KLDPO", 0.5, [0.60, 0.20, 0.40])].concat();
         assert!(found(noisy).contains("not told apart"));
         let worse = [dpo, seeds("kldpo", "KLDPO", 0.5, [0.20, 0.21, 0.19])].concat();
@@ -254,8 +264,8 @@ mod tests {
             seeds("kldpo", "KLDPO", 2.0, [0.36, 0.35, 0.34]),
         ];
         let text = found(runs.concat());
-        assert!(text.contains("WDPO is not told apart from DPO"), "{text}");
-        assert!(text.contains("KLDPO lies outside"), "{text}");
+        assert!(text.contains("it is not told apart from DPO"), "{text}");
+        assert!(text.contains("Its divergence lies outside"), "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod svg;
 mod text;
 
 use crate::eval_record::EvalRecord;
-pub use findings::findings;
+pub use findings::{Findings, findings};
 pub use page::render;
 use summary::{CurveNumbers, Spread, curve, methods, mixtures};
 pub use text::escape;

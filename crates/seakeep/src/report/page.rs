@@ -42,9 +42,7 @@ pub fn render(record: &EvalRecord) -> String {
         escape(&subtitle(record))
     );
     section(&mut out, "What was asked", &asked(record));
-    let found: String =
-        findings(record).iter().map(|finding| format!("<li>{}</li>", escape(finding))).collect();
-    section(&mut out, "Findings", &format!("<ul class=\"findings\">{found}</ul>"));
+    section(&mut out, "Findings", &found(record));
     section(&mut out, "How to read this", GUIDE);
     if !record.runs.is_empty() {
         section(&mut out, "Results", &results(record));
@@ -116,6 +114,15 @@ fn asked(record: &EvalRecord) -> String {
     }
     if !record.data.facts.is_empty() {
         out.push_str(&facts(record.data.facts.iter().map(|(name, value)| (name.as_str(), plain(value)))));
+    }
+    out
+}
+
+fn found(record: &EvalRecord) -> String {
+    let mut out = String::new();
+    for part in findings(record) {
+        let items: String = part.sentences.iter().map(|s| format!("<li>{}</li>", escape(s))).collect();
+        let _ = write!(out, "<h3>{}</h3><ul class=\"findings\">{items}</ul>", escape(&part.heading));
     }
     out
 }

@@ -14,10 +14,12 @@ use super::text::{escape, number};
 
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 52.0;
+const LEFT: f64 = 56.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 46.0;
+/// Room between the frame and the ends of the axes, so that markers at the ends stay clear of it.
+const INSET: f64 = 8.0;
 
 /// Dashes of successive series.
 const DASHES: [&str; 8] = ["none", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 3", "6 2 2 2 2 2"];
@@ -159,7 +161,7 @@ impl Chart {
     pub fn svg(&self, id: &str) -> String {
         let points = || self.series.iter().flat_map(|s| &s.points);
         let marks = self.marks.iter().map(|mark| mark.0);
-        let x = Axis::over(points().map(|p| p.x).chain(marks), LEFT, WIDTH - RIGHT);
+        let x = Axis::over(points().map(|p| p.x).chain(marks), LEFT + INSET, WIDTH - RIGHT - INSET);
         let bounds = |p: &Point| {
             let spread = if p.spread.is_finite() { p.spread } else { 0.0 };
             [p.y - spread, p.y + spread]
