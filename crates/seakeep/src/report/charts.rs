@@ -86,7 +86,7 @@ pub fn accuracy(record: &EvalRecord, mixture: &str) -> Chart {
 }
 
 /// Worst-alpha reward against divergence from the reference: a dot per run, a large marker per method, and
-/// a grey line through the settings of each method that has several.
+/// a grey line from the reference through the settings of each method that has several.
 pub fn frontier(record: &EvalRecord, mixture: &str) -> Chart {
     let worst = |eval| Some(CurveNumbers::of(curve(eval, mixture)?, record.nominal_alpha)?.worst);
     let all = methods(record);
@@ -95,6 +95,8 @@ pub fn frontier(record: &EvalRecord, mixture: &str) -> Chart {
         let kl = method.kl();
         Some(point(kl.mean, &y, method.label, &format!("mean, {} nats/token", number(kl.mean, 3))))
     };
+    let reference =
+        worst(&record.reference).map(|y| point(0.0, &Spread::of([y]), "reference", "0 nats/token"));
     let mut series = Vec::new();
     let mut families: Vec<&str> = Vec::new();
     for method in &all {
@@ -104,16 +106,18 @@ pub fn frontier(record: &EvalRecord, mixture: &str) -> Chart {
         families.push(method.method);
         let mut points: Vec<Point> =
             all.iter().filter(|m| m.method == method.method).filter_map(mean).collect();
-        points.sort_by(|a, b| a.x.total_cmp(&b.x));
-        points.iter_mut().for_each(|p| p.spread = 0.0);
         if points.len() > 1 {
+            points.extend(reference.clone());
+            points.sort_by(|a, b| a.x.total_cmp(&b.x));
+            points.iter_mut().for_each(|p| p.spread = 0.0);
             series.push(Series { look: Look::Reference, drawn: Drawn::Line, points });
         }
     }
-    if let Some(y) = worst(&record.reference) {
-        let points = vec![point(0.0, &Spread::of([y]), "reference", "0 nats/token")];
-        series.push(Series { look: Look::Reference, drawn: Drawn::Means, points });
-    }
+    series.push(Series {
+        look: Look::Reference,
+        drawn: Drawn::Means,
+        points: reference.into_iter().collect(),
+    });
     for (at, method) in all.iter().enumerate() {
         let look = Look::Method(at);
         let dots = method.runs.iter().filter_map(|run| {
@@ -136,12 +140,9 @@ pub fn frontier(record: &EvalRecord, mixture: &str) -> Chart {
     }
 }
 
-/// Loss and margin against the optimizer step; empty where no run has a training log.
+/// Loss and margin against the optimizer step.
 pub fn training(record: &EvalRecord) -> Vec<Chart> {
     let all: Vec<_> = methods(record).iter().map(|m| (m.label, m.training(TRAINING_POINTS))).collect();
-    if all.iter().all(|(_, steps)| steps.is_empty()) {
-        return Vec::new();
-    }
     let chart = |name: &str, unit: &str, pick: fn(&(f64, f64, f64)) -> f64| Chart {
         title: format!("{} in training", capital(name)),
         description: format!("{} at each optimizer step, mean over seeds.", capital(name)),

@@ -43,8 +43,8 @@ fn of_mixture(record: &EvalRecord, all: &[Method], mixture: &str) -> Vec<String>
     let worst = |run: &Run| numbers(record, run, mixture).map(|n| n.worst);
     let reference =
         curve(&record.reference, mixture).and_then(|curve| CurveNumbers::of(curve, record.nominal_alpha));
-    if let Some(reference) = reference.filter(|_| !all.is_empty()) {
-        out.push(against_reference(record, all, mixture, &reference));
+    if let Some(reference) = reference.as_ref().filter(|_| !all.is_empty()) {
+        out.push(against_reference(record, all, mixture, reference));
     }
     let (baselines, others): (Vec<&Method>, Vec<&Method>) =
         all.iter().partition(|method| method.method == BASELINE);
@@ -52,10 +52,8 @@ fn of_mixture(record: &EvalRecord, all: &[Method], mixture: &str) -> Vec<String>
     let Some(best) = baselines.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))) else { return out };
     for other in &others {
         let mut sentence = versus(other, best, baselines.len(), &worst);
-        if let Some(more) = at_same_kl(other, &baselines, &worst) {
-            sentence.push(' ');
-            sentence.push_str(&more);
-        }
+        sentence.push(' ');
+        sentence.push_str(&at_same_kl(other, &baselines, reference.map(|n| n.worst), &worst));
         out.push(sentence);
     }
     out
@@ -115,24 +113,28 @@ fn versus(other: &Method, best: &Method, settings: usize, worst: &dyn Fn(&Run) -
          difference {}.",
         other.label,
         spread(&of(other), 3),
-        number(other.kl().mean, 3),
+        spread(&other.kl(), 3),
         choice,
         spread(&of(best), 3),
-        number(best.kl().mean, 3),
+        spread(&best.kl(), 3),
         other.label,
         interval(&gap),
     )
 }
 
-/// The method's gain over what DPO reaches at the same divergence, read off a straight line between DPO's
-/// settings, seed by seed. This is what tells robustness from caution.
-fn at_same_kl(other: &Method, baselines: &[&Method], worst: &dyn Fn(&Run) -> Option<f64>) -> Option<String> {
-    if baselines.len() < 2 {
-        return None;
-    }
+/// The method's gain over what DPO reaches at the same divergence, read off straight lines between DPO's
+/// settings, seed by seed. This is what tells robustness from caution. The reference belongs to the line:
+/// it is DPO at an infinite beta.
+fn at_same_kl(
+    other: &Method,
+    baselines: &[&Method],
+    reference: Option<f64>,
+    worst: &dyn Fn(&Run) -> Option<f64>,
+) -> String {
     let line = |seed: u64| -> Vec<(f64, f64)> {
         let runs = baselines.iter().flat_map(|method| &method.runs).filter(|run| run.seed == seed);
         let mut points: Vec<_> = runs.filter_map(|run| Some((run.kl_per_token, worst(run)?))).collect();
+        points.extend(reference.map(|reward| (0.0, reward)));
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         points
     };
@@ -142,12 +144,12 @@ fn at_same_kl(other: &Method, baselines: &[&Method], worst: &dyn Fn(&Run) -> Opt
         .filter_map(|run| Some(worst(run)? - interpolate(&line(run.seed), run.kl_per_token)?))
         .collect();
     if gaps.len() < other.runs.len() {
-        return Some(format!(
+        return format!(
             "Its divergence lies outside what the DPO settings span (in {} of {} seeds), so a comparison at \
              equal divergence cannot be made from these runs.",
             other.runs.len() - gaps.len(),
             other.runs.len()
-        ));
+        );
     }
     let gap = Spread::of(gaps);
     let verdict = match gap.sign() {
@@ -155,10 +157,11 @@ fn at_same_kl(other: &Method, baselines: &[&Method], worst: &dyn Fn(&Run) -> Opt
         Some(false) => "reaches less in the worst case than DPO does",
         None => "is not told apart from DPO",
     };
-    Some(format!(
-        "At equal divergence (DPO interpolated between its settings) it {verdict}: difference {}.",
+    format!(
+        "At equal divergence (DPO interpolated between the reference and its settings) it {verdict}: \
+         difference {}.",
         interval(&gap)
-    ))
+    )
 }
 
 /// Difference of two methods over seeds: seed by seed where they ran with the same seeds.
@@ -198,7 +201,8 @@ fn caveat(all: &[Method]) -> String {
     format!(
         "Intervals are Student's t over {seeds} seed(s) per method, paired by seed. They cover the luck of \
          training and sampling, not the choice of the world, and are not corrected for the number of \
-         comparisons; the best DPO setting was chosen on the numbers it is compared by, which favours DPO."
+         comparisons; the best DPO setting was chosen on the numbers it is compared by, which favours DPO. Interpolating \
+         DPO by straight lines slightly favours the other side where DPO's frontier bends."
     )
 }
 

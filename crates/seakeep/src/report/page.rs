@@ -46,37 +46,7 @@ pub fn render(record: &EvalRecord) -> String {
     section(&mut out, "How to read this", GUIDE);
     if !record.runs.is_empty() {
         section(&mut out, "Results", &results(record));
-        let each = |chart: &dyn Fn(&str) -> Chart, id: &str| -> String {
-            let drawn = mixtures(record).into_iter().enumerate();
-            figures(drawn.map(|(at, mixture)| (format!("{id}{at}"), chart(mixture))))
-        };
-        let curves = each(&|mixture| charts::reward(record, mixture), "reward");
-        let body = legend(record, true) + &curves + &point_tables(record);
-        section(&mut out, "Reward against shift", &body);
-        let body = legend(record, false)
-            + "<p>Up is better in the worst case, left is closer to the reference. A grey line joins the \
-               settings of one method: what lies above DPO's line is more robust than caution alone.</p>"
-            + &each(&|mixture| charts::frontier(record, mixture), "frontier");
-        section(&mut out, "Worst case against divergence", &body);
-        let has_accuracy = record
-            .runs
-            .iter()
-            .flat_map(|r| &r.eval.curves)
-            .any(|c| c.points.iter().any(|p| p.accuracy.is_some()));
-        if has_accuracy {
-            let body =
-                legend(record, false) + &each(&|mixture| charts::accuracy(record, mixture), "accuracy");
-            section(&mut out, "Preference accuracy against shift", &body);
-        }
-        let training = charts::training(record);
-        if !training.is_empty() {
-            let drawn = training.into_iter().enumerate().map(|(at, chart)| (format!("training{at}"), chart));
-            let body = legend(record, false)
-                + "<p>Losses of different objectives are not comparable with each other; margins are, up to \
-                   beta.</p>"
-                + &figures(drawn);
-            section(&mut out, "Training", &body);
-        }
+        drawings(&mut out, record);
     }
     if !record.samples.is_empty() {
         section(&mut out, "Samples", &samples(&record.samples));
@@ -84,6 +54,57 @@ pub fn render(record: &EvalRecord) -> String {
     section(&mut out, "Exact configuration", &configuration(record));
     out.push_str("</main>\n</body>\n</html>\n");
     out
+}
+
+/// The sections that are charts.
+fn drawings(out: &mut String, record: &EvalRecord) {
+    let each = |draw: fn(&EvalRecord, &str) -> Chart| -> Vec<Chart> {
+        mixtures(record).into_iter().map(|mixture| draw(record, mixture)).collect()
+    };
+    let curves = charted(record, "reward", "", &each(charts::reward));
+    section(out, "Reward against shift", &(curves + &point_tables(record)));
+    let text = "Up is better in the worst case, left is closer to the reference. A grey line joins the reference \
+                and the settings of one method: what lies above DPO's line is more robust than caution alone.";
+    section(
+        out,
+        "Worst case against divergence",
+        &charted(record, "frontier", text, &each(charts::frontier)),
+    );
+    let accuracy = each(charts::accuracy);
+    if accuracy.iter().any(Chart::has_points) {
+        section(out, "Preference accuracy against shift", &charted(record, "accuracy", "", &accuracy));
+    }
+    let training = charts::training(record);
+    if training.iter().any(Chart::has_points) {
+        let text =
+            "Losses of different objectives are not comparable with each other; margins are, up to beta.";
+        section(out, "Training", &charted(record, "training", text, &training));
+    }
+}
+
+/// A legend, a text, and charts side by side where there is room.
+fn charted(record: &EvalRecord, id: &str, text: &str, charts: &[Chart]) -> String {
+    let used = |look: Look| {
+        charts.iter().flat_map(|c| &c.series).any(|series| series.look == look && !series.points.is_empty())
+    };
+    let all = methods(record);
+    let mut looks = vec![(Look::Reference, "reference"), (Look::Ceiling, "best possible")];
+    looks.extend(all.iter().enumerate().map(|(at, method)| (Look::Method(at), method.label)));
+    let items: String = looks
+        .iter()
+        .filter(|(look, _)| used(*look))
+        .map(|(look, label)| format!("<li>{}{}</li>", key(*look), escape(label)))
+        .collect();
+    let text = if text.is_empty() { String::new() } else { format!("<p>{text}</p>") };
+    let figures: String = charts
+        .iter()
+        .enumerate()
+        .map(|(at, chart)| {
+            let svg = chart.svg(&format!("{id}{at}"));
+            format!("<figure><h3>{}</h3>{svg}</figure>", escape(&chart.title))
+        })
+        .collect();
+    format!("<ul class=\"legend\">{items}</ul>{text}<div class=\"charts\">{figures}</div>")
 }
 
 fn section(out: &mut String, title: &str, body: &str) {
@@ -205,25 +226,6 @@ fn point_tables(record: &EvalRecord) -> String {
         );
     }
     out
-}
-
-fn legend(record: &EvalRecord, with_ceiling: bool) -> String {
-    let mut items = vec![(Look::Reference, "reference")];
-    if with_ceiling && !record.ceilings.is_empty() {
-        items.push((Look::Ceiling, "best possible"));
-    }
-    let all = methods(record);
-    items.extend(all.iter().enumerate().map(|(at, method)| (Look::Method(at), method.label)));
-    let items: String =
-        items.iter().map(|(look, label)| format!("<li>{}{}</li>", key(*look), escape(label))).collect();
-    format!("<ul class=\"legend\">{items}</ul>")
-}
-
-fn figures(charts: impl Iterator<Item = (String, Chart)>) -> String {
-    let figures: String = charts
-        .map(|(id, chart)| format!("<figure><h3>{}</h3>{}</figure>", escape(&chart.title), chart.svg(&id)))
-        .collect();
-    format!("<div class=\"charts\">{figures}</div>")
 }
 
 fn samples(samples: &[Sample]) -> String {

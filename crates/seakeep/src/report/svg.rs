@@ -157,6 +157,11 @@ impl Axis {
 }
 
 impl Chart {
+    /// Whether there is anything to draw.
+    pub fn has_points(&self) -> bool {
+        self.series.iter().any(|series| !series.points.is_empty())
+    }
+
     /// The `<svg>` element. `id` must be unique in the page and a valid HTML id.
     pub fn svg(&self, id: &str) -> String {
         let points = || self.series.iter().flat_map(|s| &s.points);
