@@ -11,6 +11,7 @@ numbers take about twenty minutes on two cores and 12 GB; they are kept in --cac
 import argparse
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -55,12 +56,22 @@ class Table:
 
     def equal(self, check, mine, theirs):
         """Two things that must be the same."""
-        self.line(check, str(mine)[-18:], str(theirs)[-18:], 0.0 if mine == theirs else math.inf, 0.0)
+        error = 0.0 if mine == theirs else math.inf
+        self.line(check, ending(mine), ending(theirs), error, 0.0)
 
     def broken(self, check, error):
         """A check that could not be made."""
         self.failures += 1
-        print(f"{check:44} {error}  FAIL", flush=True)
+        print(f"{check:44} FAIL {error}", flush=True)
+
+
+def ending(value):
+    """The last characters of a value, on one line."""
+    return repr(value)[-18:]
+
+
+BROKEN = (RuntimeError, OSError, KeyError, IndexError, json.JSONDecodeError)
+"""What running the program and reading its output may raise."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -76,6 +87,7 @@ class Inputs:
         self.gguf = arguments.model.resolve()
         self.cache = arguments.cache.resolve()
         self.cache.mkdir(parents=True, exist_ok=True)
+        self.trained = None
         self.tokenizer = source.load_tokenizer(arguments.data)
         self.base = source.ensure_base(self.gguf, self.tokenizer, self.cache)
         self.policy = source.ensure_policy(self.base, self.tokenizer, self.cache)
@@ -85,6 +97,7 @@ class Inputs:
         self.rows = {
             "hh-raw": pick(raw, LOGPS_LENGTH, 6, 20, 400, 1000),
             "hh-chat": pick(chat, LOGPS_LENGTH, 6, 60, 400, 1200),
+            "hh-digits": pick([row for row in chat if row and has_list(row)], LOGPS_LENGTH, 3, 60, 400, 10),
             "hh-long": pick(chat, 128, 3, 128, 128, 300),
             "grads": pick(chat, LOGPS_LENGTH, 4, 60, 140, 1500),
             "trajectory": pick(chat, reference.TRAJECTORY["max_length"], 40, 60, 200, 0),
@@ -119,6 +132,12 @@ class Inputs:
         return folder
 
 
+def has_list(row):
+    """Whether a completion holds a numbered list: line breaks right before digits, where
+    tokenizers without a digit splitter go wrong."""
+    return any(re.search(r"\n\s*\d", row[key][-1]["content"]) for key in ("chosen", "rejected"))
+
+
 def read_lines(path):
     """A JSON-lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -146,8 +165,9 @@ def compare_logps(inputs, table, check, model, name, max_length, theirs):
 
 
 def check_logps(inputs, table):
-    """Log-probs of HH rows, raw and conversational, and of rows that are cut."""
-    for name, max_length in (("hh-raw", LOGPS_LENGTH), ("hh-chat", LOGPS_LENGTH), ("hh-long", 128)):
+    """Log-probs of HH rows: raw, conversational, with numbered lists, and cut by max_length."""
+    for name in ("hh-raw", "hh-chat", "hh-digits", "hh-long"):
+        max_length = 128 if name == "hh-long" else LOGPS_LENGTH
         tokens = inputs.tokens(name)
         theirs = inputs.cached(f"logps-{name}", tokens, lambda: reference.logps(inputs.base, tokens))
         if table:
@@ -183,23 +203,35 @@ def check_grads(inputs, table):
         if not table:
             print(f"{name:32} loss {loss:.10g}  grad_norm {norm:.10g}")
             continue
-        out = inputs.output(f"grads-{name}".replace(" ", "-"))
-        if "--per_device_train_batch_size" not in flags:
-            flags = flags + split(4)
-        inputs.run(
-            "train", "--model_name_or_path", inputs.policy, "--ref_model_name_or_path", inputs.gguf,
-            "--dataset_name", inputs.file("grads"), "--beta", reference.BETA, "--shuffle_dataset", "false",
-            "--max_steps", 1, "--logging_steps", 1, "--learning_rate", 1e-6, "--max_length", LOGPS_LENGTH,
-            "--output_dir", out, *flags,
-        )
-        first = read_lines(out / "metrics.jsonl")[0]
-        shutil.rmtree(out)
+        try:
+            first = first_step(inputs, name, flags)
+        except BROKEN as error:
+            table.broken(name, error)
+            continue
         table.relative(f"{name} loss", first["loss"], loss, 1e-4)
         table.relative(f"{name} grad_norm", first["grad_norm"], norm, 1e-4)
 
 
+def first_step(inputs, name, flags):
+    """What the program logs at step 1 of a run with these flags."""
+    out = inputs.output(f"grads-{name}".replace(" ", "-"))
+    if "--per_device_train_batch_size" not in flags:
+        flags = flags + split(4)
+    inputs.run(
+        "train", "--model_name_or_path", inputs.policy, "--ref_model_name_or_path", inputs.gguf,
+        "--dataset_name", inputs.file("grads"), "--beta", reference.BETA, "--shuffle_dataset", "false",
+        "--max_steps", 1, "--logging_steps", 1, "--learning_rate", 1e-6, "--max_length", LOGPS_LENGTH,
+        "--output_dir", out, *flags,
+    )
+    first = read_lines(out / "metrics.jsonl")[0]
+    shutil.rmtree(out)
+    return first
+
+
 def train_trajectory(inputs):
-    """The program's run of the trajectory; its output directory."""
+    """The program's run of the trajectory, made once; its output directory."""
+    if inputs.trained:
+        return inputs.trained
     out = inputs.output("trajectory")
     how = reference.TRAJECTORY
     inputs.run(
@@ -209,6 +241,7 @@ def train_trajectory(inputs):
         "--learning_rate", how["learning_rate"], "--lr_scheduler_type", "linear", "--max_grad_norm", 1.0,
         "--max_length", how["max_length"], "--output_dir", out,
     )
+    inputs.trained = out
     return out
 
 
@@ -232,9 +265,7 @@ def check_reload(inputs, table):
     """The saved model in transformers: the same tokenizer, template and log-probs."""
     if not table:
         return
-    folder = inputs.cache / "out" / "trajectory"
-    if not (folder / "config.json").exists():
-        train_trajectory(inputs)
+    folder = train_trajectory(inputs)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows, tokens = inputs.rows["hh-chat"]
     for row, ids in zip(rows, tokens):
@@ -294,7 +325,7 @@ def main():
     for check in arguments.only.split(","):
         try:
             globals()[f"check_{check}"](inputs, table)
-        except (RuntimeError, OSError, KeyError, json.JSONDecodeError) as error:
+        except BROKEN as error:
             if not table:
                 raise
             table.broken(check, error)

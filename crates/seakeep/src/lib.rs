@@ -10,13 +10,18 @@
 //! A module imports only from its left; `tests/layering.rs` holds that. `ARCHITECTURE.md` is the map.
 #![deny(missing_docs)]
 
+pub mod batch;
 pub mod data;
 pub mod error;
+pub mod eval_record;
 pub mod formats;
-
-pub use error::{Error, Result};
-
-pub mod batch;
 pub mod logps;
 pub mod model;
 pub mod objective;
+pub mod optim;
+pub mod progress;
+pub mod report;
+pub mod train;
+pub mod world;
+
+pub use error::{Error, Result};

@@ -61,7 +61,7 @@ impl Builder<'_> {
         weight_shape: Vec<usize>,
         pack: impl Fn(usize) -> Pack,
     ) -> [Linear; N] {
-        let mut of = |map: &mut TensorMap, kind: &str, cols: usize, shape: Vec<usize>| {
+        let of = |map: &mut TensorMap, kind: &str, cols: usize, shape: Vec<usize>| {
             let ids = labels.map(|label| map.param(format!("{name}.{kind}{label}"), outputs, cols));
             let parts = ids.iter().enumerate().map(|(i, &id)| (id, pack(i))).collect();
             map.file(format!("{name}.{kind}"), shape, parts);

@@ -1,0 +1,5 @@
+//! Training.
+
+mod options;
+
+pub use options::{Every, Resume, TrainOptions};

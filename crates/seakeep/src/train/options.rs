@@ -1,0 +1,94 @@
+//! Everything that decides a training run. Names and defaults are TRL's `DPOConfig` and Hugging Face's
+//! `TrainingArguments` where such a key exists.
+
+use std::path::PathBuf;
+
+use crate::data::TokenizeOptions;
+use crate::formats::SaveDtype;
+use crate::objective::Objective;
+use crate::optim::{AdamW, Schedule, Warmup};
+
+/// When something is done during training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// Not at all.
+    No,
+    /// After this many optimizer steps.
+    Steps(usize),
+    /// At the end of each epoch.
+    Epoch,
+}
+
+/// Where a run goes on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest checkpoint in the output directory; an error if there is none.
+    Latest,
+    /// This checkpoint directory.
+    From(PathBuf),
+}
+
+/// A validated training run.
+#[derive(Clone, Debug)]
+pub struct TrainOptions {
+    /// Model to train: Hugging Face directory or `.gguf`.
+    pub model_name_or_path: PathBuf,
+    /// Reference model; `None`: the model to train, as it is at the start.
+    pub ref_model_name_or_path: Option<PathBuf>,
+    /// Preference data: file, glob or directory.
+    pub dataset_name: String,
+    /// Which rows to train on, in the notation of Hugging Face datasets: `train`, `train[:1000]`, `train[10%:]`.
+    pub dataset_train_split: String,
+    /// Which rows to evaluate on.
+    pub dataset_test_split: Option<String>,
+    /// Where the evaluation rows are, if not in `dataset_name`.
+    pub eval_dataset_name: Option<String>,
+    /// Where checkpoints, `metrics.jsonl` and the trained model go.
+    pub output_dir: PathBuf,
+    /// Whether an earlier run in `output_dir` may be replaced.
+    pub overwrite_output_dir: bool,
+    /// The short name of the objective, for the record (`dpo`, `kldpo`, `wdpo`).
+    pub method: String,
+    /// The objective.
+    pub objective: Objective,
+    /// Tokens and truncation.
+    pub tokenize: TokenizeOptions,
+    /// Whether each epoch visits the rows in a new random order (a function of `seed` and the epoch).
+    pub shuffle_dataset: bool,
+    /// Pairs per forward and backward pass. Does not change the result.
+    pub per_device_train_batch_size: usize,
+    /// Pairs per forward pass in evaluation and for the reference. Does not change the result.
+    pub per_device_eval_batch_size: usize,
+    /// Passes per optimizer step; an optimizer step sees `per_device_train_batch_size` times this many pairs.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data; may be a fraction.
+    pub num_train_epochs: f64,
+    /// Optimizer steps; overrides the epochs.
+    pub max_steps: Option<usize>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How it changes.
+    pub schedule: Schedule,
+    /// How it starts.
+    pub warmup: Warmup,
+    /// Optimizer.
+    pub optimizer: AdamW,
+    /// Gradients longer than this are shortened to it; 0: never.
+    pub max_grad_norm: f64,
+    /// Steps between lines of `metrics.jsonl` (the first and the last step are always logged).
+    pub logging_steps: usize,
+    /// When to evaluate.
+    pub eval: Every,
+    /// When to write a checkpoint.
+    pub save: Every,
+    /// Checkpoints kept; older ones are removed.
+    pub save_total_limit: Option<usize>,
+    /// Seed of the order of rows.
+    pub seed: u64,
+    /// Checkpoint to go on from.
+    pub resume_from_checkpoint: Option<Resume>,
+    /// Whether TensorBoard event files are written (`output_dir/runs`).
+    pub tensorboard: bool,
+    /// Number format of the saved model (checkpoints are always exact).
+    pub save_dtype: SaveDtype,
+}
