@@ -1,7 +1,7 @@
 //! A small preference world with a known truth, for `seakeep quickstart` and for tests.
 //!
 //! A *prompt* says who asks, in which state, about what: `a worried child asks about fever ?`. A
-//! *completion* is 4 to 24 words from a grammar of optional courtesies around an answer: `be careful :
+//! *completion* is 3 to 23 words from a grammar of optional courtesies around an answer: `be careful :
 //! you can try rest and ask a doctor .`. Each completion has a warmth, a brevity, a formality and a
 //! caution, read off its words; two populations of annotators weigh them differently; pairs are
 //! labelled by Bradley-Terry from a mixture of the two. Everything is a function of one seed.
