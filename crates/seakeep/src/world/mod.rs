@@ -58,7 +58,7 @@ use draw::{stream, uniform, weighted};
 pub use lexicon::{BOS, EOS, PAD, UNK};
 use lexicon::{Field, Mood};
 pub use pairs::{WorldPair, WorldText};
-pub use reward::{Attributes, Mixture, Population, Weights};
+pub use reward::{Attributes, BRIEF_WORDS, FAULT_COST, LONG_WORDS, Mixture, OFF_TOPIC, Population, Weights};
 use reward::{Situation, attributes};
 
 /// The nominal share of population 1 in the training labels (arXiv 2502.01930).
@@ -136,6 +136,7 @@ enum Stream {
     Texts,
     PairTexts,
     PairLabels,
+    Caller,
 }
 
 impl World {
@@ -318,6 +319,12 @@ impl World {
             sums.iter_mut().zip(best).for_each(|(sum, best)| *sum += best / prompts.len() as f64);
         }
         sums
+    }
+
+    /// A generator for a caller's own draws ([`World::sample_prompt`], [`World::label`], [`World::judge`]),
+    /// independent of those behind [`World::pairs`] and [`World::sft_texts`].
+    pub fn rng(&self, seed: u64) -> ChaCha8Rng {
+        self.stream(seed, Stream::Caller)
     }
 
     /// The generator of a stream for a caller's seed; worlds of different seeds give different ones.

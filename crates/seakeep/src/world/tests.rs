@@ -87,7 +87,7 @@ fn human_texts_are_good_and_middling_for_both() {
 fn rewards_are_defined_for_any_ids() {
     let world = world(0);
     let prompt = world.prompts(Split::Train)[0];
-    let mut rng = stream(9, 9);
+    let mut rng = world.rng(9);
     for length in 0..60 {
         let ids: Vec<u32> = (0..length).map(|_| draw::below(200, &mut rng) as u32).collect();
         let (r1, r2) = world.rewards(prompt, &ids);
@@ -102,7 +102,7 @@ fn rewards_are_defined_for_any_ids() {
 #[test]
 fn labels_follow_bradley_terry() {
     let world = world(0);
-    let mut rng = stream(1, 1);
+    let mut rng = world.rng(1);
     let prompt = world.prompts(Split::Train)[5];
     let best = world.best_completion(Mixture::Convex, 0.1, prompt).0;
     let other = world.sample_completion(prompt, &mut rng);
