@@ -124,6 +124,9 @@ fn labels_agree_with_the_better_completion_in_seven_of_ten() {
     let expected = pairs.iter().map(|p| p.probability.max(1.0 - p.probability)).sum::<f64>() / 5000.0;
     assert!((agreeing - expected).abs() < 0.02, "{agreeing} against {expected}");
     assert!((0.67..0.75).contains(&expected), "{expected}");
+    let alike = |p: f64| p * p + (1.0 - p) * (1.0 - p);
+    let agreement = pairs.iter().map(|pair| alike(pair.probability)).sum::<f64>() / 5000.0;
+    assert!((0.57..0.67).contains(&agreement), "two annotators agree in {agreement}");
 }
 
 #[test]
