@@ -25,7 +25,7 @@
 //!   the sigmoid. Two completions then differ by about 0.15, labels are nearly coin flips, and the few
 //!   thousand pairs of a small run carry next to nothing. The scale is set so that a label agrees with
 //!   the better completion in about seven of ten pairs. Two annotators then agree in about six of ten,
-//!   near what is reported for helpfulness data (about 63% in arXiv 2204.05862, 73% in 2203.02155). It
+//!   a little below the two in three or so of human helpfulness data (arXiv 2204.05862, 2203.02155). It
 //!   was chosen before any policy was trained, from that rate alone.
 //! - *Human texts* fill the slots independently, with frequencies drawn from the seed, answers always to
 //!   the topic. Supervised tuning on them gives a reference policy of middling reward for both
