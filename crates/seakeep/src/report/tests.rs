@@ -153,6 +153,7 @@ fn the_page_is_whole_and_stands_alone() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), all, "ids are unique");
+    // SEAKEEP_REPORT_OUT=/tmp/report.html cargo test -p seakeep --lib report: to look at it in a browser.
     if let Some(path) = std::env::var_os("SEAKEEP_REPORT_OUT") {
         std::fs::write(path, html).unwrap();
     }
@@ -208,5 +209,5 @@ fn the_terminal_table_is_aligned() {
     assert!(lines[1..=7].iter().all(|line| line.chars().count() == width), "{text}");
     assert!(lines[2].trim_start().starts_with("reference"));
     assert!(width <= 140, "{width} columns");
-    assert!(text.contains(" ± "));
+    assert!(text.contains(" ± "), "{text}");
 }

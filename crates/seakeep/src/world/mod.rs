@@ -1,7 +1,7 @@
 //! A small preference world with a known truth, for `seakeep quickstart` and for tests.
 //!
 //! A *prompt* says who asks, in which state, about what: `a worried child asks about fever ?`. A
-//! *completion* is 4 to 24 words from a grammar of optional courtesies around an answer: `be careful :
+//! *completion* is 3 to 23 words from a grammar of optional courtesies around an answer: `be careful :
 //! you can try rest and ask a doctor .`. Each completion has a warmth, a brevity, a formality and a
 //! caution, read off its words; two populations of annotators weigh them differently; pairs are
 //! labelled by Bradley-Terry from a mixture of the two. Everything is a function of one seed.
@@ -24,8 +24,9 @@
 //! - *The scale of Bradley-Terry* ([`REWARD_SCALE`]). The papers put rewards in [0, 1] straight into
 //!   the sigmoid. Two completions then differ by about 0.15, labels are nearly coin flips, and the few
 //!   thousand pairs of a small run carry next to nothing. The scale is set so that a label agrees with
-//!   the better completion in about seven of ten pairs, as human annotators agree with each other on
-//!   helpfulness data. It was chosen before any policy was trained, from that rate alone.
+//!   the better completion in about seven of ten pairs. Two annotators then agree in about six of ten,
+//!   a little below the two in three or so of human helpfulness data (arXiv 2204.05862, 2203.02155). It
+//!   was chosen before any policy was trained, from that rate alone.
 //! - *Human texts* fill the slots independently, with frequencies drawn from the seed, answers always to
 //!   the topic. Supervised tuning on them gives a reference policy of middling reward for both
 //!   populations: neither is favoured at the start.
@@ -58,7 +59,7 @@ use draw::{stream, uniform, weighted};
 pub use lexicon::{BOS, EOS, PAD, UNK};
 use lexicon::{Field, Mood};
 pub use pairs::{WorldPair, WorldText};
-pub use reward::{Attributes, Mixture, Population, Weights};
+pub use reward::{Attributes, BRIEF_WORDS, FAULT_COST, LONG_WORDS, Mixture, OFF_TOPIC, Population, Weights};
 use reward::{Situation, attributes};
 
 /// The nominal share of population 1 in the training labels (arXiv 2502.01930).
@@ -136,6 +137,7 @@ enum Stream {
     Texts,
     PairTexts,
     PairLabels,
+    Caller,
 }
 
 impl World {
@@ -318,6 +320,12 @@ impl World {
             sums.iter_mut().zip(best).for_each(|(sum, best)| *sum += best / prompts.len() as f64);
         }
         sums
+    }
+
+    /// A generator for a caller's own draws ([`World::sample_prompt`], [`World::label`], [`World::judge`]),
+    /// independent of those behind [`World::pairs`] and [`World::sft_texts`].
+    pub fn rng(&self, seed: u64) -> ChaCha8Rng {
+        self.stream(seed, Stream::Caller)
     }
 
     /// The generator of a stream for a caller's seed; worlds of different seeds give different ones.

@@ -87,7 +87,7 @@ fn human_texts_are_good_and_middling_for_both() {
 fn rewards_are_defined_for_any_ids() {
     let world = world(0);
     let prompt = world.prompts(Split::Train)[0];
-    let mut rng = stream(9, 9);
+    let mut rng = world.rng(9);
     for length in 0..60 {
         let ids: Vec<u32> = (0..length).map(|_| draw::below(200, &mut rng) as u32).collect();
         let (r1, r2) = world.rewards(prompt, &ids);
@@ -102,7 +102,7 @@ fn rewards_are_defined_for_any_ids() {
 #[test]
 fn labels_follow_bradley_terry() {
     let world = world(0);
-    let mut rng = stream(1, 1);
+    let mut rng = world.rng(1);
     let prompt = world.prompts(Split::Train)[5];
     let best = world.best_completion(Mixture::Convex, 0.1, prompt).0;
     let other = world.sample_completion(prompt, &mut rng);
@@ -124,6 +124,9 @@ fn labels_agree_with_the_better_completion_in_seven_of_ten() {
     let expected = pairs.iter().map(|p| p.probability.max(1.0 - p.probability)).sum::<f64>() / 5000.0;
     assert!((agreeing - expected).abs() < 0.02, "{agreeing} against {expected}");
     assert!((0.67..0.75).contains(&expected), "{expected}");
+    let alike = |p: f64| p * p + (1.0 - p) * (1.0 - p);
+    let agreement = pairs.iter().map(|pair| alike(pair.probability)).sum::<f64>() / 5000.0;
+    assert!((0.57..0.67).contains(&agreement), "two annotators agree in {agreement}");
 }
 
 #[test]
