@@ -57,14 +57,22 @@ impl Batch {
                 self.layout.groups.push(first..self.layout.segments.len());
             }
             Sharing::Separate => {
-                for branch in branches {
-                    let first = self.layout.segments.len();
-                    let rows = self.segment(&[prompt, branch].concat(), 0..0);
-                    let start = rows.start + prompt.len();
-                    self.predict(branch, (rows.start..start).last(), start);
-                    self.layout.groups.push(first..first + 1);
-                }
+                let texts: Vec<(&[u32], &[u32])> = branches.iter().map(|&b| (prompt, b)).collect();
+                return self.push_texts(&texts);
             }
+        }
+        self.pairs += 1;
+    }
+
+    /// Adds the branches of one pair as texts of their own, each `(prompt, completion)`: for branches that
+    /// truncation left with different prompts.
+    pub fn push_texts(&mut self, texts: &[(&[u32], &[u32])]) {
+        for (prompt, completion) in texts {
+            let first = self.layout.segments.len();
+            let rows = self.segment(&[*prompt, *completion].concat(), 0..0);
+            let start = rows.start + prompt.len();
+            self.predict(completion, (rows.start..start).last(), start);
+            self.layout.groups.push(first..first + 1);
         }
         self.pairs += 1;
     }
@@ -98,6 +106,15 @@ impl Batch {
     /// The rows of the predictions, `[N]`.
     pub fn predicting_rows(&self) -> Vec<u32> {
         self.predictions.iter().map(|p| p.row).collect()
+    }
+
+    /// Sums of one number for each prediction over the predictions of each branch, in f64.
+    pub fn branch_sums(&self, values: impl Iterator<Item = f32>) -> Vec<f64> {
+        let mut sums = vec![0.0; self.branches];
+        for (prediction, value) in self.predictions.iter().zip(values) {
+            sums[prediction.branch as usize] += value as f64;
+        }
+        sums
     }
 
     /// The targets of the predictions, `[N]`.

@@ -21,6 +21,7 @@ pub mod objective;
 pub mod optim;
 pub mod progress;
 pub mod report;
+pub mod scoring;
 pub mod train;
 pub mod world;
 

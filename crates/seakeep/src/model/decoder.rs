@@ -39,7 +39,7 @@ pub struct Activations {
 impl Activations {
     /// Log-probability of every branch, nats, summed over its predicted tokens in f64.
     pub fn branch_logps(&self, batch: &Batch) -> Vec<f64> {
-        per_branch(batch, self.predicted.iter().map(|p| p.logp))
+        batch.branch_sums(self.predicted.iter().map(|p| p.logp))
     }
 }
 
@@ -50,14 +50,6 @@ pub struct Tangents {
     hidden: Vec<f32>,
     /// Tangent of every branch's log-probability.
     pub branch_logps: Vec<f64>,
-}
-
-fn per_branch(batch: &Batch, values: impl Iterator<Item = f32>) -> Vec<f64> {
-    let mut sums = vec![0.0; batch.branches];
-    for (prediction, value) in batch.predictions.iter().zip(values) {
-        sums[prediction.branch as usize] += value as f64;
-    }
-    sums
 }
 
 /// One seed for each prediction from one for each branch: a branch's log-probability is a plain sum.
@@ -161,11 +153,6 @@ impl Model {
         self.predict(batch, &x).1
     }
 
-    /// Log-probability of every branch, nates summed over predicted tokens.
-    pub fn branch_logps(&self, batch: &Batch) -> Vec<f64> {
-        per_branch(batch, self.predictions(batch).iter().map(|p| p.logp))
-    }
-
     fn predict(&self, batch: &Batch, last: &[f32]) -> (Vec<f32>, Vec<Predicted>) {
         let rows = self.predicting(batch, last);
         let hidden = self.params.final_norm.forward(&self.weights, &rows);
@@ -222,7 +209,7 @@ impl Model {
         let head = &self.weights[self.params.head];
         let t_logps =
             projection::tangent(&a.hidden, &hidden, head, &batch.targets(), &a.predicted, self.config.hidden);
-        Tangents { layers, last: t_x, hidden, branch_logps: per_branch(batch, t_logps.into_iter()) }
+        Tangents { layers, last: t_x, hidden, branch_logps: batch.branch_sums(t_logps.into_iter()) }
     }
 
     /// The tangent of [`backward`](Self::backward): with `d_logps` and their own tangents `td_logps`, adds the

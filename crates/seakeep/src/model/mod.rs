@@ -14,6 +14,7 @@ pub mod blocks;
 mod config;
 mod decoder;
 pub mod families;
+mod files;
 pub mod layer;
 mod tensors;
 

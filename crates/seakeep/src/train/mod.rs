@@ -1,5 +1,6 @@
 //! Training.
 
 mod options;
+pub mod step;
 
 pub use options::{Every, Resume, TrainOptions};

@@ -1,0 +1,103 @@
+//! Models from and to files, and at random.
+
+use std::path::Path;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+
+use super::tensors::FileTensor;
+use super::{Model, ModelConfig, families};
+use crate::formats::{ModelSource, SaveDtype, Weights, write_atomic, write_safetensors};
+use crate::{Error, Result};
+
+/// Standard deviation of random weights where `config.json` has no `initializer_range`.
+const INITIALIZER_RANGE: f64 = 0.02;
+
+/// The name under which `weights` hold `file`: its own, or that of a checkpoint of the bare decoder.
+fn find<'a>(weights: &Weights, config: &ModelConfig, file: &'a FileTensor) -> Result<&'a str> {
+    let name = file.name.as_str();
+    if weights.shape(name).is_some() {
+        return Ok(name);
+    }
+    let bare = name.strip_prefix(families::base_prefix(config.family));
+    match bare {
+        Some(bare) if weights.shape(bare).is_some() => Ok(bare),
+        _ => Err(Error::format(
+            weights.path(),
+            format!("tensor `{name}` is missing, which the architecture in config.json needs"),
+        )),
+    }
+}
+
+impl Model {
+    /// Reads a model's weights, converted to f32.
+    ///
+    /// # Errors
+    /// An unsupported configuration; a tensor that is missing, has another shape, or is not finite.
+    pub fn load(source: &ModelSource) -> Result<Model> {
+        let mut model = Model::zeros(ModelConfig::from_json(&source.config)?);
+        for file in &model.map.files {
+            let name = find(&source.weights, &model.config, file)?;
+            let shape = source.weights.shape(name).unwrap_or_default();
+            if shape != file.shape {
+                return Err(Error::format(
+                    source.weights.path_of(name).unwrap_or(&source.path),
+                    format!("tensor `{name}` has shape {shape:?}; config.json asks for {:?}", file.shape),
+                ));
+            }
+            let data = source.weights.read_f32(name)?;
+            model.map.import(file, &data, &mut model.weights);
+        }
+        Ok(model)
+    }
+
+    /// A randomly initialised model: weights normal with `initializer_range`, gains 1, biases 0, as
+    /// transformers does it (the same distribution, not the same numbers). The same seed gives the same model.
+    ///
+    /// # Errors
+    /// An unsupported configuration.
+    pub fn random(config: &Value, seed: u64) -> Result<Model> {
+        let std = config.get("initializer_range").and_then(Value::as_f64).unwrap_or(INITIALIZER_RANGE);
+        let mut model = Model::zeros(ModelConfig::from_json(config)?);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for (tensor, spec) in model.weights.iter_mut().zip(&model.map.params) {
+            if spec.cols > 1 {
+                tensor.iter_mut().for_each(|w| *w = (std * normal(&mut rng)) as f32);
+            } else if spec.name.ends_with(".weight") {
+                tensor.fill(1.0);
+            }
+        }
+        Ok(model)
+    }
+
+    /// Writes `config.json` and `model.safetensors` into `directory` (which must exist), each atomically, as
+    /// transformers reads them.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for weights that are not finite; [`Error::Io`].
+    pub fn save(&self, directory: &Path, config: &Value, dtype: SaveDtype) -> Result<()> {
+        let data: Vec<Vec<f32>> = self.map.files.iter().map(|f| self.map.export(f, &self.weights)).collect();
+        let tensors: Vec<(&str, &[usize], &[f32])> = self
+            .map
+            .files
+            .iter()
+            .zip(&data)
+            .map(|(f, d)| (f.name.as_str(), f.shape.as_slice(), d.as_slice()))
+            .collect();
+        write_safetensors(directory.join("model.safetensors"), &tensors, dtype)?;
+        let mut config = config.clone();
+        if let Some(config) = config.as_object_mut() {
+            config.remove("torch_dtype");
+            config.insert("dtype".into(), dtype.torch_name().into());
+        }
+        let text = serde_json::to_string_pretty(&config).expect("JSON values serialise");
+        write_atomic(directory.join("config.json"), text.as_bytes())
+    }
+}
+
+/// A standard normal number (Box and Muller).
+fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    let (u, v): (f64, f64) = (rng.random(), rng.random());
+    (-2.0 * (1.0 - u).ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
+}
