@@ -47,7 +47,11 @@ pub fn keyed(command: Command, names: &[&str]) -> Command {
 pub fn all_keyed(command: Command) -> Command {
     let names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
     let foreign = FOREIGN.iter().map(|key| {
-        spelled(key.name).hide(true).num_args(0..=1).default_missing_value("true").allow_negative_numbers(true)
+        spelled(key.name)
+            .hide(true)
+            .num_args(0..=1)
+            .default_missing_value("true")
+            .allow_negative_numbers(true)
     });
     keyed(command, &names).args(foreign)
 }

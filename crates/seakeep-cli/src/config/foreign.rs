@@ -37,7 +37,8 @@ const ONE_PROCESS: &str = "training runs in one process";
 const DETERMINISTIC: &str = "the same seed, machine and threads always give the same bits";
 const ALWAYS_LOGGED: &str = "is always in metrics.jsonl";
 const LOSSES: &str = "the pair loss is loss_type sigmoid";
-const REFERENCE: &str = "the reference stays as it is; its log-probabilities are computed once, before training";
+const REFERENCE: &str =
+    "the reference stays as it is; its log-probabilities are computed once, before training";
 const OWN_MEMORY: &str = "changes memory, never results, and memory is managed by Seakeep itself";
 
 /// Every such key.

@@ -15,8 +15,6 @@ pub enum Range {
     BelowOne,
     /// From 0 to below one half.
     BelowHalf,
-    /// Above 0, at most 1.
-    PositiveShare,
 }
 
 impl Range {
@@ -27,7 +25,6 @@ impl Range {
             Range::Share => (0.0..=1.0).contains(&x),
             Range::BelowOne => (0.0..1.0).contains(&x),
             Range::BelowHalf => (0.0..0.5).contains(&x),
-            Range::PositiveShare => x > 0.0 && x <= 1.0,
         }
     }
 
@@ -38,7 +35,6 @@ impl Range {
             Range::Share => "a number from 0 to 1",
             Range::BelowOne => "a number from 0 to below 1",
             Range::BelowHalf => "a number from 0 to below 0.5",
-            Range::PositiveShare => "a number above 0 and at most 1",
         }
     }
 }

@@ -57,7 +57,8 @@ fn defaults_are_those_of_trl_and_hugging_face() {
 
 #[test]
 fn flags_override_the_file_and_the_file_the_defaults() {
-    let (_keep, path) = file("run.toml", "beta = 0.3\nseed = 7\nshuffle_dataset = false\nbf16 = false\nmax_length = 0\n");
+    let (_keep, path) =
+        file("run.toml", "beta = 0.3\nseed = 7\nshuffle_dataset = false\nbf16 = false\nmax_length = 0\n");
     let o = planned(&format!("--config {} --beta 0.2 --max-steps 5", path.display()));
     assert_eq!((o.objective.pair.beta, o.seed, o.shuffle_dataset), (0.2, 7, false));
     assert_eq!((o.max_steps, o.tokenize.max_length), (Some(5), None));
@@ -65,7 +66,8 @@ fn flags_override_the_file_and_the_file_the_defaults() {
 
 #[test]
 fn yaml_and_json_say_the_same() {
-    let yaml = "learning_rate: 5.0e-7\nreport_to: [none]\neval_steps:\nsave_strategy: no\nloss_type: [sigmoid]\n";
+    let yaml =
+        "learning_rate: 5.0e-7\nreport_to: [none]\neval_steps:\nsave_strategy: no\nloss_type: [sigmoid]\n";
     let json = r#"{"learning_rate": 5e-7, "report_to": "none", "save_strategy": "no"}"#;
     for (name, text) in [("a.yaml", yaml), ("a.json", json)] {
         let (_keep, path) = file(name, text);
@@ -88,7 +90,11 @@ fn a_file_is_refused_with_file_key_and_what_was_expected() {
         ("a.toml", "beta 0.1", "line 1"),
         ("a.yaml", "beta: 0.1\nbeta: 0.2", "duplicate"),
         ("a.yaml", "- beta", "expected keys and values"),
-        ("a.toml", "use_peft = true", "`use_peft` is true: Seakeep does not do that (yet): every parameter is trained"),
+        (
+            "a.toml",
+            "use_peft = true",
+            "`use_peft` is true: Seakeep does not do that (yet): every parameter is trained",
+        ),
         ("a.txt", "beta = 0.1", "expected .toml, .yaml"),
     ] {
         let (_keep, path) = file(name, text);
@@ -180,7 +186,9 @@ fn schedules_warm_up_and_intervals() {
     assert_eq!(planned("--warmup_steps 12").warmup, Warmup::Steps(12));
     let o = planned("--lr_scheduler_type constant_with_warmup --warmup_steps 1");
     assert_eq!((o.schedule, o.warmup), (Schedule::Constant, Warmup::Steps(1)));
-    let o = planned("--eval_strategy steps --dataset_test_split train[:9] --save_strategy epoch --save_total_limit 2");
+    let o = planned(
+        "--eval_strategy steps --dataset_test_split train[:9] --save_strategy epoch --save_total_limit 2",
+    );
     assert_eq!((o.eval, o.save, o.save_total_limit), (Every::Steps(10), Every::Epoch, Some(2)));
     let o = planned("--evaluation_strategy steps --eval_steps 3 --eval_dataset_name e.jsonl");
     assert_eq!(o.eval, Every::Steps(3));

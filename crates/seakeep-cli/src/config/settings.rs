@@ -173,7 +173,11 @@ fn read_file(path: &Path) -> Result<Map<String, Value>> {
             .and_then(serde_yaml_ng::from_value)
             .map_err(|e| broken(&e))?,
         Some("json") => serde_json::from_str(&text).map_err(|e| broken(&e))?,
-        _ => return Err(broken(&"not a configuration file by its name; expected .toml, .yaml, .yml or .json")),
+        _ => {
+            return Err(broken(
+                &"not a configuration file by its name; expected .toml, .yaml, .yml or .json",
+            ));
+        }
     };
     match values {
         Value::Object(map) => Ok(map),
