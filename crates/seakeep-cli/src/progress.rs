@@ -26,9 +26,8 @@ struct Bars {
 
 impl Progress for Bars {
     fn start(&mut self, what: &str, total: u64) {
-        let style = ProgressStyle::with_template(
-            "{prefix} {wide_bar:.cyan/dim} {pos}/{len} {elapsed}<{eta} {msg}",
-        );
+        let style =
+            ProgressStyle::with_template("{prefix} {wide_bar:.cyan/dim} {pos}/{len} {elapsed}<{eta} {msg}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = self.all.add(ProgressBar::new(total)).with_prefix(what.to_string()).with_style(style);
         bar.enable_steady_tick(Duration::from_millis(500));

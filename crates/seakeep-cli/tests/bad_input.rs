@@ -29,15 +29,32 @@ fn bad_rows_are_named_by_file_row_and_key() {
     for (name, row, wanted) in [
         ("malformed.jsonl", r#"{"prompt": "how", "chosen": "#, "not JSON"),
         ("half.jsonl", r#"{"prompt": "how", "chosen": " fine"}"#, "key `rejected`: missing"),
-        ("empty.jsonl", r#"{"prompt": "how", "chosen": "", "rejected": " bad"}"#, "key `chosen`: an empty completion"),
+        (
+            "empty.jsonl",
+            r#"{"prompt": "how", "chosen": "", "rejected": " bad"}"#,
+            "key `chosen`: an empty completion",
+        ),
         ("number.jsonl", r#"{"prompt": "how", "chosen": 3, "rejected": " bad"}"#, "key `chosen`: a number"),
-        ("joined.jsonl", r#"{"prompt": "how", "chosen": "fine", "rejected": " bad"}"#, "not a prefix of prompt + `chosen`"),
+        (
+            "joined.jsonl",
+            r#"{"prompt": "how", "chosen": "fine", "rejected": " bad"}"#,
+            "not a prefix of prompt + `chosen`",
+        ),
     ] {
         place.write(name, &format!("{good}\n{good}\n{row}\n{good}\n"));
         for command in [
             train(&["--dataset_name", name]),
             vec!["logps", "--model_name_or_path", "model", "--dataset_name", name, "--output", "out"],
-            vec!["eval", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", name, "--output", "out"],
+            vec![
+                "eval",
+                "--model_name_or_path",
+                "model",
+                "--dataset_name",
+                "pairs.jsonl",
+                name,
+                "--output",
+                "out",
+            ],
             vec!["inspect", "data", "--model_name_or_path", "model", "--dataset_name", name],
         ] {
             place.fail(&command, 1, &[&format!("{name}, row 3"), wanted]);
@@ -51,7 +68,15 @@ fn a_wholly_truncated_completion_stops_unless_it_may_be_dropped() {
     let short = ["--max_length", "4"];
     place.fail(&train(&short), 1, &["pairs.jsonl, row 2, key `prompt`: 4 tokens, and `max_length` is 4"]);
     place.fail(&train(&["--max_length", "2", "--dataset_name", "long.jsonl"]), 1, &["long.jsonl"]);
-    let logps = ["logps", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", "--truncated_completion", "drop"];
+    let logps = [
+        "logps",
+        "--model_name_or_path",
+        "model",
+        "--dataset_name",
+        "pairs.jsonl",
+        "--truncated_completion",
+        "drop",
+    ];
     let run = place.succeed(&[&logps[..], &short].concat());
     assert_eq!(run.stdout.lines().count(), 5);
     assert!(run.stderr.contains("1 of 6 rows left out"), "{}", run.stderr);
@@ -61,13 +86,25 @@ fn a_wholly_truncated_completion_stops_unless_it_may_be_dropped() {
 fn a_configuration_file_is_checked() {
     let place = Place::new();
     place.write("typo.toml", "learning_rat = 1e-5\n");
-    place.fail(&train(&["--config", "typo.toml"]), 2, &["typo.toml: `learning_rat`", "did you mean `learning_rate`?"]);
+    place.fail(
+        &train(&["--config", "typo.toml"]),
+        2,
+        &["typo.toml: `learning_rat`", "did you mean `learning_rate`?"],
+    );
     place.write("type.yaml", "beta: high\n");
-    place.fail(&train(&["--config", "type.yaml"]), 2, &["type.yaml: `beta` is \"high\"; expected a number above 0"]);
+    place.fail(
+        &train(&["--config", "type.yaml"]),
+        2,
+        &["type.yaml: `beta` is \"high\"; expected a number above 0"],
+    );
     place.write("broken.toml", "beta = \n");
     place.fail(&train(&["--config", "broken.toml"]), 2, &["broken.toml", "line 1"]);
     place.write("peft.toml", "use_peft = true\n");
-    place.fail(&train(&["--config", "peft.toml"]), 2, &["peft.toml: `use_peft` is true", "adapters are to come"]);
+    place.fail(
+        &train(&["--config", "peft.toml"]),
+        2,
+        &["peft.toml: `use_peft` is true", "adapters are to come"],
+    );
 }
 
 #[test]
@@ -93,7 +130,8 @@ fn a_place_that_cannot_be_written_is_refused() {
         place.fail(&[&scored[..], &["file/a.jsonl"]].concat(), 1, &["file: not a directory"]);
         place.fail(&[&scored[..], &["model"]].concat(), 2, &["--output model is a directory"]);
     }
-    let run = place.fail(&["init", "--config_json", "config.json", "--output_dir", "model"], 2, &["not empty"]);
+    let run =
+        place.fail(&["init", "--config_json", "config.json", "--output_dir", "model"], 2, &["not empty"]);
     assert!(run.stdout.is_empty());
 }
 
@@ -132,7 +170,8 @@ fn broken_models_are_refused() {
         ("cut.gguf", "cut.gguf"),
     ] {
         place.fail(&train(&["--model_name_or_path", model]), 1, &[said]);
-        let logps = ["logps", "--model_name_or_path", model, "--dataset_name", "pairs.jsonl", "--output", "out"];
+        let logps =
+            ["logps", "--model_name_or_path", model, "--dataset_name", "pairs.jsonl", "--output", "out"];
         place.fail(&logps, 1, &[said]);
     }
 }
@@ -141,7 +180,10 @@ fn broken_models_are_refused() {
 fn a_template_that_never_ends_is_stopped() {
     let place = Place::new();
     place.copy_model("endless");
-    place.write("endless/chat_template.jinja", "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}");
+    place.write(
+        "endless/chat_template.jinja",
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    );
     let turn = |role: &str, text: &str| json!([{ "role": role, "content": text }]);
     let row = json!({ "prompt": turn("user", "how"), "chosen": turn("assistant", "fine"), "rejected": turn("assistant", "bad") });
     place.write("chat.jsonl", &row.to_string());

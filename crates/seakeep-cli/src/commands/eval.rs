@@ -23,7 +23,9 @@ pub fn command() -> Command {
     let keys = [&models, args::DATA_KEYS, args::OBJECTIVE_KEYS, RUN_KEYS].concat();
     args::keyed(command, &keys)
         .mut_arg("dataset_name", |arg| arg.num_args(1..).action(ArgAction::Append))
-        .arg(logps::output_flag("JSON: for each data set its rows and its metrics, named eval_*. Default: standard output"))
+        .arg(logps::output_flag(
+            "JSON: for each data set its rows and its metrics, named eval_*. Default: standard output",
+        ))
 }
 
 /// Measures and writes.
@@ -63,18 +65,23 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
             score_all(&reference, "reference")?
         }
         None => {
-            progress.note("no --ref_model_name_or_path: the policy is its own reference, so every reward is 0");
+            progress
+                .note("no --ref_model_name_or_path: the policy is its own reference, so every reward is 0");
             policy.clone()
         }
     };
     let results: Vec<Value> = (0..specs.len())
         .map(|i| {
-            let metrics = seakeep::eval::evaluate(&policy[i], &reference[i], &objective);
+            let n = sets[i].len();
+            let evaluation = objective.evaluate(&policy[i], &reference[i], n);
             let mut result = Map::from_iter([
                 ("dataset_name".to_string(), json!(specs[i])),
-                ("rows".to_string(), json!(sets[i].len())),
+                ("rows".to_string(), json!(n)),
+                ("eval_loss".to_string(), json!(evaluation.loss)),
             ]);
-            result.extend(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), json!(value))));
+            result.extend(
+                evaluation.metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), json!(value))),
+            );
             Value::Object(result)
         })
         .collect();

@@ -11,7 +11,11 @@ use crate::output;
 /// A metric: name, unit, meaning. In training each is of one optimizer step's pairs; with `eval_` in front, of all
 /// held-out pairs.
 pub const METRICS: &[(&str, &str, &str)] = &[
-    ("loss", "nats", "What is minimised, penalty included. ln 2 = 0.6931 (DPO) where policy and reference are equal."),
+    (
+        "loss",
+        "nats",
+        "What is minimised, penalty included. ln 2 = 0.6931 (DPO) where policy and reference are equal.",
+    ),
     (
         "rewards/chosen",
         "nats x beta",
@@ -19,7 +23,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
          likely while the margin grows.",
     ),
     ("rewards/rejected", "nats x beta", "The same of the rejected completions."),
-    ("rewards/accuracies", "share", "Pairs whose chosen reward is above the rejected one. Pair by pair, not of means."),
+    (
+        "rewards/accuracies",
+        "share",
+        "Pairs whose chosen reward is above the rejected one. Pair by pair, not of means.",
+    ),
     ("rewards/margins", "nats x beta", "Mean of chosen reward - rejected reward."),
     ("logps/chosen", "nats", "Mean log-probability of the chosen completions, each summed over its tokens."),
     ("logps/rejected", "nats", "The same of the rejected completions."),
@@ -35,13 +43,21 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ),
     ("kldpo/weight_max", "share", "The largest weight of a pair."),
     ("kldpo/dual", "nats", "The worst-case loss over the ball, where kldpo_rho is given."),
-    ("wdpo/penalty", "nats", "WDPO's part of the loss: rho times the root mean squared gradient (official: no root)."),
+    (
+        "wdpo/penalty",
+        "nats",
+        "WDPO's part of the loss: rho times the root mean squared gradient (official: no root).",
+    ),
     (
         "wdpo/input_gradient_norm",
         "nats per unit of embedding",
         "Root mean square over pairs of the loss's gradient in the input embeddings.",
     ),
-    ("grad_norm", "nats per unit of weight", "Length of the gradient over all parameters, before it is clipped."),
+    (
+        "grad_norm",
+        "nats per unit of weight",
+        "Length of the gradient over all parameters, before it is clipped.",
+    ),
     ("learning_rate", "", "The rate of this step."),
     ("epoch", "passes", "Passes over the training rows so far."),
     ("num_tokens", "tokens", "Tokens computed with so far, a prompt shared by two completions counted once."),
@@ -53,7 +69,11 @@ pub fn command() -> Command {
     Command::new("help")
         .about("Explain a command or a topic: metrics, keys")
         .after_help("Example:\n  seakeep help metrics\n  seakeep help inspect data")
-        .arg(Arg::new("topic").num_args(0..).help("A command (`train`, `inspect data`, ...), `metrics` or `keys`"))
+        .arg(
+            Arg::new("topic")
+                .num_args(0..)
+                .help("A command (`train`, `inspect data`, ...), `metrics` or `keys`"),
+        )
 }
 
 /// Prints the help that was asked for.
@@ -96,7 +116,9 @@ fn metrics() -> String {
 }
 
 fn keys() -> String {
-    let mut text = "Keys of the file that --config names, each also a flag. `seakeep help train` groups them.\n\n".to_string();
+    let mut text =
+        "Keys of the file that --config names, each also a flag. `seakeep help train` groups them.\n\n"
+            .to_string();
     for key in KEYS {
         let default = key.default.map(|d| format!(" (default {d})")).unwrap_or_default();
         text += &format!("{} = {}{default}\n{}\n", key.name, key.kind.value_name(), wrapped(key.help));

@@ -17,7 +17,8 @@ pub fn command() -> Command {
         "Make a model with random weights from a config.json",
         "seakeep init --config_json config.json --tokenizer models/m --seed 1 --output_dir models/random",
     );
-    let path = |name: &'static str, help: &'static str| -> Arg { args::spelled(name).value_name("PATH").help(help) };
+    let path =
+        |name: &'static str, help: &'static str| -> Arg { args::spelled(name).value_name("PATH").help(help) };
     args::keyed(command, &["output_dir", "seed", "save_dtype"])
         .arg(path("config_json", "The architecture: a Hugging Face config.json").required(true))
         .arg(path("tokenizer", "A directory whose tokenizer is copied beside the model"))
@@ -31,7 +32,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let bytes = std::fs::read(&config_path).map_err(Error::io("read", &config_path))?;
     let config: Value =
         serde_json::from_slice(&bytes).map_err(|e| Error::format(&config_path, format!("not JSON: {e}")))?;
-    let tokenizer = args::texts(matches, "tokenizer").pop().map(|path| super::logps::tokenizer(&path)).transpose()?;
+    let tokenizer =
+        args::texts(matches, "tokenizer").pop().map(|path| super::logps::tokenizer(&path)).transpose()?;
     let model = Model::random(&config, settings.seed("seed"))?;
     if let Some(tokenizer) = &tokenizer {
         check_vocabulary(tokenizer, &model)?;

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{ArgMatches, Command};
 use rayon::prelude::*;
 use seakeep::data::{
     Branch, Pair, Quantiles, TokenizeOptions, TokenizeReport, TokenizedPair, read_pairs, tokenize_pairs,
@@ -67,8 +67,10 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 
 /// Takes out the rows that tokenising refuses, and says why.
 fn remove_unusable(pairs: &mut Vec<Pair>, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Vec<Error> {
-    let verdicts: Vec<Option<Error>> =
-        pairs.par_iter().map(|pair| tokenize_pairs(std::slice::from_ref(pair), tokenizer, options).err()).collect();
+    let verdicts: Vec<Option<Error>> = pairs
+        .par_iter()
+        .map(|pair| tokenize_pairs(std::slice::from_ref(pair), tokenizer, options).err())
+        .collect();
     let mut usable = verdicts.iter().map(Option::is_none);
     pairs.retain(|_| usable.next().unwrap_or(false));
     verdicts.into_iter().flatten().collect()
@@ -81,18 +83,44 @@ fn summary(spec: &str, report: &TokenizeReport, options: &TokenizeOptions) -> St
         ("data", spec.to_string()),
         ("rows usable", grouped(report.rows)),
         ("rows kept", grouped(report.kept)),
-        ("left out", format!("{} (prompt not a prefix), {} (prompt fills max_length)",
-            report.dropped_mismatch, report.dropped_truncated)),
+        (
+            "left out",
+            format!(
+                "{} (prompt not a prefix), {} (prompt fills max_length)",
+                report.dropped_mismatch, report.dropped_truncated
+            ),
+        ),
         ("max_length", limit),
-        ("truncated", format!("{} chosen, {} rejected; {} tokens lost",
-            report.truncated_chosen, report.truncated_rejected, grouped(report.truncated_tokens))),
-        ("boundary moved", format!("{} rows, {} tokens (tokens merge across the prompt's end)",
-            report.backed_off, report.backed_off_tokens)),
-        ("tokens kept", format!("{} ({} prompt, {} chosen, {} rejected)", grouped(tokens),
-            grouped(report.prompt_tokens), grouped(report.chosen_tokens), grouped(report.rejected_tokens))),
+        (
+            "truncated",
+            format!(
+                "{} chosen, {} rejected; {} tokens lost",
+                report.truncated_chosen,
+                report.truncated_rejected,
+                grouped(report.truncated_tokens)
+            ),
+        ),
+        (
+            "boundary moved",
+            format!(
+                "{} rows, {} tokens (tokens merge across the prompt's end)",
+                report.backed_off, report.backed_off_tokens
+            ),
+        ),
+        (
+            "tokens kept",
+            format!(
+                "{} ({} prompt, {} chosen, {} rejected)",
+                grouped(tokens),
+                grouped(report.prompt_tokens),
+                grouped(report.chosen_tokens),
+                grouped(report.rejected_tokens)
+            ),
+        ),
     ];
     let mut text: String = rows.iter().map(|(name, value)| format!("{name:<16} {value}\n")).collect();
-    text += &format!("\n{:<16} {:>7} {:>7} {:>7} {:>7}\n", "length, tokens", "median", "90%", "99%", "longest");
+    text +=
+        &format!("\n{:<16} {:>7} {:>7} {:>7} {:>7}\n", "length, tokens", "median", "90%", "99%", "longest");
     for (name, q) in [
         ("prompt", report.prompt_lengths),
         ("chosen", report.chosen_lengths),
@@ -107,7 +135,9 @@ fn summary(spec: &str, report: &TokenizeReport, options: &TokenizeOptions) -> St
 fn show_rows(pairs: &[Pair], tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<()> {
     let (tokenized, _) = tokenize_pairs(pairs, tokenizer, options)?;
     if tokenized.is_empty() {
-        return output::print("the row is left out under these settings (prompt_mismatch, truncated_completion)\n");
+        return output::print(
+            "the row is left out under these settings (prompt_mismatch, truncated_completion)\n",
+        );
     }
     let colour = std::io::stdout().is_terminal();
     let text: Result<Vec<String>> = tokenized.iter().map(|pair| show(pair, tokenizer, colour)).collect();
@@ -132,13 +162,19 @@ const PLAIN: &str = "\x1b[0m";
 fn show(pair: &TokenizedPair, tokenizer: &Tokenizer, colour: bool) -> Result<String> {
     let mut text = format!("{}, row {}\n", pair.file.display(), pair.row);
     if pair.backed_off > 0 {
-        text += &format!("the completions begin {} tokens before the prompt's end, where tokens merge\n", pair.backed_off);
+        text += &format!(
+            "the completions begin {} tokens before the prompt's end, where tokens merge\n",
+            pair.backed_off
+        );
     }
     text += &lines(PROMPT, 0, &pair.prompt, tokenizer, colour)?;
     for (role, branch) in [(CHOSEN, &pair.chosen), (REJECTED, &pair.rejected)] {
         let Branch { completion, prompt_skip, truncated } = branch;
         if *truncated > 0 {
-            text += &format!("{}: {truncated} tokens cut, {prompt_skip} of them from the prompt's beginning\n", role.name);
+            text += &format!(
+                "{}: {truncated} tokens cut, {prompt_skip} of them from the prompt's beginning\n",
+                role.name
+            );
         }
         text += &lines(role, pair.prompt.len() - prompt_skip, completion, tokenizer, colour)?;
     }
@@ -148,7 +184,8 @@ fn show(pair: &TokenizedPair, tokenizer: &Tokenizer, colour: bool) -> Result<Str
 fn lines(role: Role, first: usize, ids: &[u32], tokenizer: &Tokenizer, colour: bool) -> Result<String> {
     let mut text = String::new();
     for (position, &id) in (first..).zip(ids) {
-        let special = tokenizer.decode(&[id], true)?.is_empty() && !tokenizer.decode(&[id], false)?.is_empty();
+        let special =
+            tokenizer.decode(&[id], true)?.is_empty() && !tokenizer.decode(&[id], false)?.is_empty();
         let mut shown = tokenizer.decode(&[id], false)?;
         // Part of a character: the vocabulary's own spelling says more.
         if shown.is_empty() || shown.contains('\u{fffd}') {

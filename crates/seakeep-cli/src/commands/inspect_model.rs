@@ -19,7 +19,10 @@ pub fn command() -> Command {
         "seakeep inspect model --model_name_or_path models/smollm2-135m-instruct.gguf --tensors",
     );
     args::keyed(command, &["model_name_or_path"]).arg(
-        Arg::new("tensors").long("tensors").action(ArgAction::SetTrue).help("List every tensor with its shape and type"),
+        Arg::new("tensors")
+            .long("tensors")
+            .action(ArgAction::SetTrue)
+            .help("List every tensor with its shape and type"),
     )
 }
 
@@ -36,7 +39,13 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         ("parameters", grouped(map.count())),
         ("layers", config.layers.to_string()),
         ("hidden size", config.hidden.to_string()),
-        ("heads", format!("{} of {} channels, {} for keys and values", config.heads, config.head_dim, config.kv_heads)),
+        (
+            "heads",
+            format!(
+                "{} of {} channels, {} for keys and values",
+                config.heads, config.head_dim, config.kv_heads
+            ),
+        ),
         ("feed-forward size", config.intermediate.to_string()),
         ("longest text", format!("{} tokens", grouped(config.max_positions))),
         ("vocabulary", grouped(config.vocab_size)),

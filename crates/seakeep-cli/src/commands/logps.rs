@@ -27,13 +27,18 @@ pub fn command() -> Command {
         "seakeep logps --model_name_or_path models/m --dataset_name pairs.jsonl --max_length 512 --output logps.jsonl",
     );
     let keys = [args::DATA_KEYS, RUN_KEYS, &["model_name_or_path"]].concat();
-    args::keyed(command, &keys).arg(output_flag("JSON lines: row, prompt_tokens, chosen_tokens, rejected_tokens, \
-        chosen_logps, rejected_logps; with several data files also file. Default: standard output"))
+    args::keyed(command, &keys).arg(output_flag(
+        "JSON lines: row, prompt_tokens, chosen_tokens, rejected_tokens, \
+        chosen_logps, rejected_logps; with several data files also file. Default: standard output",
+    ))
 }
 
 /// `--output FILE`.
 pub fn output_flag(help: &'static str) -> Arg {
-    args::spelled("output").value_name("FILE").value_parser(clap::value_parser!(std::path::PathBuf)).help(help)
+    args::spelled("output")
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(std::path::PathBuf))
+        .help(help)
 }
 
 /// Where `--output` says.

@@ -20,6 +20,6 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let options = plan::plan(&settings)?;
     super::set_threads(&settings)?;
-    seakeep::train::run(&options, &mut *progress::on_stderr())?;
-    Ok(())
+    let _ = (options, progress::on_stderr());
+    todo!()
 }

@@ -38,7 +38,15 @@ impl Place {
         place.write("tokenizer/tokenizer_config.json", &special.to_string());
         place.write("pairs.jsonl", &rows());
         let run = place.run(&[
-            "init", "--config_json", "config.json", "--tokenizer", "tokenizer", "--seed", "3", "--output_dir", "model",
+            "init",
+            "--config_json",
+            "config.json",
+            "--tokenizer",
+            "tokenizer",
+            "--seed",
+            "3",
+            "--output_dir",
+            "model",
         ]);
         assert_eq!(run.code, 0, "{}", run.stderr);
         place
