@@ -7,6 +7,7 @@ through what llama.cpp's convert_hf_to_gguf.py does to names and layouts. Readin
 the state dict. Where transformers reads the architecture from GGUF too, its result is checked here.
 """
 
+import json
 import pathlib
 import sys
 
@@ -90,11 +91,15 @@ for arch, config in CONFIGS.items():
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([f"t{i}" for i in range(VOCAB)])
-    writer.add_token_types([1] * VOCAB)
-    writer.add_token_merges(["t 1"])
+    # transformers gives Qwen2 a class of its own, which wants this first token.
+    tokens = ["<|endoftext|>", "<b>", "<e>", "h", "e", "he", *"lowrdabcitnms.,Ġ"]
+    tokens += [f"unused{i}" for i in range(VOCAB - len(tokens))]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 3 + [1] * (VOCAB - 3))
+    writer.add_token_merges(["h e"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
 
     names = gguf.get_tensor_name_map(ARCHS[arch], LAYERS)
     for name, w in state.items():
@@ -123,3 +128,51 @@ for arch, config in CONFIGS.items():
             if name in loaded:
                 assert np.array_equal(loaded[name].numpy(), w), (arch, name)
     print(arch, path.stat().st_size)
+
+
+def llama3_divisors(factor, dim, base=500000.0, low=1.0, high=4.0, context=8192):  # LlamaModel.generate_extra_tensors
+    divisors = []
+    for frequency in 1.0 / (base ** (np.arange(0, dim, 2) / dim)):
+        wavelength = 2 * np.pi / frequency
+        if wavelength < context / high:
+            divisors.append(1)
+        elif wavelength > context / low:
+            divisors.append(factor)
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(divisors, dtype=np.float32)
+
+
+# A header with Llama 3's rope divisors (and one with others), and a SentencePiece vocabulary.
+pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+words = ["\u2581", "h", "e", "l", "o", "w", "r", "d", "he", "ll", "hell", "hello", "\u2581hello", "\u2581w", "or", "ld", "\u2581wor", "\u2581world", "lo", "\u2581\u2581", "hel"]
+scores = [0.0] * 259 + [-float(i) for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 11, 10, 13, 14, 15, 16, 17, 9, 19, 20)]
+for stem, divisors in [("llama3", llama3_divisors(8.0, 64)), ("longrope", np.linspace(1, 4, 32, dtype=np.float32))]:
+    writer = gguf.GGUFWriter(out / f"{stem}.gguf", "llama")
+    writer.add_context_length(131072)
+    writer.add_embedding_length(64)
+    writer.add_block_count(1)
+    writer.add_head_count(1)
+    writer.add_feed_forward_length(8)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(500000.0)
+    writer.add_rope_dimension_count(64)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces + words)
+    writer.add_token_scores(scores)
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(words))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_tensor("rope_freqs.weight", divisors)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 64), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+tokenizer = transformers.AutoTokenizer.from_pretrained(out, gguf_file="llama3.gguf")
+texts = ["hello world", "hello  hello", "helloworld hell", "caf\u00e9 \u65e5", "lolo", ""]
+golden = [{"text": text, "ids": tokenizer(text)["input_ids"]} for text in texts]
+(out / "llama3.json").write_text(json.dumps(golden, indent=1) + "\n")

@@ -60,9 +60,36 @@ fn llama() {
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
             "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": null, "vocab_size": 24,
             "max_position_embeddings": 64, "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2,
-            "pad_token_id": null, "attention_bias": false,
+            "pad_token_id": 0, "attention_bias": false,
         }),
     );
+}
+
+/// Llama 3's rope scaling comes back from the divisors that llama.cpp stores in its place.
+#[test]
+fn llama3_rope_scaling_is_recovered() {
+    let scaling = open("llama3").config["rope_scaling"].clone();
+    let wanted = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    assert_eq!(scaling, wanted);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf/longrope.gguf");
+    let error = ModelSource::open(path).unwrap_err().to_string();
+    assert!(error.contains("longrope.gguf") && error.contains("not Llama 3's scaling"), "{error}");
+}
+
+/// A SentencePiece vocabulary, whose merges follow from its scores, against transformers' reading.
+#[test]
+fn sentencepiece_tokens_are_transformers() {
+    let tokenizer = open("llama3").tokenizer().unwrap();
+    let golden: Value = serde_json::from_str(include_str!("data/gguf/llama3.json")).unwrap();
+    for case in golden.as_array().unwrap() {
+        let ids = tokenizer.encode(case["text"].as_str().unwrap(), true).unwrap();
+        assert_eq!(json!(ids), case["ids"], "{}", case["text"]);
+    }
+    let ids = tokenizer.encode("hello café", true).unwrap();
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "hello café");
 }
 
 #[test]

@@ -145,6 +145,27 @@ fn gguf_cut_short_anywhere() {
     }
 }
 
+/// Every byte of real little files, changed in several ways: an error or another model, never a panic.
+#[test]
+fn gguf_with_any_byte_changed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf");
+    let place = Place::new();
+    for (name, header) in [("llama.gguf", 3000), ("gptneox.gguf", 3000)] {
+        let whole = std::fs::read(folder.join(name)).unwrap();
+        for at in 0..header {
+            for change in [0x01, 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= change;
+                let Ok(source) = ModelSource::open(place.file("m.gguf", &bytes)) else { continue };
+                let _ = source.tokenizer();
+                for tensor in source.weights.names() {
+                    let _ = source.weights.read_f32(tensor);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn gguf_counts_over_the_limits() {
     let none = Gguf::default();
