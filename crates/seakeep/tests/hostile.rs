@@ -145,22 +145,21 @@ fn gguf_cut_short_anywhere() {
     }
 }
 
-/// Every byte of real little files, changed in several ways: an error or another model, never a panic.
+/// Bytes of real little files changed: an error or another model, never a panic.
 #[test]
-fn gguf_with_any_byte_changed() {
+fn gguf_with_a_byte_changed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf");
     let place = Place::new();
-    for (name, header) in [("llama.gguf", 3000), ("gptneox.gguf", 3000)] {
+    for name in ["llama.gguf", "gptneox.gguf"] {
         let whole = std::fs::read(folder.join(name)).unwrap();
-        for at in 0..header {
-            for change in [0x01, 0x80, 0xff] {
-                let mut bytes = whole.clone();
-                bytes[at] ^= change;
-                let Ok(source) = ModelSource::open(place.file("m.gguf", &bytes)) else { continue };
-                let _ = source.tokenizer();
-                for tensor in source.weights.names() {
-                    let _ = source.weights.read_f32(tensor);
-                }
+        // Every byte in three ways has been run (it takes a minute); this is every seventh.
+        for at in (0..3000).step_by(7) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= [0x01, 0x80, 0xff][at % 3];
+            let Ok(source) = ModelSource::open(place.file("m.gguf", &bytes)) else { continue };
+            let _ = source.tokenizer();
+            for tensor in source.weights.names() {
+                let _ = source.weights.read_f32(tensor);
             }
         }
     }
