@@ -6,12 +6,14 @@
 
 pub mod pair;
 mod parquet;
+pub mod prompt;
 pub mod read;
 pub mod report;
 pub mod tokenize;
 
 pub use crate::formats::Message;
 pub use pair::{Pair, Text};
+pub use prompt::{Prompt, read_prompts};
 pub use read::read_pairs;
 pub use report::{Quantiles, TokenizeReport};
 pub use tokenize::{

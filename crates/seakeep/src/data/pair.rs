@@ -206,7 +206,8 @@ fn common_text(a: &str, b: &str) -> usize {
     0
 }
 
-fn parse_text(file: &Path, row: usize, key: &str, value: Value) -> Result<Text> {
+/// Text or a conversation, from a column's value.
+pub(super) fn parse_text(file: &Path, row: usize, key: &str, value: Value) -> Result<Text> {
     match value {
         Value::String(text) => Ok(Text::Standard(text)),
         Value::Array(items) => {

@@ -3,17 +3,16 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-use super::pair::Pair;
+use super::read::Take;
 use crate::error::{Error, Result};
 
 /// Reads every row of `file`.
-pub(super) fn read_rows(file: &Arc<Path>, push: &mut dyn FnMut(Pair)) -> Result<()> {
+pub(super) fn read_rows(file: &Path, take: Take) -> Result<()> {
     let handle = File::open(file).map_err(Error::io("open", file))?;
     let malformed = |e: parquet::errors::ParquetError| {
         Error::format(
@@ -26,7 +25,7 @@ pub(super) fn read_rows(file: &Arc<Path>, push: &mut dyn FnMut(Pair)) -> Result<
         let row_number = i + 1;
         let row =
             row.map_err(|e| Error::row(file, row_number, "", format!("cannot be read from Parquet: {e}")))?;
-        push(Pair::from_columns(file.clone(), row_number, object(row))?);
+        take(row_number, object(row))?;
     }
     Ok(())
 }

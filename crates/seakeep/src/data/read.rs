@@ -28,15 +28,30 @@ pub const SUPPORTED_FILES: &str = ".jsonl, .json (also .gz of these), .parquet";
 /// [`Error::Usage`] where nothing matches; [`Error::Row`] with file, row and key for a row that cannot
 /// be used; [`Error::Format`] for a file that holds no rows; [`Error::Unsupported`] for its ending.
 pub fn read_pairs(spec: &str) -> Result<Vec<Pair>> {
-    let mut pairs = Vec::new();
+    read_rows(spec, Pair::from_columns)
+}
+
+/// One row of a data file on its way: its columns by name.
+pub(super) type Columns = Map<String, Value>;
+
+/// The rows of `spec`, each made into a `T` from its file, its number and its columns.
+pub(super) fn read_rows<T>(
+    spec: &str,
+    make: impl Fn(Arc<Path>, usize, Columns) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut rows = Vec::new();
     for path in data_files(spec)? {
-        let before = pairs.len();
-        read_file(&path, &mut |pair| pairs.push(pair))?;
-        if pairs.len() == before {
+        let before = rows.len();
+        let file: Arc<Path> = Arc::from(path.as_path());
+        read_file(&file, &mut |row, columns| {
+            rows.push(make(file.clone(), row, columns)?);
+            Ok(())
+        })?;
+        if rows.len() == before {
             return Err(Error::format(&path, "no rows: the file is empty"));
         }
     }
-    Ok(pairs)
+    Ok(rows)
 }
 
 /// The files that `spec` names, in alphabetical order.
@@ -115,21 +130,23 @@ impl Kind {
     }
 }
 
-fn read_file(path: &Path, push: &mut dyn FnMut(Pair)) -> Result<()> {
+/// Takes each row of a file: its number from 1, and its columns.
+pub(super) type Take<'a> = &'a mut dyn FnMut(usize, Columns) -> Result<()>;
+
+fn read_file(path: &Path, take: Take) -> Result<()> {
     let kind = Kind::of(path).ok_or_else(|| {
         Error::unsupported(format!("{}: not a data file by its name", path.display()), SUPPORTED_FILES)
     })?;
-    let file: Arc<Path> = Arc::from(path);
     match kind {
-        Kind::Parquet => parquet::read_rows(&file, push),
-        Kind::Lines { gzip } => read_lines(&file, open(path, gzip)?, 1, push),
+        Kind::Parquet => parquet::read_rows(path, take),
+        Kind::Lines { gzip } => read_lines(path, open(path, gzip)?, 1, take),
         Kind::Json { gzip } => {
             let mut reader = open(path, gzip)?;
             let (first, lines) = skip_space(&mut reader).map_err(|e| broken(path, 1, &e))?;
             if first == Some(b'[') {
-                read_array(&file, reader, push)
+                read_array(path, reader, take)
             } else {
-                read_lines(&file, reader, 1 + lines, push)
+                read_lines(path, reader, 1 + lines, take)
             }
         }
     }
@@ -157,12 +174,7 @@ fn skip_space(reader: &mut dyn BufRead) -> std::io::Result<(Option<u8>, usize)> 
     }
 }
 
-fn read_lines(
-    file: &Arc<Path>,
-    mut reader: Box<dyn BufRead>,
-    first_row: usize,
-    push: &mut dyn FnMut(Pair),
-) -> Result<()> {
+fn read_lines(file: &Path, mut reader: Box<dyn BufRead>, first_row: usize, take: Take) -> Result<()> {
     let mut line = Vec::new();
     for row in first_row.. {
         line.clear();
@@ -181,7 +193,7 @@ fn read_lines(
         }
         let text = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| row == 1).unwrap_or(&line).trim_ascii();
         if !text.is_empty() {
-            push(Pair::from_columns(file.clone(), row, parse_object(file, row, text)?)?);
+            take(row, parse_object(file, row, text)?)?;
         }
     }
     Ok(())
@@ -224,7 +236,7 @@ fn parse_object(file: &Path, row: usize, text: &[u8]) -> Result<Map<String, Valu
     }
 }
 
-fn read_array(file: &Arc<Path>, reader: Box<dyn BufRead>, push: &mut dyn FnMut(Pair)) -> Result<()> {
+fn read_array(file: &Path, reader: Box<dyn BufRead>, take: Take) -> Result<()> {
     let mut text = Vec::new();
     reader.take(MAX_ARRAY_BYTES + 1).read_to_end(&mut text).map_err(|e| broken(file, 1, &e))?;
     if text.len() as u64 > MAX_ARRAY_BYTES {
@@ -238,7 +250,7 @@ fn read_array(file: &Arc<Path>, reader: Box<dyn BufRead>, push: &mut dyn FnMut(P
     })?;
     for (i, row) in rows.into_iter().enumerate() {
         match row {
-            Value::Object(columns) => push(Pair::from_columns(file.clone(), i + 1, columns)?),
+            Value::Object(columns) => take(i + 1, columns)?,
             other => {
                 let start: String = other.to_string().chars().take(40).collect();
                 return Err(Error::row(file, i + 1, "", format!("not an object but `{start}`")));
