@@ -1,10 +1,13 @@
 //! `seakeep eval`: held-out loss and rewards of a policy against its reference, on any number of data sets.
 
 use clap::{ArgAction, ArgMatches, Command};
-use seakeep::data::{TokenizedPair, read_pairs, tokenize_pairs};
-use seakeep::formats::{ModelSource, Tokenizer};
+use seakeep::data::TokenizedPair;
+use seakeep::eval::evaluate;
+use seakeep::formats::ModelSource;
 use seakeep::logps::BranchLogps;
 use seakeep::model::Model;
+use seakeep::progress::Silent;
+use seakeep::scoring::TokenStats;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -19,8 +22,8 @@ pub fn command() -> Command {
         "Measure the held-out loss and the reward metrics of a policy on data sets",
         "seakeep eval --model_name_or_path runs/a --ref_model_name_or_path models/m --dataset_name near.jsonl far.jsonl",
     );
-    let models = ["model_name_or_path", "ref_model_name_or_path"];
-    let keys = [&models, args::DATA_KEYS, args::OBJECTIVE_KEYS, RUN_KEYS].concat();
+    let own = ["model_name_or_path", "ref_model_name_or_path", "dataset_test_split"];
+    let keys = [&own, args::DATA_KEYS, args::OBJECTIVE_KEYS, RUN_KEYS].concat();
     args::keyed(command, &keys)
         .mut_arg("dataset_name", |arg| arg.num_args(1..).action(ArgAction::Append))
         .arg(logps::output_flag(
@@ -35,6 +38,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         none if none.is_empty() => vec![settings.required("dataset_name")?],
         several => several,
     };
+    let split = settings.text("dataset_test_split");
+    let split = split.as_deref();
     let (method, objective) = plan::objective(&settings)?;
     let output = logps::output_path(matches);
     output::check(output)?;
@@ -45,10 +50,10 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let tokenizer = source.tokenizer()?;
     let sets: Vec<_> = specs
         .iter()
-        .map(|spec| logps::read_and_tokenize(spec, &tokenizer, &settings, &mut *progress))
+        .map(|spec| logps::read_and_tokenize(spec, split, &tokenizer, &settings, &mut *progress))
         .collect::<Result<_>>()?;
     // One model in memory at a time.
-    let mut score_all = |source: &ModelSource, who: &str| -> Result<Vec<BranchLogps>> {
+    let mut score_all = |source: &ModelSource, who: &str| -> Result<Vec<(BranchLogps, TokenStats)>> {
         let model = Model::load(source)?;
         let scored = specs.iter().zip(&sets).map(|(spec, pairs)| {
             logps::score(&model, pairs, &settings, &format!("{who} on {spec}"), &mut *progress)
@@ -60,7 +65,13 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(path) => {
             let reference = ModelSource::open(&path)?;
             if reference.tokenizer()?.fingerprint() != tokenizer.fingerprint() {
-                check_tokens(&specs, &sets, &*reference.tokenizer()?, &settings)?;
+                let tokenizer = reference.tokenizer()?;
+                for (spec, pairs) in specs.iter().zip(&sets) {
+                    check_tokens(
+                        pairs,
+                        &logps::read_and_tokenize(spec, split, &tokenizer, &settings, &mut Silent)?,
+                    )?;
+                }
             }
             score_all(&reference, "reference")?
         }
@@ -72,16 +83,14 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     };
     let results: Vec<Value> = (0..specs.len())
         .map(|i| {
-            let n = sets[i].len();
-            let evaluation = objective.evaluate(&policy[i], &reference[i], n);
+            let ((policy, stats), (reference, _)) = (&policy[i], &reference[i]);
             let mut result = Map::from_iter([
                 ("dataset_name".to_string(), json!(specs[i])),
-                ("rows".to_string(), json!(n)),
-                ("eval_loss".to_string(), json!(evaluation.loss)),
+                ("rows".to_string(), json!(sets[i].len())),
             ]);
-            result.extend(
-                evaluation.metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), json!(value))),
-            );
+            let metrics = evaluate(policy, reference, &objective).into_iter();
+            let metrics = metrics.chain(stats.metrics().map(|(name, value)| (name.to_string(), value)));
+            result.extend(metrics.map(|(name, value)| (format!("eval_{name}"), json!(value))));
             Value::Object(result)
         })
         .collect();
@@ -98,23 +107,16 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 
 /// Two tokenizers may differ in their files and still give the same tokens; only then can log-probabilities be
 /// compared.
-fn check_tokens(
-    specs: &[String],
-    sets: &[Vec<TokenizedPair>],
-    tokenizer: &Tokenizer,
-    settings: &Settings,
-) -> Result<()> {
-    for (spec, pairs) in specs.iter().zip(sets) {
-        let (other, _) = tokenize_pairs(&read_pairs(spec)?, tokenizer, &plan::tokenize(settings))?;
-        if &other != pairs {
-            let row = pairs.iter().zip(&other).find(|(a, b)| a != b).map_or(0, |(a, _)| a.row);
-            return Err(Error::Usage(format!(
-                "{spec}, row {row}: model_name_or_path and ref_model_name_or_path make different tokens of it, so their \
-                 log-probabilities cannot be compared; the reference must have the policy's tokenizer and chat template"
-            )));
-        }
+fn check_tokens(policy: &[TokenizedPair], reference: &[TokenizedPair]) -> Result<()> {
+    match policy.iter().zip(reference).find(|(a, b)| a != b) {
+        None if policy.len() == reference.len() => Ok(()),
+        differing => Err(Error::Usage(format!(
+            "{}: model_name_or_path and ref_model_name_or_path make different tokens of row {}, so their \
+             log-probabilities cannot be compared; the reference needs the policy's tokenizer and chat template",
+            policy[0].file.display(),
+            differing.map_or(policy[policy.len() - 1].row, |(a, _)| a.row)
+        ))),
     }
-    Ok(())
 }
 
 /// The numbers a person compares first.

@@ -8,8 +8,7 @@ use crate::config::foreign::{FOREIGN, Fate};
 use crate::config::keys::KEYS;
 use crate::output;
 
-/// A metric: name, unit, meaning. In training each is of one optimizer step's pairs; with `eval_` in front, of all
-/// held-out pairs.
+/// A metric: name, unit, meaning.
 pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "loss",
@@ -105,8 +104,9 @@ fn unknown(word: &str) -> Error {
 }
 
 fn metrics() -> String {
-    let mut text = "Metrics, in metrics.jsonl, TensorBoard and the output of `seakeep eval`. Each is a mean over the\npairs of \
-                    one optimizer step; with `eval_` in front, over all held-out pairs.\n\n"
+    let mut text = "Metrics, in metrics.jsonl, TensorBoard and the output of `seakeep eval`. In training, loss and\nthose below it are \
+                    means over the optimizer steps since the last line; grad_norm and what follows\nare of the line's own \
+                    step. With `eval_` in front: of all held-out pairs as one batch.\n\n"
         .to_string();
     for (name, unit, meaning) in METRICS {
         let unit = if unit.is_empty() { String::new() } else { format!(" [{unit}]") };

@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Command};
 use seakeep::Result;
 
-use super::{inspect_data, inspect_model};
+use super::{inspect_checkpoint, inspect_data, inspect_model};
 
 /// The command line.
 pub fn command() -> Command {
@@ -13,7 +13,7 @@ pub fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
-        .subcommands([inspect_model::command(), inspect_data::command()])
+        .subcommands([inspect_model::command(), inspect_data::command(), inspect_checkpoint::command()])
 }
 
 /// Runs the one that was asked for.
@@ -21,6 +21,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("model", matches)) => inspect_model::run(matches),
         Some(("data", matches)) => inspect_data::run(matches),
+        Some(("checkpoint", matches)) => inspect_checkpoint::run(matches),
         other => unreachable!("clap lets no other command through: {other:?}"),
     }
 }

@@ -8,6 +8,7 @@ use seakeep::data::{
     Branch, Pair, Quantiles, TokenizeOptions, TokenizeReport, TokenizedPair, read_pairs, tokenize_pairs,
 };
 use seakeep::formats::Tokenizer;
+use seakeep::train::data::select;
 use seakeep::{Error, Result};
 
 use super::grouped;
@@ -24,7 +25,7 @@ pub fn command() -> Command {
         "Count rows and tokens, show what is cut or left out, and the exact tokens of a row",
         "seakeep inspect data --model_name_or_path models/m --dataset_name pairs.jsonl --max_length 512 --row 3",
     );
-    let keys = [args::DATA_KEYS, &["model_name_or_path"]].concat();
+    let keys = [args::DATA_KEYS, &["model_name_or_path", "dataset_train_split"]].concat();
     args::keyed(command, &keys).arg(
         args::spelled("row")
             .value_name("N")
@@ -42,7 +43,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let spec = settings.required("dataset_name")?;
     let tokenizer = super::logps::tokenizer(&settings.required("model_name_or_path")?)?;
     let options = plan::tokenize(&settings);
-    let mut pairs = read_pairs(&spec)?;
+    let mut pairs = select(read_pairs(&spec)?, &settings.required("dataset_train_split")?)?;
     if let Some(&row) = matches.get_one::<usize>("row") {
         pairs.retain(|pair| pair.row == row);
         if pairs.is_empty() {

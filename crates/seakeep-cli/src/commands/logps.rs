@@ -9,7 +9,8 @@ use seakeep::formats::{ModelSource, Tokenizer};
 use seakeep::logps::BranchLogps;
 use seakeep::model::Model;
 use seakeep::progress::Progress;
-use seakeep::scoring::pair_logps;
+use seakeep::scoring::{self, TokenStats};
+use seakeep::train::data::select;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -55,9 +56,10 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
-    let pairs = read_and_tokenize(&spec, &*source.tokenizer()?, &settings, &mut *progress)?;
+    let tokenizer = source.tokenizer()?;
+    let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, &mut *progress)?;
     let model = Model::load(&source)?;
-    let logps = score(&model, &pairs, &settings, "log-probabilities", &mut *progress)?;
+    let (logps, _) = score(&model, &pairs, &settings, "log-probabilities", &mut *progress)?;
     output::emit(output, &lines(&pairs, &logps)?)
 }
 
@@ -69,14 +71,20 @@ pub fn tokenizer(path: &str) -> Result<Arc<Tokenizer>> {
     }
 }
 
-/// The rows of a data set as tokens. What was cut or left out is said.
+/// The rows of a data set (all, or those of a split) as tokens. What was cut or left out is said.
 pub fn read_and_tokenize(
     spec: &str,
+    split: Option<&str>,
     tokenizer: &Tokenizer,
     settings: &Settings,
     progress: &mut dyn Progress,
 ) -> Result<Vec<TokenizedPair>> {
-    let (pairs, report) = tokenize_pairs(&read_pairs(spec)?, tokenizer, &plan::tokenize(settings))?;
+    let rows = read_pairs(spec)?;
+    let rows = match split {
+        Some(split) => select(rows, split)?,
+        None => rows,
+    };
+    let (pairs, report) = tokenize_pairs(&rows, tokenizer, &plan::tokenize(settings))?;
     if pairs.is_empty() {
         return Err(Error::Usage(format!("{spec}: no row is left under these settings; raise max_length")));
     }
@@ -92,21 +100,21 @@ pub fn read_and_tokenize(
     Ok(pairs)
 }
 
-/// The log-probabilities of pairs under a model.
+/// The log-probabilities of pairs under a model, and means over their tokens.
 pub fn score(
     model: &Model,
     pairs: &[TokenizedPair],
     settings: &Settings,
     what: &str,
     progress: &mut dyn Progress,
-) -> Result<BranchLogps> {
+) -> Result<(BranchLogps, TokenStats)> {
     let batch = settings.count("per_device_eval_batch_size").unwrap_or(1);
     progress.start(what, pairs.len() as u64);
-    let logps = pair_logps(model, pairs, batch, progress)?;
+    let (logps, stats) = scoring::score(model, &pairs.iter().collect::<Vec<_>>(), batch, progress)?;
     progress.finish();
     let bad = |(c, r): (&f64, &f64)| !(c.is_finite() && r.is_finite());
     match logps.chosen.iter().zip(&logps.rejected).position(bad) {
-        None => Ok(logps),
+        None => Ok((logps, stats)),
         Some(i) => Err(Error::NonFinite(format!(
             "{}, row {}: the model gives a log-probability that is not finite; its weights are broken",
             pairs[i].file.display(),

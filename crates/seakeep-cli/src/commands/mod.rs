@@ -4,6 +4,7 @@ mod eval;
 mod help;
 mod init;
 mod inspect;
+mod inspect_checkpoint;
 mod inspect_data;
 mod inspect_model;
 mod logps;

@@ -1,10 +1,16 @@
 //! `seakeep train`: tune a model on preference pairs.
 
+use std::path::Path;
+
 use clap::{ArgMatches, Command};
-use seakeep::Result;
+use seakeep::train::{TrainOptions, TrainSummary};
+use seakeep::{Error, Result};
 
 use crate::config::{Settings, plan};
-use crate::{args, progress};
+use crate::{args, output, progress};
+
+/// What the closing line says of the last logged step.
+const TOLD: [&str; 4] = ["loss", "rewards/accuracies", "rewards/margins", "grad_norm"];
 
 /// The command line.
 pub fn command() -> Command {
@@ -19,7 +25,35 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let options = plan::plan(&settings)?;
+    check_places(&options)?;
     super::set_threads(&settings)?;
-    let _ = (options, progress::on_stderr());
-    todo!()
+    let summary = seakeep::train::run(&options, &mut *progress::on_stderr())?;
+    output::print(&closing(&options, &summary))
+}
+
+/// The trained model must not be written over one that it is read from.
+fn check_places(options: &TrainOptions) -> Result<()> {
+    let inside = |path: &Path| {
+        let same = path.canonicalize().ok().zip(options.output_dir.canonicalize().ok());
+        same.is_some_and(|(path, output)| path == output)
+    };
+    let models = [Some(&options.model_name_or_path), options.ref_model_name_or_path.as_ref()];
+    match models.into_iter().flatten().find(|path| inside(path)) {
+        None => Ok(()),
+        Some(model) => Err(Error::Usage(format!(
+            "output_dir {} is the model {} itself, which the trained model would replace; choose another output_dir",
+            options.output_dir.display(),
+            model.display()
+        ))),
+    }
+}
+
+fn closing(options: &TrainOptions, summary: &TrainSummary) -> String {
+    let told: String = TOLD
+        .iter()
+        .filter_map(|name| summary.metrics.iter().find(|(known, _)| known == name))
+        .map(|(name, value)| format!(", {name} {value:.4}"))
+        .collect();
+    let (steps, seconds) = (summary.steps, summary.seconds);
+    format!("{}: {steps} steps, {seconds:.1} s{told}\n", options.output_dir.display())
 }

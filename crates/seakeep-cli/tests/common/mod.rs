@@ -102,7 +102,7 @@ impl Place {
     pub fn fail(&self, args: &[&str], code: i32, said: &[&str]) -> Run {
         let run = self.run(args);
         assert_eq!(run.code, code, "{args:?}\n{}{}", run.stdout, run.stderr);
-        assert!(run.stderr.starts_with("error: "), "{}", run.stderr);
+        assert!(run.stderr.lines().any(|line| line.starts_with("error: ")), "{}", run.stderr);
         for part in said {
             assert!(run.stderr.contains(part), "{args:?}: no `{part}` in\n{}", run.stderr);
         }

@@ -1,0 +1,241 @@
+//! The commands at work on a tiny model.
+
+mod common;
+
+use common::{Place, TRAIN};
+use serde_json::Value;
+
+fn number(line: &Value, key: &str) -> f64 {
+    line[key].as_f64().unwrap_or_else(|| panic!("no number `{key}` in {line}"))
+}
+
+/// Four steps on the six pairs, in the file's order.
+const FOUR_STEPS: [&str; 16] = [
+    "--max_steps",
+    "4",
+    "--per_device_train_batch_size",
+    "2",
+    "--learning_rate",
+    "0.01",
+    "--logging_steps",
+    "1",
+    "--save_steps",
+    "2",
+    "--shuffle_dataset",
+    "false",
+    "--report_to",
+    "none",
+    "--lr_scheduler_type",
+    "constant",
+];
+
+#[test]
+fn init_is_a_function_of_its_seed() {
+    let place = Place::new();
+    for (name, seed) in [("same", "3"), ("other", "4")] {
+        place.succeed(&["init", "--config_json", "config.json", "--seed", seed, "--output_dir", name]);
+    }
+    let weights = |name: &str| std::fs::read(place.path(name).join("model.safetensors")).unwrap();
+    assert_eq!(weights("model"), weights("same"));
+    assert_ne!(weights("model"), weights("other"));
+}
+
+#[test]
+fn logps_are_json_lines_that_no_batch_size_changes() {
+    let place = Place::new();
+    let logps = ["logps", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl"];
+    let one = place.succeed(&[&logps[..], &["--per_device_eval_batch_size", "1"]].concat()).stdout;
+    place.succeed(&[&logps[..], &["--output", "deep/logps.jsonl"]].concat());
+    let (one, all): (Vec<Value>, _) =
+        (one.lines().map(|l| serde_json::from_str(l).unwrap()).collect(), place.lines("deep/logps.jsonl"));
+    assert_eq!((one.len(), all.len()), (6, 6));
+    for (i, (a, b)) in one.iter().zip(&all).enumerate() {
+        assert_eq!(a["row"], i + 1);
+        assert!(a.get("file").is_none());
+        for key in ["chosen_logps", "rejected_logps"] {
+            // Sums over other numbers of rows round differently.
+            assert!((number(a, key) - number(b, key)).abs() < 1e-5, "{a} {b}");
+        }
+    }
+    let first = &all[0];
+    let counts = ["prompt_tokens", "chosen_tokens", "rejected_tokens"].map(|key| number(first, key));
+    assert_eq!(counts, [3.0, 3.0, 2.0], "with the end-of-sequence token");
+}
+
+#[test]
+fn several_files_are_told_apart() {
+    let place = Place::new();
+    std::fs::copy(place.path("pairs.jsonl"), place.path("pairs2.jsonl")).unwrap();
+    let run = place.succeed(&["logps", "--model_name_or_path", "model", "--dataset_name", "pairs*.jsonl"]);
+    let last: Value = serde_json::from_str(run.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!((last["file"].as_str(), last["row"].as_u64()), (Some("pairs2.jsonl"), Some(6)));
+}
+
+#[test]
+fn train_writes_a_model_metrics_and_checkpoints_and_eval_sees_the_gain() {
+    let place = Place::new();
+    for method in ["dpo", "kldpo", "wdpo"] {
+        let own = ["--method", method, "--output_dir", method];
+        let run = place.succeed(&[&TRAIN[..], &FOUR_STEPS, &own].concat());
+        assert!(run.stdout.contains(&format!("{method}: 4 steps")), "{}", run.stdout);
+        let metrics = place.lines(&format!("{method}/metrics.jsonl"));
+        assert_eq!(metrics.len(), 4);
+        assert_eq!(number(&metrics[3], "step"), 4.0);
+        // Policy = reference at the start, but for the rounding of sums over batches of other sizes.
+        assert!(number(&metrics[0], "rewards/margins").abs() < 1e-6, "{}", metrics[0]);
+        if method == "dpo" {
+            assert!((number(&metrics[0], "loss") - std::f64::consts::LN_2).abs() < 1e-6);
+        }
+        for file in ["model.safetensors", "config.json", "tokenizer.json", "checkpoint-2/trainer_state.json"]
+        {
+            assert!(place.path(method).join(file).is_file(), "{method}/{file}");
+        }
+    }
+    let eval = [
+        "eval",
+        "--model_name_or_path",
+        "dpo",
+        "--ref_model_name_or_path",
+        "model",
+        "--dataset_name",
+        "pairs.jsonl",
+        "pairs.jsonl",
+        "--output",
+        "eval.json",
+    ];
+    let run = place.succeed(&eval);
+    assert!(run.stderr.contains("accuracy"), "{}", run.stderr);
+    let record: Value = serde_json::from_str(&place.read("eval.json")).unwrap();
+    let sets = record["datasets"].as_array().unwrap();
+    assert_eq!(sets.len(), 2);
+    assert!(number(&sets[0], "eval_loss") < std::f64::consts::LN_2 - 0.001, "{record}");
+    assert!(number(&sets[0], "eval_rewards/margins") > 0.0, "{record}");
+}
+
+#[test]
+fn evaluation_during_training_is_that_of_eval() {
+    let place = Place::new();
+    let rows = [
+        "--dataset_train_split",
+        "train[:4]",
+        "--dataset_test_split",
+        "train[4:]",
+        "--eval_strategy",
+        "steps",
+    ];
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &rows].concat());
+    let last =
+        place.lines("out/metrics.jsonl").into_iter().rfind(|line| line.get("eval_loss").is_some()).unwrap();
+    assert_eq!(number(&last, "step"), 4.0);
+    let run = place.succeed(&[
+        "eval",
+        "--model_name_or_path",
+        "out",
+        "--ref_model_name_or_path",
+        "model",
+        "--dataset_name",
+        "pairs.jsonl",
+        "--dataset_test_split",
+        "train[4:]",
+    ]);
+    let record: Value = serde_json::from_str(&run.stdout).unwrap();
+    let set = &record["datasets"][0];
+    for key in ["eval_loss", "eval_rewards/margins", "eval_logps/chosen", "eval_entropy"] {
+        assert!((number(&last, key) - number(set, key)).abs() < 1e-6, "{key}: {last} {set}");
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_as_the_uninterrupted_one_and_another_run_is_refused() {
+    let place = Place::new();
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--output_dir", "whole"]].concat());
+    // What an interruption after the first checkpoint leaves.
+    std::fs::create_dir(place.path("parts")).unwrap();
+    std::fs::rename(place.path("whole/checkpoint-2"), place.path("parts/checkpoint-2")).unwrap();
+    let again = [&TRAIN[..], &FOUR_STEPS, &["--output_dir", "parts"]].concat();
+    let run = place.run(&again);
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("output_dir parts holds an earlier run"), "{}", run.stderr);
+    place.succeed(&[&again[..], &["--resume_from_checkpoint", "true"]].concat());
+    let weights = |name: &str| std::fs::read(place.path(name).join("model.safetensors")).unwrap();
+    assert_eq!(weights("whole"), weights("parts"));
+
+    let other = ["--resume_from_checkpoint", "parts/checkpoint-2", "--beta", "0.2"];
+    place.fail(
+        &[&TRAIN[..], &FOUR_STEPS, &other].concat(),
+        1,
+        &["parts/checkpoint-2: a checkpoint of another run", "`objective`"],
+    );
+    let none = ["--resume_from_checkpoint", "tokenizer"];
+    place.fail(&[&TRAIN[..], &FOUR_STEPS, &none].concat(), 1, &["tokenizer: not a checkpoint"]);
+    place.fail(
+        &[&TRAIN[..], &FOUR_STEPS, &["--resume_from_checkpoint"]].concat(),
+        2,
+        &["no checkpoint in out"],
+    );
+
+    let shown = place.succeed(&["inspect", "checkpoint", "parts/checkpoint-4"]).stdout;
+    for part in ["step               4 of 4", "method", "dpo", "optimizer.safetensors"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let listed = place.succeed(&["inspect", "checkpoint", "parts"]).stdout;
+    assert_eq!(listed.lines().count(), 2, "{listed}");
+}
+
+#[test]
+fn the_model_is_not_overwritten_by_what_is_trained_from_it() {
+    let place = Place::new();
+    let before = std::fs::read(place.path("model/model.safetensors")).unwrap();
+    let run = place.run(&[&TRAIN[..], &FOUR_STEPS, &["--output_dir", "./model"]].concat());
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("is the model model itself"), "{}", run.stderr);
+    assert_eq!(std::fs::read(place.path("model/model.safetensors")).unwrap(), before);
+}
+
+#[test]
+fn inspect_shows_models_data_and_tokens() {
+    let place = Place::new();
+    let model = ["inspect", "model", "--model_name_or_path", "model", "--tensors"];
+    let shown = place.succeed(&model).stdout;
+    for part in [
+        "family             llama",
+        "\"<eos>\" (2)",
+        "chat template      none",
+        "F32",
+        "model.embed_tokens.weight",
+    ] {
+        assert!(shown.contains(part), "no {part} in\n{shown}");
+    }
+    let data = ["inspect", "data", "--model_name_or_path", "tokenizer", "--dataset_name", "pairs.jsonl"];
+    let shown = place.succeed(&[&data[..], &["--max_length", "6"]].concat()).stdout;
+    for part in ["rows kept        6", "truncated        1 chosen, 1 rejected", "median"] {
+        assert!(shown.contains(part), "no {part} in\n{shown}");
+    }
+    let shown = place.succeed(&[&data[..], &["--row", "4"]].concat()).stdout;
+    let lines: Vec<Vec<&str>> = shown.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["0", "4", "prompt", "\"how\""]);
+    assert_eq!(lines[2], ["2", "7", "chosen", "\"fine\""]);
+    assert_eq!(lines[3], ["3", "2", "chosen", "special", "\"<eos>\""]);
+    assert_eq!(lines[4], ["2", "10", "rejected", "\"very\""]);
+    place.fail(&[&data[..], &["--row", "99"]].concat(), 2, &["--row 99: pairs.jsonl has no such row"]);
+}
+
+#[test]
+fn help_explains_commands_and_topics() {
+    let place = Place::new();
+    for (topic, said) in [
+        (vec!["metrics"], "rewards/accuracies [share]"),
+        (vec!["keys"], "gradient_checkpointing (any value)"),
+        (vec!["train"], "--per_device_train_batch_size <N>"),
+        (vec!["inspect", "data"], "seakeep inspect data"),
+        (vec![], "First steps:"),
+    ] {
+        let shown = place.succeed(&[&["help"], &topic[..]].concat()).stdout;
+        assert!(shown.contains(said), "{topic:?}: {shown}");
+    }
+    place.fail(&["help", "nonsense"], 2, &["no command or topic `nonsense`"]);
+    for command in ["train", "logps", "eval", "init"] {
+        let shown = place.succeed(&[command, "--help"]).stdout;
+        assert!(shown.contains("Example:\n  seakeep"), "{shown}");
+    }
+}
