@@ -15,6 +15,7 @@ pub mod data;
 pub mod error;
 pub mod eval_record;
 pub mod formats;
+pub mod generate;
 pub mod logps;
 pub mod model;
 pub mod objective;
