@@ -1,1 +1,67 @@
-fn main() {}
+//! The program `seakeep`: from arguments to a validated plan, and from there into the library.
+
+mod args;
+mod commands;
+mod config;
+mod output;
+mod progress;
+
+use std::error::Error as _;
+use std::process::ExitCode;
+
+use seakeep::Error;
+
+fn main() -> ExitCode {
+    let matches = commands::cli().get_matches();
+    match commands::run(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("{}", explain(&error, matches.subcommand_name().unwrap_or_default()));
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
+
+/// The error with its causes and, where one helps, a hint.
+fn explain(error: &Error, command: &str) -> String {
+    let message = error.to_string();
+    let mut text = format!("error: {message}\n");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        // Most messages end with their cause already.
+        if !message.contains(&inner.to_string()) {
+            text += &format!("  because: {inner}\n");
+        }
+        cause = inner.source();
+    }
+    let hint = match error {
+        Error::Usage(_) => Some(format!("`seakeep help {command}` lists every flag with its default")),
+        Error::Io { source, .. } => match source.kind() {
+            std::io::ErrorKind::NotFound => {
+                Some("paths are taken from the current directory, also those in a --config file".into())
+            }
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::NotADirectory => {
+                Some("choose a place that you may write to".into())
+            }
+            std::io::ErrorKind::StorageFull => Some("the disk is full; nothing was left half written".into()),
+            _ => None,
+        },
+        Error::Format { .. } | Error::Row { .. } | Error::Unsupported { .. } | Error::NonFinite(_) => None,
+    };
+    text + &hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once_and_a_hint_follows() {
+        let error = Error::io("read", "a.toml")(std::io::ErrorKind::NotFound.into());
+        let text = explain(&error, "train");
+        assert_eq!(text.matches("entity not found").count(), 1, "{text}");
+        assert!(text.starts_with("error: cannot read a.toml") && text.contains("\nhint: paths"), "{text}");
+        let text = explain(&Error::Usage("no".into()), "train");
+        assert!(text.contains("seakeep help train"), "{text}");
+    }
+}

@@ -11,8 +11,10 @@
 #![deny(missing_docs)]
 
 pub mod batch;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod eval_record;
 pub mod formats;
 pub mod generate;

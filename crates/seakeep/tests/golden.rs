@@ -162,7 +162,8 @@ fn micro_batches_do_not_change_the_gradient() {
             for micro in [1, 2] {
                 let (out, mut got) = run(&case, &objective, micro);
                 let what = format!("{}: {name}, micro-batch {micro}", case.name);
-                relative(out.loss, whole.loss, 1e-6, &what);
+                // f32 log-probabilities (relative 1e-7), amplified by weights exp(l / tau).
+                relative(out.loss, whole.loss, 5e-6, &what);
                 for ((n, g), (m, w)) in out.metrics.iter().zip(&whole.metrics) {
                     assert_eq!(n, m);
                     assert!((g - w).abs() <= 1e-5 * w.abs().max(1e-3), "{what}: {n}: {g} and {w}");

@@ -122,13 +122,14 @@ fn read_file(path: &Path, push: &mut dyn FnMut(Pair)) -> Result<()> {
     let file: Arc<Path> = Arc::from(path);
     match kind {
         Kind::Parquet => parquet::read_rows(&file, push),
-        Kind::Lines { gzip } => read_lines(&file, open(path, gzip)?, push),
+        Kind::Lines { gzip } => read_lines(&file, open(path, gzip)?, 1, push),
         Kind::Json { gzip } => {
             let mut reader = open(path, gzip)?;
-            if first_byte(&mut reader).map_err(Error::io("read", path))? == Some(b'[') {
+            let (first, lines) = skip_space(&mut reader).map_err(|e| broken(path, 1, &e))?;
+            if first == Some(b'[') {
                 read_array(&file, reader, push)
             } else {
-                read_lines(&file, reader, push)
+                read_lines(&file, reader, 1 + lines, push)
             }
         }
     }
@@ -143,22 +144,27 @@ fn open(path: &Path, gzip: bool) -> Result<Box<dyn BufRead>> {
     })
 }
 
-/// Skips white space (and a byte-order mark) and looks at what follows.
-fn first_byte(reader: &mut dyn BufRead) -> std::io::Result<Option<u8>> {
+/// Skips white space (and a byte-order mark), counting lines, and looks at what follows.
+fn skip_space(reader: &mut dyn BufRead) -> std::io::Result<(Option<u8>, usize)> {
+    let mut lines = 0;
     loop {
-        let buffer = reader.fill_buf()?;
-        let Some(&byte) = buffer.first() else { return Ok(None) };
-        if byte.is_ascii_whitespace() && byte != b'\n' || matches!(byte, 0xef | 0xbb | 0xbf) {
-            reader.consume(1);
-        } else {
-            return Ok(Some(byte));
+        let Some(&byte) = reader.fill_buf()?.first() else { return Ok((None, lines)) };
+        if !byte.is_ascii_whitespace() && !matches!(byte, 0xef | 0xbb | 0xbf) {
+            return Ok((Some(byte), lines));
         }
+        lines += usize::from(byte == b'\n');
+        reader.consume(1);
     }
 }
 
-fn read_lines(file: &Arc<Path>, mut reader: Box<dyn BufRead>, push: &mut dyn FnMut(Pair)) -> Result<()> {
+fn read_lines(
+    file: &Arc<Path>,
+    mut reader: Box<dyn BufRead>,
+    first_row: usize,
+    push: &mut dyn FnMut(Pair),
+) -> Result<()> {
     let mut line = Vec::new();
-    for row in 1.. {
+    for row in first_row.. {
         line.clear();
         let limit = MAX_LINE_BYTES as u64 + 1;
         let read = reader.by_ref().take(limit).read_until(b'\n', &mut line);

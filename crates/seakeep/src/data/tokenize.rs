@@ -183,13 +183,12 @@ impl Row<'_> {
         let lengths = [boundary, chosen.len() - boundary, rejected.len() - boundary];
         if let (Some(limit), TruncationMode::KeepStart) =
             (self.options.max_length, self.options.truncation_mode)
+            && boundary >= limit
         {
-            if boundary >= limit {
-                return match self.options.truncated_completion {
-                    TruncatedCompletion::Drop => Ok(Outcome::Truncated),
-                    TruncatedCompletion::Error => Err(self.wholly_truncated(boundary, limit)),
-                };
-            }
+            return match self.options.truncated_completion {
+                TruncatedCompletion::Drop => Ok(Outcome::Truncated),
+                TruncatedCompletion::Error => Err(self.wholly_truncated(boundary, limit)),
+            };
         }
         let tokenized = TokenizedPair {
             file: self.pair.file.clone(),

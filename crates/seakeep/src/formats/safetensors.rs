@@ -128,6 +128,11 @@ impl SafeTensorsFiles {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// How a tensor is stored, such as `BF16`.
+    pub fn type_name(&self, name: &str) -> Option<String> {
+        self.tensors.get(name).map(|entry| format!("{:?}", entry.dtype))
+    }
+
     /// The file a tensor is in.
     pub fn path_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|entry| self.shards[entry.shard].0.as_path())

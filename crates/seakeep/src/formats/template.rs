@@ -398,7 +398,7 @@ fn strftime(format: &str, now: std::time::SystemTime) -> String {
 
 /// Year, month (1 to 12) and day (1 to 31) of a day counted from 1970-01-01.
 fn civil(days: u64) -> (u64, usize, u64) {
-    let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
     let (mut year, mut left) = (1970, days);
     while left >= 365 + u64::from(leap(year)) {
         left -= 365 + u64::from(leap(year));

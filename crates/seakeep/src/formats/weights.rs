@@ -120,6 +120,16 @@ impl Weights {
         }
     }
 
+    /// How a tensor is stored, as its file spells it (`F32`, `BF16`, `Q4_1`, ...), `None` if there is no such tensor.
+    pub fn type_name(&self, name: &str) -> Option<String> {
+        match &self.backing {
+            Backing::SafeTensors(files) => files.type_name(name),
+            Backing::Gguf { file, tensors } => {
+                file.tensor(&tensors.get(name)?.gguf_name).map(|info| format!("{:?}", info.ggml_type))
+            }
+        }
+    }
+
     /// The file a tensor is in, `None` if there is no such tensor.
     pub fn path_of(&self, name: &str) -> Option<&Path> {
         match &self.backing {

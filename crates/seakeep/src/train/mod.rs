@@ -1,6 +1,10 @@
-//! Training.
+//! Training: the step, the run around it, and what a run writes.
 
+pub mod data;
+pub mod log;
 mod options;
+mod run;
 pub mod step;
 
 pub use options::{Every, Resume, TrainOptions};
+pub use run::{TrainSummary, run};

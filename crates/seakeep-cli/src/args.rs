@@ -1,0 +1,85 @@
+//! The command line: flags out of the table of keys.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::config::foreign::FOREIGN;
+use crate::config::keys::{ALIASES, KEYS, Key};
+use crate::config::kind::Kind;
+
+/// The keys that say which rows there are and how they become tokens.
+pub const DATA_KEYS: &[&str] =
+    &["dataset_name", "max_length", "truncation_mode", "prompt_mismatch", "truncated_completion"];
+/// The keys that say what is minimised.
+pub const OBJECTIVE_KEYS: &[&str] = &[
+    "method",
+    "beta",
+    "label_smoothing",
+    "loss_type",
+    "kldpo_tau",
+    "kldpo_rho",
+    "kldpo_form",
+    "wdpo_rho",
+    "wdpo_form",
+    "wdpo_prompt_gradient",
+];
+
+/// The help of `--config`.
+const CONFIG_HELP: &str = "A file of keys and values: .toml, .yaml or .json. Every key is also a flag, and flags \
+                           override the file. Paths in it are taken from the current directory, not from the file's.";
+
+/// A subcommand with its one-line purpose and an example.
+pub fn command(name: &'static str, about: &'static str, example: &'static str) -> Command {
+    Command::new(name)
+        .about(about)
+        .after_help(format!("Example:\n  {example}"))
+        .args_override_self(true)
+        .arg_required_else_help(true)
+}
+
+/// `--config` and the flags of these keys.
+pub fn keyed(command: Command, names: &[&str]) -> Command {
+    let command = command.arg(Arg::new("config").long("config").value_name("FILE").help(CONFIG_HELP));
+    let keys = KEYS.iter().filter(|key| names.contains(&key.name));
+    command.args(keys.map(flag))
+}
+
+/// `--config` and the flags of every key, those without an effect hidden.
+pub fn all_keyed(command: Command) -> Command {
+    let names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+    let foreign = FOREIGN.iter().map(|key| {
+        spelled(key.name)
+            .hide(true)
+            .num_args(0..=1)
+            .default_missing_value("true")
+            .allow_negative_numbers(true)
+    });
+    keyed(command, &names).args(foreign)
+}
+
+fn flag(key: &Key) -> Arg {
+    let default = key.default.map(|d| format!(" [default: {d}]")).unwrap_or_default();
+    let mut arg = spelled(key.name)
+        .help(format!("{}{default}", key.help))
+        .help_heading(key.group)
+        .value_name(key.kind.value_name())
+        .allow_negative_numbers(true);
+    for (alias, _) in ALIASES.iter().filter(|(_, name)| *name == key.name) {
+        arg = arg.alias(*alias);
+    }
+    match key.kind {
+        // `--shuffle_dataset` alone means true.
+        Kind::Switch | Kind::SwitchOrPath => arg.num_args(0..=1).default_missing_value("true"),
+        _ => arg,
+    }
+}
+
+/// An optional flag that is spelled with underscores or dashes.
+pub fn spelled(name: &'static str) -> Arg {
+    let arg = Arg::new(name).long(name).action(ArgAction::Set);
+    if name.contains('_') { arg.alias(name.replace('_', "-")) } else { arg }
+}
+
+/// The texts of a flag, in order.
+pub fn texts(matches: &ArgMatches, name: &str) -> Vec<String> {
+    matches.get_many::<String>(name).into_iter().flatten().cloned().collect()
+}

@@ -1,0 +1,90 @@
+//! The subcommands: each a `command()` for the command line and a `run()`.
+
+mod eval;
+mod help;
+mod init;
+mod inspect;
+mod inspect_data;
+mod inspect_model;
+mod logps;
+mod train;
+
+use clap::{ArgMatches, Command};
+use seakeep::{Error, Result};
+
+use crate::config::Settings;
+
+/// The whole command line.
+pub fn cli() -> Command {
+    Command::new("seakeep")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Aligns language models so that they hold up when preferences shift")
+        .after_help(
+            "First steps:\n  seakeep train --config recipes/hh-smollm2.toml    tune a model on preference pairs\n  \
+             seakeep help train                                every flag, with its default\n  \
+             seakeep help metrics                              what the numbers mean",
+        )
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        // Ours knows topics besides commands.
+        .disable_help_subcommand(true)
+        .subcommands([
+            train::command(),
+            logps::command(),
+            eval::command(),
+            inspect::command(),
+            init::command(),
+            help::command(),
+        ])
+}
+
+/// Runs the subcommand that was asked for.
+pub fn run(matches: &ArgMatches) -> Result<()> {
+    match matches.subcommand() {
+        Some(("train", matches)) => train::run(matches),
+        Some(("logps", matches)) => logps::run(matches),
+        Some(("eval", matches)) => eval::run(matches),
+        Some(("inspect", matches)) => inspect::run(matches),
+        Some(("init", matches)) => init::run(matches),
+        Some(("help", matches)) => help::run(matches),
+        other => unreachable!("clap lets no other command through: {other:?}"),
+    }
+}
+
+/// Sets the number of threads, before anything is computed.
+///
+/// # Errors
+/// [`Error::Usage`] where the system does not give so many.
+fn set_threads(settings: &Settings) -> Result<()> {
+    let Some(threads) = settings.count("num_threads") else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    pool.map_err(|e| Error::Usage(format!("{} is {threads}: {e}", settings.place("num_threads"))))
+}
+
+/// A number with separators, as people read it.
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        cli().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([0, 12, 999, 1000, 134515008].map(grouped), ["0", "12", "999", "1,000", "134,515,008"]);
+    }
+}

@@ -1,0 +1,212 @@
+//! Keys of TRL's and Hugging Face's configurations that Seakeep knows but has no use for, so that a user's file
+//! moves over with few edits. A key is accepted only where its value asks for nothing that Seakeep would not do;
+//! anything else is refused, never silently ignored.
+
+use serde_json::Value;
+
+/// What becomes of a key.
+pub enum Fate {
+    /// Any value: there is nothing here that it could change.
+    Nil,
+    /// Only these values (and null), which ask for what Seakeep does anyway.
+    Only(&'static [&'static str]),
+}
+
+use Fate::{Nil, Only};
+
+/// A key without an effect.
+pub struct Foreign {
+    /// Name, with underscores.
+    pub name: &'static str,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Why it has no effect; for refused values: what there is instead.
+    pub why: &'static str,
+}
+
+const fn foreign(name: &'static str, fate: Fate, why: &'static str) -> Foreign {
+    Foreign { name, fate, why }
+}
+
+const OFF: &[&str] = &["false"];
+const PRECISION: &str = "computation is in float32; to save in 16 bits use save_dtype";
+const ADAPTERS: &str = "every parameter is trained; adapters are to come";
+const ONLY_WITH_ADAPTERS: &str = "counts only with use_peft, which is not there yet";
+const LOADING: &str = "rows are read and tokenised in parallel before training starts";
+const ONE_PROCESS: &str = "training runs in one process";
+const DETERMINISTIC: &str = "the same seed, machine and threads always give the same bits";
+const ALWAYS_LOGGED: &str = "is always in metrics.jsonl";
+const LOSSES: &str = "the pair loss is loss_type sigmoid";
+const REFERENCE: &str =
+    "the reference stays as it is; its log-probabilities are computed once, before training";
+const OWN_MEMORY: &str = "changes memory, never results, and memory is managed by Seakeep itself";
+
+/// Every such key.
+#[rustfmt::skip]
+pub const FOREIGN: &[Foreign] = &[
+    foreign("bf16", Only(OFF), PRECISION),
+    foreign("fp16", Only(OFF), PRECISION),
+    foreign("tf32", Only(OFF), PRECISION),
+    foreign("load_in_4bit", Only(OFF), "the model is trained in float32; a .gguf is dequantised when it is loaded"),
+    foreign("load_in_8bit", Only(OFF), "the model is trained in float32; a .gguf is dequantised when it is loaded"),
+    foreign("use_peft", Only(OFF), ADAPTERS),
+    foreign("lora_r", Nil, ONLY_WITH_ADAPTERS),
+    foreign("lora_alpha", Nil, ONLY_WITH_ADAPTERS),
+    foreign("lora_dropout", Nil, ONLY_WITH_ADAPTERS),
+    foreign("lora_target_modules", Nil, ONLY_WITH_ADAPTERS),
+    foreign("lora_modules_to_save", Nil, ONLY_WITH_ADAPTERS),
+    foreign("lora_task_type", Nil, ONLY_WITH_ADAPTERS),
+    foreign("use_rslora", Only(OFF), ADAPTERS),
+    foreign("use_dora", Only(OFF), ADAPTERS),
+    foreign("gradient_checkpointing", Nil, OWN_MEMORY),
+    foreign("gradient_checkpointing_kwargs", Nil, OWN_MEMORY),
+    foreign("activation_offloading", Nil, OWN_MEMORY),
+    foreign("padding_free", Nil, "nothing is ever padded"),
+    foreign("pad_token", Nil, "nothing is ever padded"),
+    foreign("padding_value", Nil, "nothing is ever padded"),
+    foreign("label_pad_token_id", Nil, "nothing is ever padded"),
+    foreign("pad_to_multiple_of", Nil, "nothing is ever padded"),
+    foreign("packing", Only(OFF), "pairs lie flat in a batch, without padding"),
+    foreign("use_liger_kernel", Nil, "the vocabulary projection and the loss are always one operation"),
+    foreign("use_liger_loss", Nil, "the vocabulary projection and the loss are always one operation"),
+    foreign("use_logits_to_keep", Nil, "only predicting positions are ever projected"),
+    foreign("attn_implementation", Nil, "attention is Seakeep's own"),
+    foreign("torch_compile", Nil, "there is no PyTorch here"),
+    foreign("trust_remote_code", Nil, "no code that comes with a model is ever run"),
+    foreign("model_revision", Only(&["main"]), "models are directories on this machine, not revisions on a hub"),
+    foreign("use_cpu", Nil, "the processor computes anyway"),
+    foreign("no_cuda", Nil, "the processor computes anyway"),
+
+    foreign("disable_dropout", Only(&["true"]), "dropout is never applied"),
+    foreign("precompute_ref_log_probs", Nil, REFERENCE),
+    foreign("precompute_ref_batch_size", Nil, "use per_device_eval_batch_size; it does not change the result"),
+    foreign("reference_free", Only(OFF), "there is always a reference"),
+    foreign("force_use_ref_model", Nil, "there is always a reference"),
+    foreign("sync_ref_model", Only(OFF), REFERENCE),
+    foreign("ref_model_mixup_alpha", Nil, "counts only with sync_ref_model, which is not there yet"),
+    foreign("ref_model_sync_steps", Nil, "counts only with sync_ref_model, which is not there yet"),
+    foreign("f_divergence_type", Only(&["reverse_kl", "FDivergenceType.REVERSE_KL"]), "only the reverse KL is there yet"),
+    foreign("f_alpha_divergence_coef", Nil, "counts only with another f_divergence_type"),
+    foreign("loss_weights", Only(&[]), LOSSES),
+    foreign("ld_alpha", Only(&[]), LOSSES),
+    foreign("rpo_alpha", Only(&[]), LOSSES),
+    foreign("discopop_tau", Nil, "counts only with another loss_type"),
+    foreign("simpo_gamma", Nil, "counts only with another loss_type"),
+    foreign("use_weighting", Only(OFF), LOSSES),
+    foreign("max_prompt_length", Only(&[]), "TRL dropped it; max_length and truncation_mode say what is cut"),
+    foreign("max_completion_length", Only(&[]), "TRL dropped it; max_length and truncation_mode say what is cut"),
+    foreign("generate_during_eval", Only(OFF), "use `seakeep generate` on a checkpoint"),
+    foreign("tools", Only(&[]), "give each row a `tools` column"),
+    foreign("chat_template_path", Only(&[]), "put a chat_template.jinja into the model directory"),
+
+    foreign("dataset_config", Only(&[]), "dataset_name is a file, directory or pattern"),
+    foreign("dataset_streaming", Only(OFF), "data is read as a whole"),
+    foreign("dataset_num_proc", Nil, LOADING),
+    foreign("dataloader_num_workers", Nil, LOADING),
+    foreign("dataloader_pin_memory", Nil, LOADING),
+    foreign("dataloader_prefetch_factor", Nil, LOADING),
+    foreign("dataloader_persistent_workers", Nil, LOADING),
+    foreign("dataloader_drop_last", Only(OFF), "the last batch of an epoch is used, however small"),
+    foreign("remove_unused_columns", Nil, "columns without a use are never read into a batch"),
+    foreign("group_by_length", Only(OFF), "nothing is padded, so nothing is gained by it"),
+
+    foreign("optim", Only(&["adamw_torch", "adamw_torch_fused", "adamw_hf"]), "the optimizer is AdamW as in PyTorch"),
+    foreign("optim_args", Only(&[]), "the optimizer is AdamW as in PyTorch"),
+    foreign("lr_scheduler_kwargs", Only(&["{}"]), "write its min_lr_rate as a key of its own"),
+    foreign("neftune_noise_alpha", Only(&[]), "no noise is added to embeddings"),
+    foreign("data_seed", Only(&[]), "use seed"),
+    foreign("full_determinism", Nil, DETERMINISTIC),
+    foreign("ignore_data_skip", Only(OFF), "a resumed run sees exactly what the uninterrupted one would"),
+    foreign("average_tokens_across_devices", Nil, ONE_PROCESS),
+    foreign("auto_find_batch_size", Only(OFF), "set per_device_train_batch_size; it does not change the result"),
+    foreign("deepspeed", Only(&[]), ONE_PROCESS),
+    foreign("fsdp", Only(&["", "[]"]), ONE_PROCESS),
+    foreign("ddp_find_unused_parameters", Nil, ONE_PROCESS),
+    foreign("local_rank", Nil, ONE_PROCESS),
+
+    foreign("do_train", Only(&["true"]), "`seakeep train` trains; to evaluate alone use `seakeep eval`"),
+    foreign("do_eval", Nil, "use eval_strategy"),
+    foreign("eval_on_start", Only(OFF), "evaluate the start with `seakeep eval`"),
+    foreign("eval_delay", Only(&["0", "0.0"]), "evaluation starts with the first interval"),
+    foreign("eval_accumulation_steps", Nil, "evaluation never holds logits"),
+    foreign("load_best_model_at_end", Only(OFF), "the model of the last step is saved; earlier ones are in the checkpoints"),
+    foreign("metric_for_best_model", Nil, "counts only with load_best_model_at_end"),
+    foreign("greater_is_better", Nil, "counts only with load_best_model_at_end"),
+    foreign("save_safetensors", Only(&["true"]), "models are always saved as safetensors"),
+    foreign("save_only_model", Only(OFF), "a checkpoint holds everything that resuming needs"),
+    foreign("push_to_hub", Only(OFF), "nothing is uploaded"),
+    foreign("run_name", Nil, "a run is named by its output_dir"),
+    foreign("logging_dir", Only(&[]), "TensorBoard files go to output_dir/runs"),
+    foreign("logging_strategy", Only(&["steps"]), "use logging_steps"),
+    foreign("logging_first_step", Nil, ALWAYS_LOGGED),
+    foreign("logging_nan_inf_filter", Nil, "a loss that is not finite stops the run"),
+    foreign("include_num_input_tokens_seen", Nil, ALWAYS_LOGGED),
+    foreign("include_tokens_per_second", Nil, ALWAYS_LOGGED),
+    foreign("skip_memory_metrics", Nil, "memory is not logged"),
+    foreign("disable_tqdm", Nil, "bars are drawn on a terminal only"),
+    foreign("log_level", Nil, "everything worth reading is said once"),
+];
+
+/// The key of this name.
+pub fn find(name: &str) -> Option<&'static Foreign> {
+    FOREIGN.iter().find(|key| key.name == name)
+}
+
+impl Foreign {
+    /// Whether this value may stand; what it would change is nothing.
+    pub fn accepts(&self, value: &Value) -> bool {
+        let spelled = match value {
+            Value::Null => return true,
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        match self.fate {
+            Nil => true,
+            // Flags may say `False`, as Python does.
+            Only(values) => {
+                values.contains(&spelled.as_str()) || values.contains(&spelled.to_lowercase().as_str())
+            }
+        }
+    }
+
+    /// The error for a value that asks for something Seakeep does not do. `place` names the key and where it stands.
+    pub fn refusal(&self, place: &str, value: &Value) -> String {
+        let Only(values) = self.fate else { return String::new() };
+        let instead = match values {
+            [] => "leave it out".to_string(),
+            values => format!("{} is accepted", values[0]),
+        };
+        format!("{place} is {value}: Seakeep does not do that (yet): {}; {instead}", self.why)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::keys;
+
+    #[test]
+    fn a_key_has_a_meaning_or_none_but_not_both() {
+        for (i, key) in FOREIGN.iter().enumerate() {
+            assert!(keys::find(key.name).is_none(), "{}", key.name);
+            assert!(FOREIGN[..i].iter().all(|other| other.name != key.name), "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn what_asks_for_nothing_is_accepted_and_the_rest_refused() {
+        let accepts = |name: &str, value: Value| find(name).unwrap().accepts(&value);
+        assert!(accepts("bf16", json!(false)));
+        assert!(accepts("bf16", json!("False")));
+        assert!(!accepts("bf16", json!(true)));
+        assert!(accepts("gradient_checkpointing", json!(true)));
+        assert!(accepts("rpo_alpha", json!(null)));
+        assert!(!accepts("rpo_alpha", json!(1.0)));
+        assert!(accepts("optim", json!("adamw_torch")));
+        assert!(!accepts("optim", json!("adafactor")));
+        let text = find("use_peft").unwrap().refusal("a.toml: `use_peft`", &json!(true));
+        assert!(text.contains("a.toml: `use_peft` is true") && text.contains("adapters"), "{text}");
+    }
+}

@@ -1,0 +1,187 @@
+//! The one table of keys. Each is a flag (`--beta 0.1`) and a key of the configuration file (`beta = 0.1`).
+//!
+//! Names and defaults are those of TRL's `DPOConfig`, `ModelConfig` and `ScriptArguments` and of Hugging Face's
+//! `TrainingArguments`; "Seakeep's own" marks the others.
+
+use super::kind::{Kind, Range};
+
+/// A key.
+pub struct Key {
+    /// Name, with underscores.
+    pub name: &'static str,
+    /// What the value may be.
+    pub kind: Kind,
+    /// The value when none is given, as a flag would spell it.
+    pub default: Option<&'static str>,
+    /// Heading in the help.
+    pub group: &'static str,
+    /// One or two sentences.
+    pub help: &'static str,
+}
+
+const MODEL: &str = "Model";
+const DATA: &str = "Data";
+const OBJECTIVE: &str = "Objective";
+const TRAINING: &str = "Training";
+const KEEPING: &str = "Evaluating, saving, logging";
+const MACHINE: &str = "Machine";
+
+const fn key(
+    group: &'static str,
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Key {
+    Key { name, kind, default, group, help }
+}
+
+/// Every key.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    key(MODEL, "model_name_or_path", Kind::Path, None,
+        "The model: a Hugging Face directory (config.json, safetensors, tokenizer.json) or a .gguf file."),
+    key(MODEL, "ref_model_name_or_path", Kind::Path, None,
+        "The reference model. Default: the model itself, as it is at the start."),
+    key(MODEL, "dtype", Kind::Choice(&["float32"]), Some("float32"),
+        "Number format of the computation."),
+    key(MODEL, "save_dtype", Kind::Choice(&["float32", "bfloat16", "float16"]), Some("float32"),
+        "Number format of the saved model. Checkpoints for resuming are always exact. (Seakeep's own.)"),
+
+    key(DATA, "dataset_name", Kind::Path, None,
+        "Preference data on this machine: a .jsonl, .json (also .gz) or .parquet file, a directory, or a quoted glob \
+         pattern. Rows have `chosen` and `rejected` and may have `prompt`; strings or message lists."),
+    key(DATA, "dataset_train_split", Kind::Text, Some("train"),
+        "Rows to train on, as Hugging Face datasets slice: train, train[:1000], train[10%:]."),
+    key(DATA, "dataset_test_split", Kind::Text, None,
+        "Rows to evaluate on, such as train[1000:1100]."),
+    key(DATA, "eval_dataset_name", Kind::Path, None,
+        "Where the rows to evaluate on are, if not in dataset_name. (Seakeep's own.)"),
+    key(DATA, "shuffle_dataset", Kind::Switch, Some("true"),
+        "Whether every epoch visits the rows in a new random order; false: in the file's order."),
+    key(DATA, "max_length", Kind::Limit(2), Some("1024"),
+        "Longest sequence in tokens, prompt and completion together; 0 or none: no limit."),
+    key(DATA, "truncation_mode", Kind::Choice(&["keep_start", "keep_end"]), Some("keep_start"),
+        "Which end of a sequence that is too long is kept."),
+    key(DATA, "prompt_mismatch", Kind::Choice(&["error", "diverge", "drop"]), Some("error"),
+        "What to do where a given prompt's tokens do not begin the whole's: stop, let the completion start where they \
+         diverge (TRL's rule), or leave the row out. (Seakeep's own.)"),
+    key(DATA, "truncated_completion", Kind::Choice(&["error", "drop"]), Some("error"),
+        "What to do where a prompt alone fills max_length: stop, or leave the row out (TRL's rule). (Seakeep's own.)"),
+
+    key(OBJECTIVE, "method", Kind::Choice(&["dpo", "kldpo", "wdpo"]), Some("dpo"),
+        "dpo: plain; kldpo: worst case over a Kullback-Leibler ball around the data; wdpo: over a Wasserstein ball."),
+    key(OBJECTIVE, "beta", Kind::Number(Range::Positive), Some("0.1"),
+        "Strength of the tie to the reference model."),
+    key(OBJECTIVE, "label_smoothing", Kind::Number(Range::BelowHalf), Some("0"),
+        "Share of labels taken to be wrong (conservative DPO)."),
+    key(OBJECTIVE, "loss_type", Kind::Choice(&["sigmoid"]), Some("sigmoid"),
+        "The loss of a pair."),
+    key(OBJECTIVE, "kldpo_tau", Kind::Number(Range::Positive), None,
+        "KLDPO's temperature in nats: the smaller, the more the worst pairs weigh. Default where kldpo_rho is not given: \
+         0.05 (the paper: 0.05-0.1 at 1B parameters, 0.005-0.01 at 3B and 8B)."),
+    key(OBJECTIVE, "kldpo_rho", Kind::Number(Range::NotNegative), None,
+        "KLDPO's radius in nats, in place of kldpo_tau: the temperature is then solved for in each batch."),
+    key(OBJECTIVE, "kldpo_form", Kind::Choice(&["paper", "official"]), Some("paper"),
+        "paper: normalised weights; official: the authors' code (weights capped at 10, not normalised)."),
+    key(OBJECTIVE, "wdpo_rho", Kind::Number(Range::NotNegative), None,
+        "WDPO's radius: factor of the penalty on the loss's gradient in the input embeddings. Default 0.01 (the paper: \
+         0.005-0.01 for language models, 50-100 for Emotion)."),
+    key(OBJECTIVE, "wdpo_form", Kind::Choice(&["paper", "official"]), Some("paper"),
+        "paper: rho times the root of the mean squared gradient norm; official: the authors' code, without the root."),
+    key(OBJECTIVE, "wdpo_prompt_gradient", Kind::Choice(&["shared", "separate"]), None,
+        "shared: the prompt stands once in a pair, as in the paper; separate: two sequences, as in the authors' code. \
+         Default: shared, with wdpo_form official separate."),
+
+    key(TRAINING, "per_device_train_batch_size", Kind::Whole(1), Some("8"),
+        "Pairs in one forward and backward pass. Changes memory and speed, not the result."),
+    key(TRAINING, "gradient_accumulation_steps", Kind::Whole(1), Some("1"),
+        "Passes in one optimizer step; the step sees this times per_device_train_batch_size pairs."),
+    key(TRAINING, "num_train_epochs", Kind::Number(Range::Positive), Some("3"),
+        "Passes over the data; may be a fraction."),
+    key(TRAINING, "max_steps", Kind::Steps, Some("-1"),
+        "Optimizer steps in all, in place of num_train_epochs; -1: as many as the epochs make."),
+    key(TRAINING, "learning_rate", Kind::Number(Range::NotNegative), Some("1e-6"),
+        "Peak learning rate."),
+    key(TRAINING, "lr_scheduler_type",
+        Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr"]), Some("linear"),
+        "How the learning rate changes."),
+    key(TRAINING, "min_lr_rate", Kind::Number(Range::Share), None,
+        "With cosine_with_min_lr: what is left at the end, as a share of the peak. (In Hugging Face a key of \
+         lr_scheduler_kwargs.)"),
+    key(TRAINING, "warmup_steps", Kind::Number(Range::NotNegative), Some("0"),
+        "Steps over which the learning rate rises; below 1: that share of all steps."),
+    key(TRAINING, "warmup_ratio", Kind::Number(Range::BelowOne), Some("0"),
+        "The same as a share of all steps."),
+    key(TRAINING, "weight_decay", Kind::Number(Range::NotNegative), Some("0"),
+        "AdamW's weight decay; not applied to biases and norm gains."),
+    key(TRAINING, "adam_beta1", Kind::Number(Range::BelowOne), Some("0.9"),
+        "Decay of AdamW's mean gradient."),
+    key(TRAINING, "adam_beta2", Kind::Number(Range::BelowOne), Some("0.999"),
+        "Decay of AdamW's mean squared gradient."),
+    key(TRAINING, "adam_epsilon", Kind::Number(Range::NotNegative), Some("1e-8"),
+        "AdamW's epsilon."),
+    key(TRAINING, "max_grad_norm", Kind::Number(Range::NotNegative), Some("1.0"),
+        "Gradients longer than this are shortened to it; 0: never."),
+    key(TRAINING, "seed", Kind::Whole(0), Some("42"),
+        "Seed of the order of the rows."),
+    key(TRAINING, "resume_from_checkpoint", Kind::SwitchOrPath, None,
+        "true: go on from the newest checkpoint in output_dir; or the directory of a checkpoint."),
+
+    key(KEEPING, "output_dir", Kind::Path, None,
+        "Where the trained model, checkpoints and metrics.jsonl go."),
+    key(KEEPING, "overwrite_output_dir", Kind::Switch, Some("false"),
+        "Whether an earlier run in output_dir may be replaced. (Seakeep's own.)"),
+    key(KEEPING, "logging_steps", Kind::Whole(1), Some("10"),
+        "Optimizer steps between lines of metrics.jsonl; the first and the last step are always logged."),
+    key(KEEPING, "eval_strategy", Kind::Choice(&["no", "steps", "epoch"]), Some("no"),
+        "When to evaluate."),
+    key(KEEPING, "eval_steps", Kind::Whole(1), None,
+        "Steps between evaluations with eval_strategy steps. Default: logging_steps."),
+    key(KEEPING, "per_device_eval_batch_size", Kind::Whole(1), Some("8"),
+        "Pairs in one forward pass when nothing is learned. Changes memory and speed, not the result."),
+    key(KEEPING, "save_strategy", Kind::Choice(&["no", "steps", "epoch"]), Some("steps"),
+        "When to write a checkpoint."),
+    key(KEEPING, "save_steps", Kind::Whole(1), Some("500"),
+        "Steps between checkpoints with save_strategy steps."),
+    key(KEEPING, "save_total_limit", Kind::Limit(1), Some("none"),
+        "Checkpoints kept; older ones are removed."),
+    key(KEEPING, "report_to", Kind::Choices(&["tensorboard", "none"]), Some("tensorboard"),
+        "Where metrics go besides metrics.jsonl."),
+
+    key(MACHINE, "num_threads", Kind::Whole(1), None,
+        "Threads to compute with. Default: all cores. (Seakeep's own.)"),
+];
+
+/// Other spellings of keys, from older releases of transformers.
+pub const ALIASES: &[(&str, &str)] = &[("torch_dtype", "dtype"), ("evaluation_strategy", "eval_strategy")];
+
+/// The key of this name (or alias).
+pub fn find(name: &str) -> Option<&'static Key> {
+    let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, name)| name);
+    KEYS.iter().find(|key| key.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_what_the_keys_accept() {
+        for key in KEYS {
+            if let Some(default) = key.default {
+                assert!(key.kind.check(&key.kind.of_flag(default)).is_some(), "{}", key.name);
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        for (i, key) in KEYS.iter().enumerate() {
+            assert!(KEYS[..i].iter().all(|other| other.name != key.name), "{}", key.name);
+        }
+        assert!(ALIASES.iter().all(|(alias, name)| {
+            KEYS.iter().all(|key| key.name != *alias) && KEYS.iter().any(|key| key.name == *name)
+        }));
+    }
+}

@@ -1,0 +1,199 @@
+use std::path::{Path, PathBuf};
+
+use clap::Command;
+
+use super::*;
+use crate::args;
+
+fn settings(flags: &str) -> Result<Settings> {
+    let command = args::all_keyed(Command::new("train").args_override_self(true));
+    let words = std::iter::once("train").chain(flags.split_whitespace());
+    Settings::read(&command.try_get_matches_from(words).unwrap())
+}
+
+const NEEDED: &str = "--model_name_or_path m --dataset_name d.jsonl --output_dir out";
+
+fn planned(flags: &str) -> TrainOptions {
+    plan(&settings(&format!("{NEEDED} {flags}")).unwrap()).unwrap()
+}
+
+/// The message of the usage error that these flags make.
+fn refused(flags: &str) -> String {
+    match settings(&format!("{NEEDED} {flags}")).and_then(|s| plan(&s)) {
+        Err(Error::Usage(what)) => what,
+        other => panic!("{flags}: {other:?}"),
+    }
+}
+
+fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (directory, path)
+}
+
+#[test]
+fn defaults_are_those_of_trl_and_hugging_face() {
+    let o = planned("");
+    assert_eq!(o.model_name_or_path, Path::new("m"));
+    assert_eq!(o.ref_model_name_or_path, None);
+    assert_eq!((o.dataset_name.as_str(), o.dataset_train_split.as_str()), ("d.jsonl", "train"));
+    assert_eq!((o.dataset_test_split, o.eval_dataset_name), (None, None));
+    assert_eq!((o.method.as_str(), o.objective.rule, o.objective.penalty), ("dpo", Rule::Mean, None));
+    assert_eq!(o.objective.pair, Dpo { beta: 0.1, label_smoothing: 0.0 });
+    assert_eq!(o.tokenize.max_length, Some(1024));
+    assert_eq!(o.tokenize.truncation_mode, TruncationMode::KeepStart);
+    assert_eq!(o.tokenize.prompt_mismatch, PromptMismatch::Error);
+    assert_eq!(o.tokenize.truncated_completion, TruncatedCompletion::Error);
+    assert!(o.shuffle_dataset && !o.overwrite_output_dir && o.tensorboard);
+    assert_eq!((o.per_device_train_batch_size, o.per_device_eval_batch_size), (8, 8));
+    assert_eq!((o.gradient_accumulation_steps, o.num_train_epochs, o.max_steps), (1, 3.0, None));
+    assert_eq!((o.learning_rate, o.schedule, o.warmup), (1e-6, Schedule::Linear, Warmup::Steps(0)));
+    assert_eq!(o.optimizer, AdamW::default());
+    assert_eq!((o.max_grad_norm, o.logging_steps, o.seed), (1.0, 10, 42));
+    assert_eq!((o.eval, o.save, o.save_total_limit), (Every::No, Every::Steps(500), None));
+    assert_eq!((o.resume_from_checkpoint, o.save_dtype), (None, SaveDtype::F32));
+}
+
+#[test]
+fn flags_override_the_file_and_the_file_the_defaults() {
+    let (_keep, path) =
+        file("run.toml", "beta = 0.3\nseed = 7\nshuffle_dataset = false\nbf16 = false\nmax_length = 0\n");
+    let o = planned(&format!("--config {} --beta 0.2 --max-steps 5", path.display()));
+    assert_eq!((o.objective.pair.beta, o.seed, o.shuffle_dataset), (0.2, 7, false));
+    assert_eq!((o.max_steps, o.tokenize.max_length), (Some(5), None));
+}
+
+#[test]
+fn yaml_and_json_say_the_same() {
+    let yaml =
+        "learning_rate: 5.0e-7\nreport_to: [none]\neval_steps:\nsave_strategy: no\nloss_type: [sigmoid]\n";
+    let json = r#"{"learning_rate": 5e-7, "report_to": "none", "save_strategy": "no"}"#;
+    for (name, text) in [("a.yaml", yaml), ("a.json", json)] {
+        let (_keep, path) = file(name, text);
+        let o = planned(&format!("--config {}", path.display()));
+        assert_eq!((o.learning_rate, o.tensorboard, o.save), (5e-7, false, Every::No), "{name}");
+    }
+}
+
+#[test]
+fn a_file_is_refused_with_file_key_and_what_was_expected() {
+    for (name, text, wanted) in [
+        ("a.toml", "betta = 0.1", "`betta` is not a key of Seakeep; did you mean `beta`?"),
+        ("a.toml", "max_lenght = 5", "did you mean `max_length`?"),
+        ("a.toml", "qqqq = 5", "`seakeep help keys` lists them all"),
+        ("a.toml", "beta = \"high\"", "`beta` is \"high\"; expected a number above 0"),
+        ("a.toml", "beta = 0", "`beta` is 0; expected a number above 0"),
+        ("a.toml", "max_steps = true", "`max_steps` is true; expected a whole number above 0 (-1: none)"),
+        ("a.toml", "[train]\nbeta = 0.1", "`train` is not a key"),
+        ("a.toml", "beta = 0.1\nbeta = 0.2", "duplicate key"),
+        ("a.toml", "beta 0.1", "line 1"),
+        ("a.yaml", "beta: 0.1\nbeta: 0.2", "duplicate"),
+        ("a.yaml", "- beta", "expected keys and values"),
+        (
+            "a.toml",
+            "use_peft = true",
+            "`use_peft` is true: Seakeep does not do that (yet): every parameter is trained",
+        ),
+        ("a.txt", "beta = 0.1", "expected .toml, .yaml"),
+    ] {
+        let (_keep, path) = file(name, text);
+        let message = refused(&format!("--config {}", path.display()));
+        assert!(message.contains(wanted) && message.contains(name), "{text}: {message}");
+    }
+}
+
+#[test]
+fn flags_are_refused_with_key_value_and_what_was_expected() {
+    for (flags, wanted) in [
+        ("--beta 0", "--beta is 0.0; expected a number above 0"),
+        ("--beta abc", "--beta is \"abc\"; expected a number above 0"),
+        ("--label_smoothing 0.5", "expected a number from 0 to below 0.5"),
+        ("--kldpo_tau -1 --method kldpo", "--kldpo_tau is -1.0; expected a number above 0"),
+        ("--wdpo_rho -0.5 --method wdpo", "expected a number, 0 or above"),
+        ("--per_device_train_batch_size 0", "expected a whole number, 1 or above"),
+        ("--gradient_accumulation_steps 1.5", "expected a whole number, 1 or above"),
+        ("--max_length 1", "expected a whole number, 2 or above (0 or none: no limit)"),
+        ("--shuffle_dataset maybe", "expected true or false"),
+        ("--method ppo", "--method is \"ppo\"; expected one of: dpo, kldpo, wdpo"),
+        ("--loss_type ipo", "--loss_type is \"ipo\"; expected sigmoid (the only one there is yet)"),
+        ("--dtype bfloat16", "expected float32 (the only one there is yet)"),
+        ("--report_to wandb", "expected one or several of: tensorboard, none"),
+        ("--bf16 true", "computation is in float32"),
+        ("--fp16", "computation is in float32"),
+        ("--optim adafactor", "AdamW"),
+        ("--adam_beta2 1", "expected a number from 0 to below 1"),
+    ] {
+        let message = refused(flags);
+        assert!(message.contains(wanted), "{flags}: {message}");
+    }
+}
+
+#[test]
+fn contradictions_are_refused() {
+    for (flags, wanted) in [
+        ("--wdpo_rho 1 --method kldpo", "--wdpo_rho has no meaning with method kldpo"),
+        ("--kldpo_tau 1", "--kldpo_tau has no meaning with method dpo; leave it out or choose method kldpo"),
+        ("--method kldpo --kldpo_tau 1 --kldpo_rho 1", "give one of them"),
+        ("--method kldpo --kldpo_rho 1 --kldpo_form official", "give kldpo_tau"),
+        ("--min_lr_rate 0.1", "no meaning with lr_scheduler_type linear"),
+        ("--lr_scheduler_type cosine_with_min_lr", "needs min_lr_rate"),
+        ("--lr_scheduler_type constant --warmup_steps 5", "constant_with_warmup"),
+        ("--warmup_steps 5 --warmup_ratio 0.1", "give one of them"),
+        ("--warmup_steps 5.5", "expected a whole number"),
+        ("--eval_strategy steps", "dataset_test_split"),
+    ] {
+        let message = refused(flags);
+        assert!(message.contains(wanted), "{flags}: {message}");
+    }
+}
+
+#[test]
+fn what_is_needed_is_asked_for() {
+    for key in ["model_name_or_path", "dataset_name", "output_dir"] {
+        let flags: Vec<&str> = NEEDED.split(' ').collect();
+        let rest: Vec<&str> =
+            flags.chunks(2).filter(|pair| pair[0] != format!("--{key}")).flatten().copied().collect();
+        let error = settings(&rest.join(" ")).and_then(|s| plan(&s)).unwrap_err();
+        assert!(error.to_string().contains(&format!("give --{key}")), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+}
+
+#[test]
+fn methods_have_their_knobs() {
+    let objective = |flags: &str| planned(flags).objective;
+    let penalty = |flags: &str| objective(flags).penalty.unwrap();
+    assert_eq!(objective("--method kldpo").rule, Rule::Kldpo(Kldpo::Tau(0.05)));
+    assert_eq!(objective("--method kldpo --kldpo_rho 0.2").rule, Rule::Kldpo(Kldpo::Rho(0.2)));
+    let official = objective("--method kldpo --kldpo_tau 2 --kldpo_form official").rule;
+    assert_eq!(official, Rule::Kldpo(Kldpo::Official(2.0)));
+    let (paper, shared, separate) = (Form::Paper, PromptGradient::Shared, PromptGradient::Separate);
+    let expected = Penalty { rho: 0.01, form: paper, prompt_gradient: shared };
+    assert_eq!(penalty("--method wdpo"), expected);
+    assert_eq!(penalty("--method wdpo --wdpo_prompt_gradient separate").prompt_gradient, separate);
+    assert_eq!(penalty("--method wdpo --wdpo_form official").prompt_gradient, separate);
+    // Well defined, if nobody's published choice.
+    let both = penalty("--method wdpo --wdpo_form official --wdpo_prompt_gradient shared --wdpo_rho 1");
+    assert_eq!(both, Penalty { rho: 1.0, form: Form::Official, prompt_gradient: shared });
+}
+
+#[test]
+fn schedules_warm_up_and_intervals() {
+    let o = planned("--lr_scheduler_type cosine_with_min_lr --min_lr_rate 0.1 --warmup_ratio 0.1");
+    assert_eq!((o.schedule, o.warmup), (Schedule::Cosine { min_lr_rate: 0.1 }, Warmup::Ratio(0.1)));
+    assert_eq!(planned("--warmup_steps 0.03").warmup, Warmup::Ratio(0.03));
+    assert_eq!(planned("--warmup_steps 12").warmup, Warmup::Steps(12));
+    let o = planned("--lr_scheduler_type constant_with_warmup --warmup_steps 1");
+    assert_eq!((o.schedule, o.warmup), (Schedule::Constant, Warmup::Steps(1)));
+    let o = planned(
+        "--eval_strategy steps --dataset_test_split train[:9] --save_strategy epoch --save_total_limit 2",
+    );
+    assert_eq!((o.eval, o.save, o.save_total_limit), (Every::Steps(10), Every::Epoch, Some(2)));
+    let o = planned("--evaluation_strategy steps --eval_steps 3 --eval_dataset_name e.jsonl");
+    assert_eq!(o.eval, Every::Steps(3));
+    assert_eq!(planned("--resume_from_checkpoint").resume_from_checkpoint, Some(Resume::Latest));
+    assert_eq!(planned("--resume_from_checkpoint false").resume_from_checkpoint, None);
+    let from = planned("--resume_from_checkpoint out/checkpoint-5").resume_from_checkpoint;
+    assert_eq!(from, Some(Resume::From("out/checkpoint-5".into())));
+}

@@ -1,0 +1,198 @@
+//! The configuration file and the flags, checked against the tables of keys.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::ArgMatches;
+use seakeep::{Error, Result};
+use serde_json::{Map, Value};
+
+use super::foreign::{self, FOREIGN};
+use super::keys::{self, KEYS, Key};
+
+/// Where a value was given.
+#[derive(Clone, Debug, PartialEq)]
+enum Source {
+    Flag,
+    File(PathBuf),
+}
+
+impl Source {
+    /// The key and where it stands, to begin an error with.
+    fn place(&self, name: &str) -> String {
+        match self {
+            Source::Flag => format!("--{name}"),
+            Source::File(path) => format!("{}: `{name}`", path.display()),
+        }
+    }
+}
+
+/// Checked values by key. What was not given has its default.
+#[derive(Debug, Default)]
+pub struct Settings {
+    given: BTreeMap<&'static str, (Value, Source)>,
+}
+
+impl Settings {
+    /// From the flags of a command and the file that its `--config` names; flags win.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an unknown key, a value of the wrong type or out of range, or a key that asks for
+    /// something Seakeep does not do; [`Error::Io`] where the file cannot be read.
+    pub fn read(matches: &ArgMatches) -> Result<Settings> {
+        let mut settings = Settings::default();
+        if let Some(path) = flag(matches, "config") {
+            let path = Path::new(path);
+            let source = Source::File(path.to_path_buf());
+            for (name, value) in read_file(path)? {
+                settings.set(&name, &value, &source)?;
+            }
+        }
+        for key in KEYS {
+            if let Some(text) = flag(matches, key.name) {
+                settings.set(key.name, &key.kind.of_flag(text), &Source::Flag)?;
+            }
+        }
+        for key in FOREIGN {
+            if let Some(text) = flag(matches, key.name) {
+                settings.set(key.name, &Value::from(text), &Source::Flag)?;
+            }
+        }
+        Ok(settings)
+    }
+
+    fn set(&mut self, name: &str, value: &Value, source: &Source) -> Result<()> {
+        let place = source.place(name);
+        if let Some(key) = keys::find(name) {
+            let checked = key.kind.check(value);
+            // An empty value in YAML (`eval_steps:`) is a key not given; null where it means "no limit" is a value.
+            if checked.is_none() && value.is_null() {
+                return Ok(());
+            }
+            let checked = checked.ok_or_else(|| {
+                Error::Usage(format!("{place} is {value}; expected {}", key.kind.expectation()))
+            })?;
+            self.given.insert(key.name, (checked, source.clone()));
+            return Ok(());
+        }
+        match foreign::find(name) {
+            Some(key) if key.accepts(value) => Ok(()),
+            Some(key) => Err(Error::Usage(key.refusal(&place, value))),
+            None => Err(Error::Usage(format!("{place} is not a key of Seakeep; {}", nearest(name)))),
+        }
+    }
+
+    /// Whether the key was given, by flag or file.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.given.contains_key(key(name).name)
+    }
+
+    /// The key and where it was given, to begin an error with; a key not given is named as its flag.
+    pub fn place(&self, name: &str) -> String {
+        self.given.get(name).map_or(&Source::Flag, |(_, source)| source).place(name)
+    }
+
+    /// The value: given, or the default; null where there is neither.
+    fn value(&self, name: &str) -> Value {
+        let key = key(name);
+        match (self.given.get(name), key.default) {
+            (Some((value, _)), _) => value.clone(),
+            (None, Some(default)) => key.kind.check(&key.kind.of_flag(default)).unwrap_or_default(),
+            (None, None) => Value::Null,
+        }
+    }
+
+    /// A text, a path or a choice.
+    pub fn text(&self, name: &str) -> Option<String> {
+        self.value(name).as_str().map(str::to_string)
+    }
+
+    /// A path.
+    pub fn path(&self, name: &str) -> Option<PathBuf> {
+        self.text(name).map(PathBuf::from)
+    }
+
+    /// A text that the command cannot do without.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where it is not given.
+    pub fn required(&self, name: &str) -> Result<String> {
+        self.text(name).ok_or_else(|| {
+            Error::Usage(format!("no `{name}`: give --{name}, or `{name} = \"...\"` in the file of --config"))
+        })
+    }
+
+    /// A number.
+    pub fn number(&self, name: &str) -> Option<f64> {
+        self.value(name).as_f64()
+    }
+
+    /// A number of things; `None` for no limit.
+    pub fn count(&self, name: &str) -> Option<usize> {
+        self.value(name).as_u64().and_then(|n| usize::try_from(n).ok())
+    }
+
+    /// A number of 64 bits.
+    pub fn seed(&self, name: &str) -> u64 {
+        self.value(name).as_u64().unwrap_or_default()
+    }
+
+    /// True or false; a path where one may stand in its place is neither.
+    pub fn switch(&self, name: &str) -> Option<bool> {
+        self.value(name).as_bool()
+    }
+
+    /// The words of a list.
+    pub fn words(&self, name: &str) -> Vec<String> {
+        let list = self.value(name);
+        list.as_array().into_iter().flatten().filter_map(|w| w.as_str().map(str::to_string)).collect()
+    }
+}
+
+/// The key of this name.
+///
+/// # Panics
+/// If the table has no such key: a mistake in this program.
+fn key(name: &str) -> &'static Key {
+    KEYS.iter().find(|key| key.name == name).unwrap_or_else(|| panic!("`{name}` is not in the table of keys"))
+}
+
+/// The text of a flag, where the command has it and it was given. Of several the last counts.
+fn flag<'a>(matches: &'a ArgMatches, name: &str) -> Option<&'a str> {
+    matches.try_get_many::<String>(name).ok().flatten()?.next_back().map(String::as_str)
+}
+
+/// The keys and values of a configuration file, in its order.
+fn read_file(path: &Path) -> Result<Map<String, Value>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let broken = |e: &dyn std::fmt::Display| Error::Usage(format!("{}: {e}", path.display()));
+    let values: Value = match path.extension().and_then(|e| e.to_str()) {
+        Some("toml") => toml::from_str(&text).map_err(|e| broken(&e))?,
+        // By way of YAML's own values, which refuse a key given twice.
+        Some("yaml" | "yml") => serde_yaml_ng::from_str::<serde_yaml_ng::Value>(&text)
+            .and_then(serde_yaml_ng::from_value)
+            .map_err(|e| broken(&e))?,
+        Some("json") => serde_json::from_str(&text).map_err(|e| broken(&e))?,
+        _ => {
+            return Err(broken(
+                &"not a configuration file by its name; expected .toml, .yaml, .yml or .json",
+            ));
+        }
+    };
+    match values {
+        Value::Object(map) => Ok(map),
+        Value::Null => Ok(Map::new()),
+        _ => Err(broken(&"expected keys and values, such as `beta: 0.1`")),
+    }
+}
+
+/// The known key that is spelled most like `name`.
+fn nearest(name: &str) -> String {
+    let known = KEYS.iter().map(|k| k.name).chain(FOREIGN.iter().map(|k| k.name));
+    let scored = known.map(|k| (strsim::jaro_winkler(&name.to_lowercase(), k), k));
+    match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        // Less alike than this is a guess that misleads.
+        Some((score, best)) if score >= 0.75 => format!("did you mean `{best}`?"),
+        _ => "`seakeep help keys` lists them all".to_string(),
+    }
+}

@@ -1,0 +1,206 @@
+//! Bad input: each a clear error that names file, row or key, with its exit code, and nothing left under a final name.
+
+mod common;
+
+use common::{Place, TRAIN, config};
+use serde_json::json;
+
+/// The training command with some of its arguments replaced or added.
+fn train<'a>(change: &[&'a str]) -> Vec<&'a str> {
+    // The last of several values of a flag counts.
+    [&TRAIN, change].concat()
+}
+
+#[test]
+fn missing_files_are_named() {
+    let place = Place::new();
+    place.fail(&train(&["--model_name_or_path", "nowhere"]), 1, &["nowhere", "no such file or directory"]);
+    place.fail(&train(&["--dataset_name", "none.jsonl"]), 1, &["none.jsonl", "no such file or directory"]);
+    place.fail(&train(&["--ref_model_name_or_path", "noref"]), 1, &["noref", "no such file or directory"]);
+    place.fail(&train(&["--config", "none.toml"]), 1, &["cannot read none.toml", "hint: paths are taken"]);
+    place.fail(&train(&["--dataset_name", "none-*.jsonl"]), 2, &["no file matches `none-*.jsonl`"]);
+    place.fail(&["init", "--config_json", "none.json", "--output_dir", "out"], 1, &["cannot read none.json"]);
+}
+
+#[test]
+fn bad_rows_are_named_by_file_row_and_key() {
+    let place = Place::new();
+    let good = r#"{"prompt": "how", "chosen": " fine", "rejected": " bad"}"#;
+    for (name, row, wanted) in [
+        ("malformed.jsonl", r#"{"prompt": "how", "chosen": "#, "not JSON"),
+        ("half.jsonl", r#"{"prompt": "how", "chosen": " fine"}"#, "key `rejected`: missing"),
+        (
+            "empty.jsonl",
+            r#"{"prompt": "how", "chosen": "", "rejected": " bad"}"#,
+            "key `chosen`: an empty completion",
+        ),
+        ("number.jsonl", r#"{"prompt": "how", "chosen": 3, "rejected": " bad"}"#, "key `chosen`: a number"),
+        (
+            "joined.jsonl",
+            r#"{"prompt": "how", "chosen": "fine", "rejected": " bad"}"#,
+            "not a prefix of prompt + `chosen`",
+        ),
+    ] {
+        place.write(name, &format!("{good}\n{good}\n{row}\n{good}\n"));
+        for command in [
+            train(&["--dataset_name", name]),
+            vec!["logps", "--model_name_or_path", "model", "--dataset_name", name, "--output", "out"],
+            vec![
+                "eval",
+                "--model_name_or_path",
+                "model",
+                "--dataset_name",
+                "pairs.jsonl",
+                name,
+                "--output",
+                "out",
+            ],
+            vec!["inspect", "data", "--model_name_or_path", "model", "--dataset_name", name],
+        ] {
+            place.fail(&command, 1, &[&format!("{name}, row 3"), wanted]);
+        }
+    }
+}
+
+#[test]
+fn a_wholly_truncated_completion_stops_unless_it_may_be_dropped() {
+    let place = Place::new();
+    let short = ["--max_length", "4"];
+    place.fail(&train(&short), 1, &["pairs.jsonl, row 2, key `prompt`: 4 tokens, and `max_length` is 4"]);
+    place.fail(&train(&["--max_length", "2", "--dataset_name", "long.jsonl"]), 1, &["long.jsonl"]);
+    let logps = [
+        "logps",
+        "--model_name_or_path",
+        "model",
+        "--dataset_name",
+        "pairs.jsonl",
+        "--truncated_completion",
+        "drop",
+    ];
+    let run = place.succeed(&[&logps[..], &short].concat());
+    assert_eq!(run.stdout.lines().count(), 5);
+    assert!(run.stderr.contains("1 of 6 rows left out"), "{}", run.stderr);
+}
+
+#[test]
+fn a_configuration_file_is_checked() {
+    let place = Place::new();
+    place.write("typo.toml", "learning_rat = 1e-5\n");
+    place.fail(
+        &train(&["--config", "typo.toml"]),
+        2,
+        &["typo.toml: `learning_rat`", "did you mean `learning_rate`?"],
+    );
+    place.write("type.yaml", "beta: high\n");
+    place.fail(
+        &train(&["--config", "type.yaml"]),
+        2,
+        &["type.yaml: `beta` is \"high\"; expected a number above 0"],
+    );
+    place.write("broken.toml", "beta = \n");
+    place.fail(&train(&["--config", "broken.toml"]), 2, &["broken.toml", "line 1"]);
+    place.write("peft.toml", "use_peft = true\n");
+    place.fail(
+        &train(&["--config", "peft.toml"]),
+        2,
+        &["peft.toml: `use_peft` is true", "adapters are to come"],
+    );
+}
+
+#[test]
+fn flags_are_checked() {
+    let place = Place::new();
+    place.fail(&train(&["--learning_rat", "1"]), 2, &["--learning_rat", "'--learning_rate'"]);
+    place.fail(&train(&["--learning_rate", "fast"]), 2, &["--learning_rate is \"fast\"; expected a number"]);
+    place.fail(&train(&["--wdpo_rho", "1"]), 2, &["--wdpo_rho has no meaning with method dpo"]);
+    place.fail(&train(&["--max_steps"]), 2, &["--max_steps"]);
+    place.fail(&["trian"], 2, &["'train'"]);
+    let run = place.fail(&["train", "--method", "kldpo"], 2, &["give --model_name_or_path"]);
+    assert!(run.stderr.contains("hint: `seakeep help train`"), "{}", run.stderr);
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_refused() {
+    let place = Place::new();
+    place.write("file", "");
+    place.fail(&train(&["--output_dir", "file/out"]), 1, &["file"]);
+    place.fail(&["init", "--config_json", "config.json", "--output_dir", "file/out"], 1, &["file"]);
+    for command in ["logps", "eval"] {
+        let scored = [command, "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", "--output"];
+        place.fail(&[&scored[..], &["file/a.jsonl"]].concat(), 1, &["file: not a directory"]);
+        place.fail(&[&scored[..], &["model"]].concat(), 2, &["--output model is a directory"]);
+    }
+    let run =
+        place.fail(&["init", "--config_json", "config.json", "--output_dir", "model"], 2, &["not empty"]);
+    assert!(run.stdout.is_empty());
+}
+
+#[test]
+fn broken_models_are_refused() {
+    let place = Place::new();
+    place.copy_model("cut");
+    let whole = std::fs::read(place.path("model/model.safetensors")).unwrap();
+    std::fs::write(place.path("cut/model.safetensors"), &whole[..whole.len() - 40]).unwrap();
+    place.copy_model("nan");
+    let mut values = whole.clone();
+    let end = values.len();
+    values[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(place.path("nan/model.safetensors"), &values).unwrap();
+    place.copy_model("pickle");
+    std::fs::remove_file(place.path("pickle/model.safetensors")).unwrap();
+    place.write("pickle/pytorch_model.bin", "\u{2}c");
+    place.copy_model("unknown");
+    let mut other = config();
+    other["model_type"] = json!("mamba");
+    place.write("unknown/config.json", &other.to_string());
+    place.copy_model("wordless");
+    std::fs::remove_file(place.path("wordless/tokenizer.json")).unwrap();
+    place.copy_model("wide");
+    other["model_type"] = json!("llama");
+    other["hidden_size"] = json!(16);
+    place.write("wide/config.json", &other.to_string());
+    place.write("cut.gguf", "GGUF\u{3}\0\0\0");
+    for (model, said) in [
+        ("cut", "cut/model.safetensors: the file ("),
+        ("nan", "nan/model.safetensors: tensor `"),
+        ("pickle", "pytorch_model.bin: a pickle"),
+        ("unknown", "(`model_type`) is `mamba`; supported: llama"),
+        ("wordless", "wordless: no tokenizer.json"),
+        ("wide", "wide"),
+        ("cut.gguf", "cut.gguf"),
+    ] {
+        place.fail(&train(&["--model_name_or_path", model]), 1, &[said]);
+        let logps =
+            ["logps", "--model_name_or_path", model, "--dataset_name", "pairs.jsonl", "--output", "out"];
+        place.fail(&logps, 1, &[said]);
+    }
+}
+
+#[test]
+fn a_template_that_never_ends_is_stopped() {
+    let place = Place::new();
+    place.copy_model("endless");
+    place.write(
+        "endless/chat_template.jinja",
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    );
+    let turn = |role: &str, text: &str| json!([{ "role": role, "content": text }]);
+    let row = json!({ "prompt": turn("user", "how"), "chosen": turn("assistant", "fine"), "rejected": turn("assistant", "bad") });
+    place.write("chat.jsonl", &row.to_string());
+    let chat = ["--model_name_or_path", "endless", "--dataset_name", "chat.jsonl"];
+    place.fail(&train(&chat), 1, &["chat.jsonl, row 1", "chat_template.jinja"]);
+}
+
+#[test]
+fn init_checks_the_architecture_and_the_vocabulary() {
+    let place = Place::new();
+    let mut small = config();
+    small["vocab_size"] = json!(5);
+    place.write("small.json", &small.to_string());
+    let init = ["init", "--output_dir", "out", "--tokenizer", "tokenizer", "--config_json"];
+    place.fail(&[&init[..], &["small.json"]].concat(), 2, &["12 tokens", "`vocab_size`", "is 5"]);
+    place.write("broken.json", "{");
+    place.fail(&[&init[..], &["broken.json"]].concat(), 1, &["broken.json: not JSON"]);
+    place.write("empty.json", "{}");
+    place.fail(&[&init[..], &["empty.json"]].concat(), 1, &["model_type"]);
+}

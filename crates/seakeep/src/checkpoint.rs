@@ -1,0 +1,220 @@
+//! Checkpoints: everything a run needs to go on, bit for bit, in a directory that appears whole or not at all.
+//!
+//! ```text
+//! checkpoint-50/
+//!     config.json  model.safetensors  tokenizer ...   the policy, as transformers loads it (always f32)
+//!     optimizer.safetensors                           exp_avg/NAME and exp_avg_sq/NAME, in-memory layout
+//!     trainer_state.json                              step, tokens, the settings of the run
+//!     reference.json                                  log-probabilities under the reference, by row
+//! ```
+//! The order of the data is a function of the seed and the step, so no generator state is needed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::formats::{AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors};
+use crate::model::{Model, Tensors};
+use crate::optim::AdamWState;
+use crate::{Error, Result};
+
+/// The layout of `trainer_state.json` that this program writes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// `trainer_state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Optimizer steps done.
+    pub step: usize,
+    /// Optimizer steps planned.
+    pub total_steps: usize,
+    /// Epochs done.
+    pub epoch: f64,
+    /// Tokens seen.
+    pub num_tokens: usize,
+    /// The settings that decide the result.
+    pub settings: Map<String, Value>,
+}
+
+/// Log-probabilities (chosen, rejected; nats) under the reference, by the row's position in its data.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceLogps {
+    /// Training rows.
+    pub train: BTreeMap<usize, (f64, f64)>,
+    /// Evaluation rows.
+    pub eval: BTreeMap<usize, (f64, f64)>,
+}
+
+/// The name of the checkpoint after `step`.
+pub fn name(step: usize) -> String {
+    format!("checkpoint-{step}")
+}
+
+/// The checkpoints in `output_dir`, by growing step.
+pub fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
+    let entries = std::fs::read_dir(output_dir).into_iter().flatten().flatten();
+    let mut found: Vec<(usize, PathBuf)> = entries
+        .filter_map(|e| {
+            let step = e.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
+            Some((step, e.path()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Writes the files of a model that transformers loads: weights, configuration, tokenizer.
+///
+/// # Errors
+/// Weights that are not finite; the file system's.
+pub fn save_model(directory: &Path, model: &Model, source: &ModelSource, dtype: SaveDtype) -> Result<()> {
+    source.tokenizer()?.save(directory)?;
+    if let Some(generation) = &source.generation_config {
+        let text = serde_json::to_string_pretty(generation).expect("JSON values serialise");
+        write_atomic(directory.join("generation_config.json"), text.as_bytes())?;
+    }
+    model.save(directory, &source.config, dtype)
+}
+
+/// Writes a checkpoint, atomically.
+///
+/// # Errors
+/// Weights that are not finite; the file system's.
+pub fn save(
+    output_dir: &Path,
+    (model, source): (&Model, &ModelSource),
+    optimizer: &AdamWState,
+    state: &TrainerState,
+    reference: &ReferenceLogps,
+) -> Result<()> {
+    let directory = AtomicDir::new(output_dir.join(name(state.step)))?;
+    save_model(directory.path(), model, source, SaveDtype::F32)?;
+    save_optimizer(&directory.path().join("optimizer.safetensors"), model, optimizer)?;
+    write_json(&directory.path().join("reference.json"), reference)?;
+    write_json(&directory.path().join("trainer_state.json"), state)?;
+    directory.replace()
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
+    write_atomic(path, text.as_bytes())
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Error::format(path, format!("not what a checkpoint holds: {e}")))
+}
+
+/// The two moments, each with its prefix in `optimizer.safetensors`.
+fn moments(state: &AdamWState) -> [(&'static str, &Tensors); 2] {
+    [("exp_avg", &state.mean), ("exp_avg_sq", &state.square)]
+}
+
+fn save_optimizer(path: &Path, model: &Model, state: &AdamWState) -> Result<()> {
+    let mut entries = Vec::new();
+    for (prefix, tensors) in moments(state) {
+        for (spec, data) in model.map.params.iter().zip(tensors.iter()) {
+            entries.push((format!("{prefix}/{}", spec.name), [spec.rows, spec.cols], data));
+        }
+    }
+    let views: Vec<(&str, &[usize], &[f32])> =
+        entries.iter().map(|(name, shape, data)| (name.as_str(), &shape[..], *data)).collect();
+    write_safetensors(path, &views, SaveDtype::F32)
+}
+
+fn load_optimizer(path: &Path, model: &Model, step: usize) -> Result<AdamWState> {
+    let file = Weights::open(path)?;
+    let mut state = AdamWState::new(&model.map);
+    state.step = step;
+    for (prefix, tensors) in [("exp_avg", &mut state.mean), ("exp_avg_sq", &mut state.square)] {
+        for (spec, to) in model.map.params.iter().zip(tensors.iter_mut()) {
+            let name = format!("{prefix}/{}", spec.name);
+            if file.shape(&name) != Some(&[spec.rows, spec.cols]) {
+                return Err(Error::format(
+                    path,
+                    format!("`{name}` is missing or has another shape than the model's"),
+                ));
+            }
+            to.copy_from_slice(&file.read_f32(&name)?);
+        }
+    }
+    Ok(state)
+}
+
+/// Reads `trainer_state.json` of a checkpoint.
+///
+/// # Errors
+/// A directory that is not a checkpoint, or one of another version.
+pub fn load_state(directory: &Path) -> Result<TrainerState> {
+    let path = directory.join("trainer_state.json");
+    if !path.is_file() {
+        return Err(Error::format(directory, "not a checkpoint of Seakeep: it has no trainer_state.json"));
+    }
+    let state: TrainerState = read_json(&path)?;
+    if state.schema_version != SCHEMA_VERSION {
+        let found = state.schema_version;
+        return Err(Error::format(
+            path,
+            format!("schema_version {found}; this program reads {SCHEMA_VERSION}"),
+        ));
+    }
+    Ok(state)
+}
+
+/// What a checkpoint gives back.
+pub struct Restored {
+    /// The policy.
+    pub model: Model,
+    /// The optimizer's memory.
+    pub optimizer: AdamWState,
+    /// Where the run stood.
+    pub state: TrainerState,
+    /// Log-probabilities under the reference.
+    pub reference: ReferenceLogps,
+}
+
+/// Reads a checkpoint for a run with `settings`.
+///
+/// # Errors
+/// A directory that is not a checkpoint, one of a run with other settings (each difference is named), or files that
+/// do not fit each other.
+pub fn load(directory: &Path, settings: &Map<String, Value>) -> Result<Restored> {
+    let state = load_state(directory)?;
+    let none = Value::Null;
+    let keys = settings.keys().chain(state.settings.keys().filter(|k| !settings.contains_key(*k)));
+    let differences: Vec<String> = keys
+        .map(|k| (k, state.settings.get(k).unwrap_or(&none), settings.get(k).unwrap_or(&none)))
+        .filter(|(_, there, here)| there != here)
+        .map(|(k, there, here)| format!("`{k}` is {there} there, {here} here"))
+        .collect();
+    if !differences.is_empty() {
+        return Err(Error::format(
+            directory,
+            format!(
+                "a checkpoint of another run: {}; use the settings it was made with, or start anew",
+                differences.join("; ")
+            ),
+        ));
+    }
+    let model = Model::load(&ModelSource::open(directory)?)?;
+    let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, state.step)?;
+    Ok(Restored { model, optimizer, state, reference: read_json(&directory.join("reference.json"))? })
+}
+
+/// Removes the oldest checkpoints beyond `limit`.
+///
+/// # Errors
+/// The file system's.
+pub fn prune(output_dir: &Path, limit: Option<usize>) -> Result<()> {
+    let found = list(output_dir);
+    let excess = limit.map_or(0, |l| found.len().saturating_sub(l.max(1)));
+    for (_, path) in &found[..excess] {
+        std::fs::remove_dir_all(path).map_err(Error::io("remove", path))?;
+    }
+    Ok(())
+}
