@@ -17,6 +17,7 @@ pub mod error;
 pub mod eval;
 pub mod eval_record;
 pub mod formats;
+pub mod generate;
 pub mod logps;
 pub mod model;
 pub mod objective;

@@ -95,12 +95,7 @@ impl Model {
     /// # Errors
     /// A token outside the vocabulary, or a text longer than the model's positions.
     pub fn check(&self, batch: &Batch) -> Result<()> {
-        if let Some(token) = batch.tokens.iter().find(|&&t| t as usize >= self.config.vocab_size) {
-            return Err(Error::Usage(format!(
-                "token {token} does not exist in a model with {} embeddings: the tokenizer and the model do not belong together",
-                self.config.vocab_size
-            )));
-        }
+        self.check_tokens(&batch.tokens)?;
         if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= self.config.max_positions) {
             return Err(Error::Usage(format!(
                 "a text of more than {position} tokens is longer than the model's {} positions; set `max_length` to {} or less",
@@ -108,6 +103,17 @@ impl Model {
             )));
         }
         Ok(())
+    }
+
+    /// Checks that every token is in the vocabulary.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().find(|&&t| t as usize >= self.config.vocab_size) {
+            None => Ok(()),
+            Some(token) => Err(Error::Usage(format!(
+                "token {token} does not exist in a model with {} embeddings: the tokenizer and the model do not belong together",
+                self.config.vocab_size
+            ))),
+        }
     }
 
     /// The embeddings of tokens (plus learned positions), `[T, C]`.

@@ -15,9 +15,11 @@ mod config;
 mod decoder;
 pub mod families;
 mod files;
+mod generate;
 pub mod layer;
 mod tensors;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
 pub use decoder::{Activations, Model, Tangents};
+pub use generate::KvCache;
 pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};

@@ -1,0 +1,85 @@
+//! From text to text.
+
+use serde_json::Value;
+
+use super::{GenerateOptions, generate_ids};
+use crate::formats::{ModelSource, Tokenizer};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// What a prompt is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptForm {
+    /// Plain text: the tokenizer adds its special tokens (BOS for Llama).
+    Raw,
+    /// The output of a chat template, which has written them itself.
+    Templated,
+}
+
+/// A prompt and one completion of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// As it was given.
+    pub prompt: String,
+    /// Text of `tokens`, special tokens left out.
+    pub completion: String,
+    /// Generated tokens, the end-of-sequence token included.
+    pub tokens: Vec<u32>,
+}
+
+/// Completes texts: [`generate_ids`] between the tokenizer's two directions.
+///
+/// # Errors
+/// As [`generate_ids`], and [`Error::Format`] where the tokenizer cannot encode or decode a text.
+pub fn generate(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    prompts: &[String],
+    form: PromptForm,
+    options: &GenerateOptions,
+    eos: &[u32],
+    progress: &mut dyn Progress,
+) -> Result<Vec<Generation>> {
+    let add_special_tokens = form == PromptForm::Raw;
+    let encoded: Vec<Vec<u32>> =
+        prompts.iter().map(|prompt| tokenizer.encode(prompt, add_special_tokens)).collect::<Result<_>>()?;
+    let generated = generate_ids(model, &encoded, options, eos, progress)?;
+    let prompts = prompts.iter().flat_map(|p| std::iter::repeat_n(p, options.num_return_sequences));
+    prompts
+        .zip(generated)
+        .map(|(prompt, tokens)| {
+            Ok(Generation { prompt: prompt.clone(), completion: tokenizer.decode(&tokens, true)?, tokens })
+        })
+        .collect()
+}
+
+/// The tokens that end a model's texts: `eos_token_id` of `generation_config.json` or else of `config.json`,
+/// and the tokenizer's end-of-sequence token. In order, each once; none at all if nobody names one.
+///
+/// # Errors
+/// [`Error::Format`] where `eos_token_id` is neither a token id nor a list of them.
+pub fn eos_ids(source: &ModelSource, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+    let named = |file: &Value| file.get("eos_token_id").filter(|ids| !ids.is_null()).cloned();
+    let generation = source.generation_config.as_ref().and_then(named);
+    let (file, value) = match generation {
+        Some(ids) => ("generation_config.json", ids),
+        None => ("config.json", named(&source.config).unwrap_or(Value::Array(Vec::new()))),
+    };
+    let list = match &value {
+        Value::Array(ids) => ids.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let mut ids = Vec::new();
+    for id in list {
+        let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        ids.push(id.ok_or_else(|| {
+            let what = format!("{file}: `eos_token_id` is {value}; expected a token id or a list of them");
+            Error::format(&source.path, what)
+        })?);
+    }
+    ids.extend(tokenizer.and_then(Tokenizer::eos_id));
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
