@@ -204,3 +204,25 @@ fn init_checks_the_architecture_and_the_vocabulary() {
     place.write("empty.json", "{}");
     place.fail(&[&init[..], &["empty.json"]].concat(), 1, &["model_type"]);
 }
+
+#[test]
+fn generate_checks_its_options_and_prompts() {
+    let place = Place::new();
+    let model = ["generate", "--model_name_or_path", "model"];
+    place.fail(&model, 2, &["no prompt: give --prompt TEXT or --dataset_name FILE"]);
+    let asked = [&model[..], &["--prompt", "how"]].concat();
+    place.fail(
+        &[&asked[..], &["--temperature", "0"]].concat(),
+        2,
+        &["`temperature` is 0; expected a number above 0"],
+    );
+    place.fail(&[&asked[..], &["--top_p", "x"]].concat(), 2, &["invalid value 'x' for '--top_p <X>'"]);
+    place.fail(
+        &[&asked[..], &["--system", "be kind"]].concat(),
+        2,
+        &["--system needs the model's chat template"],
+    );
+    place.write("questions.jsonl", "{\"question\": \"how\"}\n");
+    let file = [&model[..], &["--dataset_name", "questions.jsonl", "--output", "out"]].concat();
+    place.fail(&file, 1, &["questions.jsonl, row 1, key `prompt`: missing"]);
+}

@@ -239,3 +239,47 @@ fn help_explains_commands_and_topics() {
         assert!(shown.contains("Example:\n  seakeep"), "{shown}");
     }
 }
+
+#[test]
+fn generate_completes_prompts_the_same_way_every_time() {
+    let place = Place::new();
+    let model = ["generate", "--model_name_or_path", "model", "--max_new_tokens", "5"];
+    let greedy = place.succeed(&[&model[..], &["--prompt", "how are you"]].concat()).stdout;
+    assert_eq!(greedy, place.succeed(&[&model[..], &["--prompt", "how are you"]].concat()).stdout);
+
+    let sampled = ["--dataset_name", "pairs.jsonl", "--do_sample", "--num_return_sequences", "2", "--output"];
+    for (file, batch) in [("a.jsonl", "1"), ("b.jsonl", "4")] {
+        place.succeed(&[&model[..], &sampled, &[file, "--batch_size", batch]].concat());
+    }
+    let lines = place.lines("a.jsonl");
+    assert_eq!(lines, place.lines("b.jsonl"), "no batch size changes a text");
+    assert_eq!(lines.len(), 12);
+    assert_eq!(
+        (&lines[0]["prompt"], &lines[2]["prompt"]),
+        (&"how are you".into(), &"how are you today".into())
+    );
+    let tokens = lines[0]["tokens"].as_array().unwrap();
+    assert!((1..=5).contains(&tokens.len()) && lines[0]["completion"].is_string(), "{}", lines[0]);
+}
+
+#[test]
+fn a_prompt_is_a_users_turn_where_there_is_a_template() {
+    let place = Place::new();
+    place.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}very",
+    );
+    let model = ["generate", "--model_name_or_path", "model", "--max_new_tokens", "3", "--prompt"];
+    let text = |args: &[&str]| place.succeed(&[&model[..], args].concat()).stdout;
+    let templated = text(&["how"]);
+    assert_eq!(templated, text(&["user how very", "--chat_template", "false"]));
+    assert_eq!(
+        text(&["how", "--system", "fine"]),
+        text(&["system fine user how very", "--chat_template", "false"])
+    );
+    let several = text(&["how", "--prompt", "today"]);
+    assert!(
+        several.starts_with(&format!("> how\n{}", templated.trim_end())) && several.contains("> today"),
+        "{several}"
+    );
+}

@@ -52,7 +52,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         return show_rows(&pairs, &tokenizer, &options);
     }
     let read = pairs.len();
-    let errors = remove_unusable(&mut pairs, &tokenizer, &options);
+    let errors = remove_unusable(&mut pairs, &tokenizer, &options)?;
     let (_, report) = tokenize_pairs(&pairs, &tokenizer, &options)?;
     let mut text = summary(&spec, &report, &options);
     if !errors.is_empty() {
@@ -67,18 +67,28 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 }
 
 /// Takes out the rows that tokenising refuses, and says why.
-fn remove_unusable(pairs: &mut Vec<Pair>, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Vec<Error> {
-    let verdicts: Vec<Option<Error>> = pairs
-        .par_iter()
-        .map(|pair| tokenize_pairs(std::slice::from_ref(pair), tokenizer, options).err())
-        .collect();
+///
+/// # Errors
+/// What is wrong with the tokenizer rather than with rows.
+fn remove_unusable(
+    pairs: &mut Vec<Pair>,
+    tokenizer: &Tokenizer,
+    options: &TokenizeOptions,
+) -> Result<Vec<Error>> {
+    let verdict = |pair: &Pair| tokenize_pairs(std::slice::from_ref(pair), tokenizer, options).err();
+    let verdicts: Vec<Option<Error>> = pairs.par_iter().map(verdict).collect();
     let mut usable = verdicts.iter().map(Option::is_none);
     pairs.retain(|_| usable.next().unwrap_or(false));
-    verdicts.into_iter().flatten().collect()
+    let (rows, others): (Vec<Error>, Vec<Error>) =
+        verdicts.into_iter().flatten().partition(|error| matches!(error, Error::Row { .. }));
+    match others.into_iter().next() {
+        Some(error) => Err(error),
+        None => Ok(rows),
+    }
 }
 
 fn summary(spec: &str, report: &TokenizeReport, options: &TokenizeOptions) -> String {
-    let limit = options.max_length.map_or("none".to_string(), |n| grouped(n));
+    let limit = options.max_length.map_or("none".to_string(), grouped);
     let tokens = report.prompt_tokens + report.chosen_tokens + report.rejected_tokens;
     let rows = [
         ("data", spec.to_string()),

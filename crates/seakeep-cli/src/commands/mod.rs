@@ -1,6 +1,7 @@
 //! The subcommands: each a `command()` for the command line and a `run()`.
 
 mod eval;
+mod generate;
 mod help;
 mod init;
 mod inspect;
@@ -25,6 +26,7 @@ pub fn cli() -> Command {
              seakeep help train                                every flag, with its default\n  \
              seakeep help metrics                              what the numbers mean",
         )
+        .max_term_width(110)
         .subcommand_required(true)
         .arg_required_else_help(true)
         // Ours knows topics besides commands.
@@ -33,6 +35,7 @@ pub fn cli() -> Command {
             train::command(),
             logps::command(),
             eval::command(),
+            generate::command(),
             inspect::command(),
             init::command(),
             help::command(),
@@ -45,6 +48,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("train", matches)) => train::run(matches),
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
+        Some(("generate", matches)) => generate::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),
         Some(("init", matches)) => init::run(matches),
         Some(("help", matches)) => help::run(matches),
