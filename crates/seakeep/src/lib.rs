@@ -23,6 +23,7 @@ pub mod model;
 pub mod objective;
 pub mod optim;
 pub mod progress;
+pub mod quickstart;
 pub mod report;
 pub mod scoring;
 pub mod train;

@@ -4,6 +4,7 @@ pub mod data;
 pub mod log;
 mod options;
 mod run;
+pub mod sft;
 pub mod step;
 
 pub use options::{Every, Resume, TrainOptions};
