@@ -88,7 +88,7 @@ impl Work {
     }
 }
 
-impl<W: Write> Progress for Lines<W> {
+impl<W: Write + Send> Progress for Lines<W> {
     fn start(&mut self, what: &str, total: u64) {
         let now = Instant::now();
         let (what, detail) = (what.to_string(), String::new());

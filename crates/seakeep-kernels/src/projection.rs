@@ -16,14 +16,24 @@ const CHUNK: usize = 128;
 pub struct Predicted {
     /// Log-probability of the target, nats.
     pub logp: f32,
-    /// Log of the sum of exponentials; the backward passes need it.
-    pub lse: f32,
+    /// The largest logit; with `log_total` the backward passes give probabilities back.
+    top: f32,
+    /// Log of the sum of `exp(z - top)`. Apart from `top`, which is large and would round it off.
+    log_total: f32,
     /// Entropy of the distribution, nats.
     pub entropy: f32,
     /// Mean of the logits over the vocabulary.
     pub mean_logit: f32,
     /// Whether no token is likelier than the target.
     pub is_top1: bool,
+}
+
+impl Predicted {
+    /// The probability of a token with logit `z`.
+    #[inline(always)]
+    fn probability(&self, z: f32) -> f32 {
+        exp((z - self.top) - self.log_total)
+    }
 }
 
 /// A view of the rows `first..first + rows` of the operation's inputs.
@@ -89,7 +99,8 @@ fn predict(z: &[f32], target: usize) -> Predicted {
     Predicted {
         // Differences first: z and its maximum are of one size, their distance is what matters.
         logp: (z[target] - top) - log_total,
-        lse: top + log_total,
+        top,
+        log_total,
         entropy: log_total - shifted / total,
         mean_logit: sum_by(n, |i| z[i]) / n as f32,
         is_top1: z[target] >= top,
@@ -115,8 +126,8 @@ pub fn backward(
         let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
         z.par_chunks_mut(v).enumerate().for_each(|(r, z)| {
             let n = chunk.first + r;
-            let (d, lse) = (d_logp[n], predicted[n].lse);
-            dispatch(|| z.iter_mut().for_each(|z| *z = -d * exp(*z - lse)));
+            let (d, p) = (d_logp[n], &predicted[n]);
+            dispatch(|| z.iter_mut().for_each(|z| *z = -d * p.probability(*z)));
             z[targets[n] as usize] += d;
         });
         let d_x = &mut d_x[chunk.first * channels..][..chunk.rows * channels];
@@ -176,8 +187,8 @@ pub fn tangent(
         let values: Vec<f32> = rows
             .map(|(r, (z, t_z))| {
                 let n = chunk.first + r;
-                let lse = predicted[n].lse;
-                t_z[targets[n] as usize] - dispatch(|| sum_by(v, |i| exp(z[i] - lse) * t_z[i]))
+                let p = &predicted[n];
+                t_z[targets[n] as usize] - dispatch(|| sum_by(v, |i| p.probability(z[i]) * t_z[i]))
             })
             .collect();
         out[chunk.first..chunk.first + chunk.rows].copy_from_slice(&values);
@@ -211,9 +222,8 @@ pub fn backward_tangent(
         z.par_chunks_mut(v).zip(t_z.par_chunks_mut(v)).enumerate().for_each(|(r, (z, t_z))| {
             let n = chunk.first + r;
             let (d, td) = (d_logp[n], td_logp[n]);
-            let lse = predicted[n].lse;
             dispatch(|| {
-                z.iter_mut().for_each(|z| *z = exp(*z - lse));
+                z.iter_mut().for_each(|z| *z = predicted[n].probability(*z));
                 let mean = dot(z, t_z);
                 for (p, t) in z.iter_mut().zip(t_z.iter_mut()) {
                     *t = -*p * (td + d * (*t - mean));
@@ -257,7 +267,12 @@ mod tests {
             let entropy = -z.iter().map(|z| (z - lse).exp() * (z - lse)).sum::<f64>();
             let target = targets()[n] as usize;
             let want = [z[target] - lse, lse, entropy, z.iter().sum::<f64>() / V as f64].map(|v| v as f32);
-            close(&[got.logp, got.lse, got.entropy, got.mean_logit], &want, 2e-6, "prediction");
+            close(
+                &[got.logp, got.top + got.log_total, got.entropy, got.mean_logit],
+                &want,
+                2e-6,
+                "prediction",
+            );
             assert_eq!(got.is_top1, z.iter().all(|&other| other <= z[target]));
         }
     }

@@ -80,12 +80,28 @@ pub fn erf(x: f32) -> f32 {
 /// Independent partial sums: enough for the adders' latency, and a fixed order on every machine.
 const LANES: usize = 32;
 
+/// Terms per block. Blocks are summed in f32 and added up in f64: in one long f32 sum, terms below half a unit
+/// in the last place of the running total would all be lost, as most of a vocabulary's probabilities are.
+const BLOCK: usize = 512;
+
 /// `sum f(i)` over `0..n` in a fixed order that vectorises.
 #[inline(always)]
 pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut total = 0.0f64;
+    let mut start = 0;
+    while start < n {
+        let end = if n - start > BLOCK { start + BLOCK } else { n };
+        total += block_sum(start, end, &f) as f64;
+        start = end;
+    }
+    total as f32
+}
+
+#[inline(always)]
+fn block_sum(start: usize, end: usize, f: &impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let whole = n / LANES * LANES;
-    let mut i = 0;
+    let whole = start + (end - start) / LANES * LANES;
+    let mut i = start;
     while i < whole {
         for (l, lane) in lanes.iter_mut().enumerate() {
             *lane += f(i + l);
@@ -93,7 +109,7 @@ pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
         i += LANES;
     }
     let mut tail = 0.0;
-    while i < n {
+    while i < end {
         tail += f(i);
         i += 1;
     }
@@ -162,10 +178,18 @@ mod tests {
     }
 
     #[test]
+    fn small_terms_count() {
+        // One large term and a vocabulary of small ones, each far below its rounding.
+        let sum = sum_by(49_152, |i| if i == 0 { 1.0 } else { 1e-8 });
+        assert!((sum as f64 - (1.0 + 49_151e-8)).abs() < 1e-5, "{sum}");
+    }
+
+    #[test]
     fn sums_and_maxima_cover_the_tail() {
-        for n in [0, 1, 31, 32, 33, 100] {
+        for n in [0, 1, 31, 32, 33, 100, 512, 513, 1100] {
             let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
-            assert_eq!(dispatch(|| dot(&a, &a)), a.iter().map(|x| x * x).sum::<f32>());
+            let want = a.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
+            assert!((dispatch(|| dot(&a, &a)) as f64 - want).abs() <= 1e-6 * want);
             assert_eq!(max(&a), if n == 0 { f32::NEG_INFINITY } else { (n - 1) as f32 });
         }
     }

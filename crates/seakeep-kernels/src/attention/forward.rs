@@ -6,8 +6,9 @@ use super::{Block, Layout, Segment, Shape, Task, blocks, place, run, tasks};
 use crate::gemm::Mat;
 use crate::simd::{dispatch, exp, max, sum_by};
 
-/// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp.
-fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<f32> {
+/// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp in two parts: the
+/// largest score, and the log of the sum of exponentials of the rest of each. Their sum would round the second off.
+fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<[f32; 2]> {
     p.chunks_exact_mut(block.columns())
         .enumerate()
         .map(|(r, p)| {
@@ -21,13 +22,14 @@ fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<f32> {
                 let total = sum_by(p.len(), |i| p[i]);
                 let inverse = 1.0 / total;
                 p.iter_mut().for_each(|p| *p *= inverse);
-                top + total.ln()
+                [top, total.ln()]
             })
         })
         .collect()
 }
 
-/// Writes `o` (`[T, H, D]`) and the log-sum-exp of the scores `lse` (`[T, H]`).
+/// Writes `o` (`[T, H, D]`) and the log-sum-exp of the scores `lse` (`[T, H, 2]`: maximum, and log of the sum of
+/// exponentials relative to it).
 pub fn forward(
     o: &mut [f32],
     lse: &mut [f32],
@@ -40,7 +42,7 @@ pub fn forward(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let (d, heads) = (shape.head_dim, shape.per_kv());
-        let (mut o, mut lse) = (vec![0.0; task.rows * heads * d], vec![0.0; task.rows * heads]);
+        let (mut o, mut lse) = (vec![0.0; task.rows * heads * d], vec![0.0; task.rows * heads * 2]);
         let mut p = Vec::new();
         for block in task.segments.iter().flat_map(blocks) {
             p.resize(block.rows * block.columns(), 0.0);
@@ -48,7 +50,8 @@ pub fn forward(
             for (i, head) in task.heads().enumerate() {
                 task.products(&mut p, &block, false, shape.scale, task.query(q, &block, head), k);
                 for (r, value) in softmax(&mut p, &block, shape.window).into_iter().enumerate() {
-                    lse[(row + r) * heads + i] = value;
+                    let at = 2 * ((row + r) * heads + i);
+                    lse[at..at + 2].copy_from_slice(&value);
                 }
                 task.mix(&mut o[(row * heads + i) * d..], heads * d, &block, false, 1.0, &p, v);
             }
@@ -56,7 +59,7 @@ pub fn forward(
         (o, lse)
     });
     place(o, &tasks, results.iter().map(|r| r.0.as_slice()), shape.per_kv() * shape.head_dim);
-    place(lse, &tasks, results.iter().map(|r| r.1.as_slice()), shape.per_kv());
+    place(lse, &tasks, results.iter().map(|r| r.1.as_slice()), shape.per_kv() * 2);
 }
 
 /// Writes `p = softmax` and its tangent `t_p = p (t_s - sum p t_s)`, `t_s = scale (t_q k^T + q t_k^T)`.

@@ -211,15 +211,16 @@ impl Task<'_> {
         }
     }
 
-    /// The block's probabilities from the saved log-sum-exp (`lse` is `[T, H]`), zero where unseen.
+    /// The block's probabilities from the saved log-sum-exp (`lse` is `[T, H, 2]`), zero where unseen.
     fn probabilities(&self, p: &mut [f32], block: &Block, q: &[f32], k: &[f32], lse: &[f32], head: usize) {
         self.products(p, block, false, self.shape.scale, self.query(q, block, head), k);
         for (r, p) in p.chunks_exact_mut(block.columns()).enumerate() {
             let seen = block.seen(r, self.shape.window);
-            let lse = lse[(block.row + r) * self.shape.heads + head];
+            let at = 2 * ((block.row + r) * self.shape.heads + head);
+            let (top, log_total) = (lse[at], lse[at + 1]);
             p[..seen.start].fill(0.0);
             p[seen.end..].fill(0.0);
-            dispatch(|| p[seen].iter_mut().for_each(|p| *p = exp(*p - lse)));
+            dispatch(|| p[seen].iter_mut().for_each(|p| *p = exp((*p - top) - log_total)));
         }
     }
 }

@@ -68,7 +68,7 @@ fn split(all: &[f32]) -> (&[f32], &[f32], &[f32]) {
 
 fn run_forward(all: &[f32], window: Option<usize>) -> (Vec<f32>, Vec<f32>) {
     let (q, k, v) = split(all);
-    let (mut o, mut lse) = (vec![0.0; T * H * D], vec![0.0; T * H]);
+    let (mut o, mut lse) = (vec![0.0; T * H * D], vec![0.0; T * H * 2]);
     forward(&mut o, &mut lse, q, k, v, &layout(), shape(window));
     (o, lse)
 }

@@ -100,7 +100,7 @@ pub(super) struct LayerActivations {
     qkv: Qkv,
     /// Attention before its output projection, `[T, H, D]`.
     attended: Vec<f32>,
-    /// Log-sum-exp of the scores, `[T, H]` (empty in a tangent).
+    /// Log-sum-exp of the scores, `[T, H, 2]` (empty in a tangent).
     lse: Vec<f32>,
     /// Residual stream after attention, `[T, C]`.
     mid: Vec<f32>,
@@ -162,7 +162,7 @@ impl Layer {
     pub(super) fn forward(&self, cx: &Context, x: Vec<f32>) -> (Vec<f32>, LayerActivations) {
         let (qkv, raw) = self.qkv(cx, &self.norm1.forward(cx.weights, &x));
         let mut attended = vec![0.0; qkv.q.len()];
-        let mut lse = vec![0.0; cx.positions.len() * cx.config.heads];
+        let mut lse = vec![0.0; cx.positions.len() * cx.config.heads * 2];
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
         let (out, mid, gate, up) = self.after_attention(cx, &x, &attended);
