@@ -1,7 +1,7 @@
 //! How long work tells its caller where it stands. The program draws bars; a library caller may be silent.
 
 /// A listener to long work.
-pub trait Progress {
+pub trait Progress: Send {
     /// A piece of work of `total` units begins.
     fn start(&mut self, what: &str, total: u64);
     /// `by` more units are done; `detail` is a word on how it goes (may be empty).
