@@ -70,7 +70,9 @@ struct Work {
     done: u64,
     detail: String,
     begun: Instant,
+    /// When a line was last written, and what it counted.
     said: Instant,
+    told: Option<u64>,
 }
 
 impl<W: Write> Lines<W> {
@@ -92,7 +94,7 @@ impl<W: Write + Send> Progress for Lines<W> {
     fn start(&mut self, what: &str, total: u64) {
         let now = Instant::now();
         let (what, detail) = (what.to_string(), String::new());
-        self.open.push(Work { what, total, done: 0, detail, begun: now, said: now });
+        self.open.push(Work { what, total, done: 0, detail, begun: now, said: now, told: None });
     }
 
     fn advance(&mut self, by: u64, detail: &str) {
@@ -103,13 +105,15 @@ impl<W: Write + Send> Progress for Lines<W> {
         }
         if work.said.elapsed() >= QUIET {
             work.said = Instant::now();
+            work.told = Some(work.done);
             let line = work.line();
             self.say(&line);
         }
     }
 
     fn finish(&mut self) {
-        if let Some(work) = self.open.pop() {
+        // Not twice the same count.
+        if let Some(work) = self.open.pop().filter(|work| work.told != Some(work.done)) {
             self.say(&work.line());
         }
     }

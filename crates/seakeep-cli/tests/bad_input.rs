@@ -206,6 +206,15 @@ fn init_checks_the_architecture_and_the_vocabulary() {
 }
 
 #[test]
+fn quickstart_leaves_a_used_directory_alone() {
+    let place = Place::new();
+    place.fail(&["quickstart", "--output_dir", "model"], 2, &["output_dir model is not empty"]);
+    place.fail(&["quickstart", "--seeds", "0", "--output_dir", "out"], 2, &["'--seeds <N>'"]);
+    place.write("file", "");
+    place.fail(&["quickstart", "--output_dir", "file/out"], 1, &["file/out"]);
+}
+
+#[test]
 fn generate_checks_its_options_and_prompts() {
     let place = Place::new();
     let model = ["generate", "--model_name_or_path", "model"];

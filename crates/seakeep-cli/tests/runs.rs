@@ -74,6 +74,7 @@ fn several_files_are_told_apart() {
 #[test]
 fn train_writes_a_model_metrics_and_checkpoints_and_eval_sees_the_gain() {
     let place = Place::new();
+    let explained = place.succeed(&["help", "metrics"]).stdout;
     for method in ["dpo", "kldpo", "wdpo"] {
         let own = ["--method", method, "--output_dir", method];
         let run = place.succeed(&[&TRAIN[..], &FOUR_STEPS, &own].concat());
@@ -83,6 +84,9 @@ fn train_writes_a_model_metrics_and_checkpoints_and_eval_sees_the_gain() {
         assert_eq!(number(&metrics[3], "step"), 4.0);
         // Policy = reference at the start, but for the rounding of sums over batches of other sizes.
         assert!(number(&metrics[0], "rewards/margins").abs() < 1e-6, "{}", metrics[0]);
+        for name in metrics[3].as_object().unwrap().keys() {
+            assert!(explained.lines().any(|line| line.split(' ').next() == Some(name)), "no help on {name}");
+        }
         if method == "dpo" {
             assert!((number(&metrics[0], "loss") - std::f64::consts::LN_2).abs() < 1e-6);
         }

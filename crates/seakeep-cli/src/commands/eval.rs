@@ -99,7 +99,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         "model_name_or_path": source.path,
         "ref_model_name_or_path": settings.path("ref_model_name_or_path").unwrap_or(source.path.clone()),
         "method": method,
-        "beta": objective.pair.beta,
+        "objective": format!("{objective:?}"),
         "datasets": results,
     });
     output::emit(output, &format!("{record:#}\n"))

@@ -26,7 +26,7 @@ pub fn command() -> Command {
     let (whole, real) = (ValueParser::from(value_parser!(usize)), ValueParser::from(value_parser!(f64)));
     let text = || ValueParser::string();
     let switch = |arg: Arg| arg.num_args(0..=1).default_missing_value("true");
-    let truth = || ValueParser::from(value_parser!(bool));
+    let truth = || ValueParser::bool();
     args::keyed(command, &["model_name_or_path", "num_threads"]).args([
         flag("prompt", "TEXT", text(), "A prompt; may be given several times")
             .action(ArgAction::Append)

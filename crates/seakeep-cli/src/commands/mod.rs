@@ -9,6 +9,7 @@ mod inspect_checkpoint;
 mod inspect_data;
 mod inspect_model;
 mod logps;
+mod quickstart;
 mod train;
 
 use clap::{ArgMatches, Command};
@@ -22,7 +23,8 @@ pub fn cli() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Aligns language models so that they hold up when preferences shift")
         .after_help(
-            "First steps:\n  seakeep train --config recipes/hh-smollm2.toml    tune a model on preference pairs\n  \
+            "First steps:\n  seakeep quickstart                                see it work, without any data\n  \
+             seakeep train --config recipes/hh-smollm2.toml    tune a model on preference pairs\n  \
              seakeep help train                                every flag, with its default\n  \
              seakeep help metrics                              what the numbers mean",
         )
@@ -32,6 +34,7 @@ pub fn cli() -> Command {
         // Ours knows topics besides commands.
         .disable_help_subcommand(true)
         .subcommands([
+            quickstart::command(),
             train::command(),
             logps::command(),
             eval::command(),
@@ -45,6 +48,7 @@ pub fn cli() -> Command {
 /// Runs the subcommand that was asked for.
 pub fn run(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
+        Some(("quickstart", matches)) => quickstart::run(matches),
         Some(("train", matches)) => train::run(matches),
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
