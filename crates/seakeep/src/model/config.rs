@@ -93,6 +93,9 @@ pub struct ModelConfig {
     pub windows: Vec<Option<usize>>,
     /// Factor on attention scores.
     pub attention_scale: f32,
+    /// The token whose embedding gets no gradient from being looked up: transformers gives these families'
+    /// embeddings `padding_idx = pad_token_id`, also where that token (SmolLM2: `<|im_end|>`) stands in real text.
+    pub padding_token: Option<u32>,
 }
 
 /// Typed access to the keys of a `config.json`, with errors that name the key.
@@ -231,6 +234,7 @@ impl ModelConfig {
             tied: keys.flag("tie_word_embeddings", false)?,
             windows: windows(keys, family, layers)?,
             attention_scale: (head_dim as f32).powf(-0.5),
+            padding_token: keys.get("pad_token_id").and_then(Value::as_u64).map(|id| id as u32),
         })
     }
 
@@ -269,6 +273,7 @@ impl ModelConfig {
             tied: keys.flag("tie_word_embeddings", true)?,
             windows: vec![None; layers],
             attention_scale: if scaled { (head_dim as f32).powf(-0.5) } else { 1.0 },
+            padding_token: None,
         })
     }
 
@@ -303,6 +308,7 @@ impl ModelConfig {
             tied: keys.flag("tie_word_embeddings", false)?,
             windows: vec![None; layers],
             attention_scale: (head_dim as f32).powf(-0.5),
+            padding_token: None,
         })
     }
 }

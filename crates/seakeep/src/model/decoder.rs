@@ -195,7 +195,13 @@ impl Model {
     }
 
     fn backward_embed(&self, batch: &Batch, d_x: &[f32], grads: &mut Tensors) {
-        scatter_add(&mut grads[self.params.embed], d_x, &batch.tokens, self.config.hidden);
+        let c = self.config.hidden;
+        let table = &mut grads[self.params.embed];
+        for (token, d_x) in batch.tokens.iter().zip(d_x.chunks_exact(c)) {
+            if Some(*token) != self.config.padding_token {
+                scatter_add(table, d_x, std::slice::from_ref(token), c);
+            }
+        }
         if let Some(table) = self.params.positions {
             scatter_add(&mut grads[table], d_x, &batch.positions, self.config.hidden);
         }
