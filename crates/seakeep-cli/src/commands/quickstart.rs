@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, ArgMatches, Command, value_parser};
+use clap::{ArgMatches, Command, value_parser};
 use seakeep::Result;
 use seakeep::quickstart::{self, QuickstartOptions};
 use seakeep::report;
@@ -24,10 +24,7 @@ pub fn command() -> Command {
             .value_name("PATH")
             .value_parser(value_parser!(PathBuf))
             .default_value("quickstart")
-            .help("Where data, models, runs, eval.json and report.html go"),
-        args::spelled("overwrite_output_dir")
-            .action(ArgAction::SetTrue)
-            .help("Replace what an earlier quickstart left in output_dir"),
+            .help("Where data, models, runs, eval.json and report.html go; an earlier quickstart there is replaced"),
         args::spelled("seed")
             .value_name("N")
             .value_parser(value_parser!(u64))
@@ -48,7 +45,6 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let number = |name: &str| matches.get_one::<u64>(name).copied().unwrap_or_default();
     let options = QuickstartOptions {
         output_dir: output_dir.clone(),
-        overwrite_output_dir: matches.get_flag("overwrite_output_dir"),
         seed: number("seed"),
         seeds: number("seeds") as usize,
         command_line: std::env::args().collect::<Vec<_>>().join(" "),

@@ -13,7 +13,7 @@ use super::{Every, Resume, TrainOptions};
 use crate::checkpoint::{self, ReferenceLogps, TrainerState};
 use crate::data::TokenizedPair;
 use crate::eval::evaluate;
-use crate::formats::{Fingerprint, ModelSource, Tokenizer};
+use crate::formats::{AtomicDir, Fingerprint, ModelSource, Tokenizer};
 use crate::logps::BranchLogps;
 use crate::model::Model;
 use crate::optim::{AdamWState, clip};
@@ -51,11 +51,12 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
         progress,
     )?;
     let eval = eval_rows(options, &tokenizer, progress)?;
+    check_reference(options, &tokenizer, &train, progress)?;
     let settings = settings(options, &tokenizer, &train);
 
     let mut run = Run::start(options, &source, &train, &eval, settings)?;
     run.score_reference(progress)?;
-    std::fs::create_dir_all(&options.output_dir).map_err(Error::io("create", &options.output_dir))?;
+    clear_output(options)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
     let metrics = run.steps(&mut log, progress)?;
     checkpoint::save_model(&options.output_dir, &run.model, &source, options.save_dtype)?;
@@ -75,9 +76,47 @@ fn check_output(options: &TrainOptions) -> Result<()> {
     }
     let existing =
         dir.ancestors().find(|p| p.exists() && !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let probe = existing.join(format!(".seakeep-{}", std::process::id()));
-    std::fs::write(&probe, b"").map_err(Error::io("write to output_dir", dir))?;
-    std::fs::remove_file(&probe).map_err(Error::io("write to output_dir", dir))
+    // Dropped at once, the temporary directory is gone again.
+    AtomicDir::new(existing.join("seakeep-probe"))
+        .map(drop)
+        .map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
+}
+
+/// With `overwrite_output_dir`, an earlier run's checkpoints go, so that none is taken for this run's.
+fn clear_output(options: &TrainOptions) -> Result<()> {
+    if options.resume_from_checkpoint.is_none() {
+        for (_, path) in checkpoint::list(&options.output_dir) {
+            std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    std::fs::create_dir_all(&options.output_dir).map_err(Error::io("create", &options.output_dir))
+}
+
+/// A reference that tokenises otherwise would be scored on other texts.
+fn check_reference(
+    options: &TrainOptions,
+    tokenizer: &Tokenizer,
+    train: &[TokenizedPair],
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let Some(path) = &options.ref_model_name_or_path else { return Ok(()) };
+    let other = ModelSource::open(path)?.tokenizer()?;
+    if other.fingerprint() == tokenizer.fingerprint() {
+        return Ok(());
+    }
+    let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
+    let rows = data::load(spec, split, &other, &options.tokenize, progress)?;
+    match rows.iter().zip(train).find(|(a, b)| a != b) {
+        None if rows.len() == train.len() => Ok(()),
+        found => Err(Error::format(
+            path,
+            format!(
+                "the reference's tokenizer gives other tokens than the policy's{}; a reference must share the \
+                 policy's tokenizer and chat template",
+                found.map(|(_, b)| format!(" (row {})", b.row)).unwrap_or_default()
+            ),
+        )),
+    }
 }
 
 fn eval_rows(
@@ -278,7 +317,9 @@ impl<'a> Run<'a> {
                 log.write(self.state.step, self.state.epoch, &logged)?;
             }
             if self.due(options.eval) {
-                log.write(self.state.step, self.state.epoch, &self.evaluate()?)?;
+                let found = self.evaluate()?;
+                progress.note(&told(self.state.step, &found));
+                log.write(self.state.step, self.state.epoch, &found)?;
             }
             if options.save != Every::No && self.due_exactly(options.save) {
                 let policy = (&self.model, self.source);
@@ -312,6 +353,13 @@ impl<'a> Run<'a> {
         metrics.extend(stats.metrics().map(|(name, value)| (name.to_string(), value)));
         Ok(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect())
     }
+}
+
+/// An evaluation in a line.
+fn told(step: usize, metrics: &[(String, f64)]) -> String {
+    let shown = ["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"];
+    let of = |name: &&str| metrics.iter().find(|m| m.0 == **name).map(|m| format!("{name} {:.4}", m.1));
+    format!("step {step}: {}", shown.iter().filter_map(of).collect::<Vec<_>>().join(", "))
 }
 
 fn known(logps: &BTreeMap<usize, (f64, f64)>, rows: impl Iterator<Item = usize>) -> BranchLogps {

@@ -1,0 +1,84 @@
+//! What must not change a result: how pairs are laid out, how many share a batch, how many threads run.
+
+use std::path::Path;
+
+use seakeep::batch::{Batch, Sharing};
+use seakeep::formats::ModelSource;
+use seakeep::model::{Model, Tensors};
+
+const PROMPTS: [&[u32]; 3] = [&[1, 7, 30, 12, 5], &[3], &[9, 9, 2, 21, 33, 17, 8]];
+const BRANCHES: [[&[u32]; 2]; 3] =
+    [[&[4, 8, 15], &[16, 23]], [&[5, 5, 5, 5], &[11]], [&[1], &[2, 3, 4, 5, 6, 7]]];
+
+fn model(case: &str) -> Model {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+    Model::load(&ModelSource::open(directory).unwrap()).unwrap()
+}
+
+fn batch(pairs: std::ops::Range<usize>, sharing: Sharing) -> Batch {
+    let mut batch = Batch::default();
+    for i in pairs {
+        batch.push(PROMPTS[i], &BRANCHES[i], sharing);
+    }
+    batch
+}
+
+fn logps(model: &Model, batch: &Batch) -> Vec<f64> {
+    model.forward(batch).branch_logps(batch)
+}
+
+fn gradient(model: &Model, batch: &Batch) -> Tensors {
+    let mut grads = Tensors::zeros(&model.map);
+    let seeds: Vec<f64> = (0..batch.branches).map(|b| 0.3 - 0.2 * b as f64).collect();
+    model.backward(batch, &model.forward(batch), &seeds, &mut grads);
+    grads
+}
+
+/// f32 sums of the same terms in another order: 1e-6 relative.
+fn close(a: &[f64], b: &[f64]) {
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() <= 2e-6 * b.abs().max(1.0), "{a} and {b}");
+    }
+}
+
+#[test]
+fn a_shared_prompt_gives_what_two_copies_give() {
+    for case in ["llama", "mistral", "qwen3", "gpt2", "gpt_neox"] {
+        let model = model(case);
+        let (shared, separate) = (batch(0..3, Sharing::Shared), batch(0..3, Sharing::Separate));
+        assert!(shared.rows() < separate.rows());
+        close(&logps(&model, &shared), &logps(&model, &separate));
+        let (mut g, want) = (gradient(&model, &shared), gradient(&model, &separate));
+        g.add_scaled(&want, -1.0);
+        assert!(g.norm() <= 5e-6 * want.norm(), "{case}: {} of {}", g.norm(), want.norm());
+    }
+}
+
+#[test]
+fn packed_pairs_give_what_each_gives_alone() {
+    for case in ["llama", "mistral", "gpt2", "gpt_neox_seq"] {
+        let model = model(case);
+        let alone: Vec<f64> = (0..3).flat_map(|i| logps(&model, &batch(i..i + 1, Sharing::Shared))).collect();
+        close(&logps(&model, &batch(0..3, Sharing::Shared)), &alone);
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    // Large enough that every kernel cuts its work.
+    let model = model("llama");
+    let mut wide = Batch::default();
+    let long: Vec<u32> = (0..150).map(|i| i * 7 % 40).collect();
+    for i in 0..3 {
+        wide.push(&long[i..90], &[&long[3 + i..], &long[..40]], Sharing::Shared);
+    }
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| (logps(&model, &wide), gradient(&model, &wide)))
+    };
+    let one = run(1);
+    for threads in [2, 3, 5] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
