@@ -166,7 +166,8 @@ fn micro_batches_do_not_change_the_gradient() {
                 relative(out.loss, whole.loss, 5e-6, &what);
                 for ((n, g), (m, w)) in out.metrics.iter().zip(&whole.metrics) {
                     assert_eq!(n, m);
-                    assert!((g - w).abs() <= 1e-5 * w.abs().max(1e-3), "{what}: {n}: {g} and {w}");
+                    // Rewards are small differences of log-probabilities of order 20.
+                    assert!((g - w).abs() <= 1e-5 * w.abs().max(0.2), "{what}: {n}: {g} and {w}");
                 }
                 got.add_scaled(&want, -1.0);
                 assert!(got.norm() <= 1e-5 * want.norm(), "{what}: {} of {}", got.norm(), want.norm());

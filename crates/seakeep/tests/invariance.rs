@@ -67,7 +67,12 @@ fn packed_pairs_give_what_each_gives_alone() {
 #[test]
 fn threads_do_not_change_a_bit() {
     // Large enough that every kernel cuts its work.
-    let model = model("llama");
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 64, "intermediate_size": 160,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 512, "initializer_range": 0.1
+    });
+    let model = Model::random(&config, 1).unwrap();
     let mut wide = Batch::default();
     let long: Vec<u32> = (0..150).map(|i| i * 7 % 40).collect();
     for i in 0..3 {
