@@ -36,7 +36,7 @@ impl Table {
 
     /// Positions the table covers.
     pub fn positions(&self) -> usize {
-        if self.half == 0 { usize::MAX } else { self.cos.len() / self.half }
+        self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)
     }
 }
 
@@ -78,11 +78,11 @@ mod tests {
         let positions = [0, 7, 49];
         let mut y = x.clone();
         rotate(&mut y, &positions, &table, heads, dim, Turn::Forth);
-        for t in 0..3 {
+        for (t, &position) in positions.iter().enumerate() {
             for h in 0..heads {
                 let at = (t * heads + h) * dim;
                 for i in 0..2 {
-                    let angle = positions[t] as f64 * [1.0, 0.1f32 as f64][i];
+                    let angle = position as f64 * [1.0, 0.1f32 as f64][i];
                     let (a, b) = (x[at + i] as f64, x[at + i + 2] as f64);
                     let want = [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()];
                     close(&[y[at + i], y[at + i + 2]], &want.map(|v| v as f32), 2e-6, "rope");

@@ -32,17 +32,22 @@ fn along(x: &[f32], v: &[f32], eps: f32) -> Vec<f32> {
     x.iter().zip(v).map(|(x, v)| x + eps * v).collect()
 }
 
+/// A function of two vectors.
+type Of2<'a> = &'a dyn Fn(&[f32], &[f32]) -> Vec<f32>;
+/// A function of four vectors.
+type Of4<'a> = &'a dyn Fn(&[f32], &[f32], &[f32], &[f32]) -> Vec<f32>;
+
 /// An operation as its tests see it: any number of inputs (data and weights alike) flattened into one
 /// vector `x`, one flat output `y`. Each closure returns fresh vectors.
 pub struct Op<'a> {
     /// `y` from `x`.
     pub forward: &'a dyn Fn(&[f32]) -> Vec<f32>,
     /// `d_x` from `(x, d_y)`.
-    pub backward: &'a dyn Fn(&[f32], &[f32]) -> Vec<f32>,
+    pub backward: Of2<'a>,
     /// `t_y` from `(x, t_x)`.
-    pub tangent: &'a dyn Fn(&[f32], &[f32]) -> Vec<f32>,
+    pub tangent: Of2<'a>,
     /// `td_x` from `(x, t_x, d_y, td_y)`.
-    pub backward_tangent: &'a dyn Fn(&[f32], &[f32], &[f32], &[f32]) -> Vec<f32>,
+    pub backward_tangent: Of4<'a>,
     /// Which leading part of `x` the tangent moves (weights behind it stay fixed).
     pub moving: usize,
 }

@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(batch.positions, [0, 1, 2, 3, 2]);
         let p = |row, target, branch| Prediction { row, target, branch };
         assert_eq!(batch.predictions, [p(1, 3, 0), p(2, 4, 0), p(1, 5, 1)]);
-        assert_eq!(batch.layout.groups, [0..3]);
+        assert_eq!((batch.layout.groups.len(), &batch.layout.groups[0]), (1, &(0..3)));
         assert_eq!(batch.layout.segments[2], Segment { start: 4, len: 1, context: 0..2 });
     }
 

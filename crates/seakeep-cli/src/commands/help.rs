@@ -59,7 +59,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ),
     ("learning_rate", "", "The rate of this step."),
     ("epoch", "passes", "Passes over the training rows so far."),
-    ("num_tokens", "tokens", "Tokens computed with so far, a prompt shared by two completions counted once."),
+    (
+        "num_tokens",
+        "tokens",
+        "Tokens of all pairs so far, a prompt counted with each of its two completions, as TRL counts.",
+    ),
     ("step", "steps", "Optimizer steps so far."),
 ];
 

@@ -13,7 +13,7 @@
 //!
 //! A *group* is the segments that share keys (one pair); its rows are contiguous. Work is done by
 //! (group, key/value head), so every gradient is summed by one thread in a fixed order. Queries are taken
-//! in blocks of [`BLOCK`] rows: memory is linear in the length, and no pass stores probabilities; the
+//! in blocks of `BLOCK` rows: memory is linear in the length, and no pass stores probabilities; the
 //! backward passes recompute them from the saved log-sum-exp.
 
 use std::ops::Range;

@@ -101,7 +101,7 @@ impl Model {
                 .collect();
             let mut attended = vec![0.0; qkv.q.len()];
             cached_forward(&mut attended, &qkv.q, &sequences, cx.shape(layer.window));
-            x = layer.after_attention(&cx, &x, &attended).0;
+            x = layer.after_attention(&cx, &x, &attended).out;
         }
         for (cache, span) in caches.iter_mut().zip(&spans) {
             cache.len += span.len();

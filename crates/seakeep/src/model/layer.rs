@@ -90,12 +90,30 @@ impl Qkv {
     }
 }
 
+/// Queries and keys before their norm.
+pub(super) struct RawQk {
+    q: Vec<f32>,
+    k: Vec<f32>,
+}
+
+/// What follows attention.
+pub(super) struct Rest {
+    /// The layer's output, `[T, C]`.
+    pub out: Vec<f32>,
+    /// Residual stream after attention, `[T, C]`.
+    mid: Vec<f32>,
+    /// `[T, I]`
+    gate: Option<Vec<f32>>,
+    /// `[T, I]`
+    up: Vec<f32>,
+}
+
 /// The forward pass of a layer, kept for the passes that follow it; or the tangent of one.
 pub(super) struct LayerActivations {
     /// Input, `[T, C]`.
     x: Vec<f32>,
     /// Queries and keys before their norm, where they have one.
-    raw: Option<(Vec<f32>, Vec<f32>)>,
+    raw: Option<RawQk>,
     /// After norm and rotation.
     qkv: Qkv,
     /// Attention before its output projection, `[T, H, D]`.
@@ -112,13 +130,12 @@ pub(super) struct LayerActivations {
 
 impl Layer {
     /// Queries, keys and values of normalised input `n1`, and what they were before their norm.
-    pub(super) fn qkv(&self, cx: &Context, n1: &[f32]) -> (Qkv, Option<(Vec<f32>, Vec<f32>)>) {
+    pub(super) fn qkv(&self, cx: &Context, n1: &[f32]) -> (Qkv, Option<RawQk>) {
         let w = cx.weights;
         let (mut q, mut k, v) = (self.q.forward(w, n1), self.k.forward(w, n1), self.v.forward(w, n1));
         let raw = self.qk_norm.map(|(q_norm, k_norm)| {
             let normed = (q_norm.forward(w, &q), k_norm.forward(w, &k));
-            let (q_raw, k_raw) = (std::mem::replace(&mut q, normed.0), std::mem::replace(&mut k, normed.1));
-            (q_raw, k_raw)
+            RawQk { q: std::mem::replace(&mut q, normed.0), k: std::mem::replace(&mut k, normed.1) }
         });
         cx.turn(&mut q, cx.config.heads, Turn::Forth);
         cx.turn(&mut k, cx.config.kv_heads, Turn::Forth);
@@ -130,14 +147,8 @@ impl Layer {
         if cx.config.parallel_residual { x } else { mid }
     }
 
-    /// Everything after attention: returns `(out, mid, gate, up)`.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn after_attention(
-        &self,
-        cx: &Context,
-        x: &[f32],
-        attended: &[f32],
-    ) -> (Vec<f32>, Vec<f32>, Option<Vec<f32>>, Vec<f32>) {
+    /// Everything after attention.
+    pub(super) fn after_attention(&self, cx: &Context, x: &[f32], attended: &[f32]) -> Rest {
         let w = cx.weights;
         let mut mid = self.o.forward(w, attended);
         add(&mut mid, x);
@@ -146,7 +157,7 @@ impl Layer {
         let up = self.mlp.up.forward(w, &n2);
         let mut out = self.mlp.down.forward(w, &self.activate(cx, gate.as_deref(), &up));
         add(&mut out, &mid);
-        (out, mid, gate, up)
+        Rest { out, mid, gate, up }
     }
 
     fn activate(&self, cx: &Context, gate: Option<&[f32]>, up: &[f32]) -> Vec<f32> {
@@ -165,7 +176,7 @@ impl Layer {
         let mut lse = vec![0.0; cx.positions.len() * cx.config.heads * 2];
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
-        let (out, mid, gate, up) = self.after_attention(cx, &x, &attended);
+        let Rest { out, mid, gate, up } = self.after_attention(cx, &x, &attended);
         (out, LayerActivations { x, raw, qkv, attended, lse, mid, gate, up })
     }
 
@@ -180,9 +191,9 @@ impl Layer {
         let t_n1 = self.norm1.tangent(w, &a.x, &t_x);
         let (mut t_q, mut t_k) = (self.q.tangent(w, &t_n1), self.k.tangent(w, &t_n1));
         let t_v = self.v.tangent(w, &t_n1);
-        let raw = self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), (q_raw, k_raw))| {
-            let (n_q, n_k) = (q_norm.tangent(w, q_raw, &t_q), k_norm.tangent(w, k_raw, &t_k));
-            (std::mem::replace(&mut t_q, n_q), std::mem::replace(&mut t_k, n_k))
+        let raw = self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
+            let (n_q, n_k) = (q_norm.tangent(w, &raw.q, &t_q), k_norm.tangent(w, &raw.k, &t_k));
+            RawQk { q: std::mem::replace(&mut t_q, n_q), k: std::mem::replace(&mut t_k, n_k) }
         });
         cx.turn(&mut t_q, cx.config.heads, Turn::Forth);
         cx.turn(&mut t_k, cx.config.kv_heads, Turn::Forth);
@@ -232,9 +243,9 @@ impl Layer {
         attention::backward(out, &d_attended, a.qkv.parts(), &a.lse, cx.layout, shape);
         cx.turn(&mut d.q, cx.config.heads, Turn::Back);
         cx.turn(&mut d.k, cx.config.kv_heads, Turn::Back);
-        if let (Some((q_norm, k_norm)), Some((q_raw, k_raw))) = (self.qk_norm, &a.raw) {
-            d.q = q_norm.backward(w, grads, &d.q, q_raw);
-            d.k = k_norm.backward(w, grads, &d.k, k_raw);
+        if let (Some((q_norm, k_norm)), Some(raw)) = (self.qk_norm, &a.raw) {
+            d.q = q_norm.backward(w, grads, &d.q, &raw.q);
+            d.k = k_norm.backward(w, grads, &d.k, &raw.k);
         }
         let n1 = self.norm1.forward(w, &a.x);
         let mut d_n1 = self.q.backward(w, grads, &d.q, &n1);
@@ -310,8 +321,8 @@ impl Layer {
             cx.turn(&mut d.k, cx.config.kv_heads, Turn::Back);
         }
         if let (Some((q_norm, k_norm)), Some(raw), Some(t_raw)) = (self.qk_norm, &a.raw, &t.raw) {
-            (d.q, td.q) = q_norm.backward_tangent(w, t_grads, (&d.q, &td.q), (&raw.0, &t_raw.0));
-            (d.k, td.k) = k_norm.backward_tangent(w, t_grads, (&d.k, &td.k), (&raw.1, &t_raw.1));
+            (d.q, td.q) = q_norm.backward_tangent(w, t_grads, (&d.q, &td.q), (&raw.q, &t_raw.q));
+            (d.k, td.k) = k_norm.backward_tangent(w, t_grads, (&d.k, &td.k), (&raw.k, &t_raw.k));
         }
         let n1 = (self.norm1.forward(w, &a.x), self.norm1.tangent(w, &a.x, &t.x));
         let n1 = (&n1.0[..], &n1.1[..]);

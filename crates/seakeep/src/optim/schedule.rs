@@ -33,11 +33,12 @@ impl Schedule {
         if step < warmup {
             return step as f64 / warmup as f64;
         }
-        let progress = (step - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
+        let falling = total.saturating_sub(warmup).max(1) as f64;
         match self {
             Schedule::Constant => 1.0,
-            Schedule::Linear => (1.0 - progress).max(0.0),
+            Schedule::Linear => total.saturating_sub(step) as f64 / falling,
             Schedule::Cosine { min_lr_rate } => {
+                let progress = (step - warmup) as f64 / falling;
                 let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress.min(1.0)).cos());
                 cosine * (1.0 - min_lr_rate) + min_lr_rate
             }
@@ -52,7 +53,7 @@ mod tests {
     #[test]
     fn schedules_have_the_values_of_transformers() {
         let linear: Vec<f64> = (0..5).map(|s| Schedule::Linear.factor(Warmup::Steps(2), s, 5)).collect();
-        assert_eq!(linear, [0.0, 0.5, 1.0, 2.0 / 3.0, 1.0 - 2.0 / 3.0]);
+        assert_eq!(linear, [0.0, 0.5, 1.0, 2.0 / 3.0, 1.0 / 3.0]);
         let cosine = Schedule::Cosine { min_lr_rate: 0.1 };
         assert_eq!(cosine.factor(Warmup::Ratio(0.1), 0, 20), 0.0);
         assert_eq!(cosine.factor(Warmup::Ratio(0.1), 2, 20), 1.0);

@@ -224,13 +224,16 @@ fn fit_reference(options: &QuickstartOptions, world: &World, progress: &mut dyn 
     Ok(model)
 }
 
+/// A method's label, and the tokens of its policy's samples.
+type LabelledSamples = Vec<(String, Vec<Vec<u32>>)>;
+
 /// Trains and judges every method and seed, as many at a time as there are threads: small models keep one core
 /// busy, not several.
 fn align(
     options: &QuickstartOptions,
     judge: &Judge,
     progress: &mut dyn Progress,
-) -> Result<(Vec<Run>, Vec<(String, Vec<Vec<u32>>)>)> {
+) -> Result<(Vec<Run>, LabelledSamples)> {
     let methods = methods();
     let work: Vec<(&Method, usize)> =
         (0..options.seeds).flat_map(|s| methods.iter().map(move |m| (m, s))).collect();
