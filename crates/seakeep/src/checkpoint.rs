@@ -36,8 +36,38 @@ pub struct TrainerState {
     pub epoch: f64,
     /// Tokens seen.
     pub num_tokens: usize,
+    /// Logged values since the last line of the log.
+    pub pending: Interval,
     /// The settings that decide the result.
     pub settings: Map<String, Value>,
+}
+
+/// Logged values, summed over the steps since the last line of the log.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    steps: usize,
+    sums: Vec<(String, f64)>,
+}
+
+impl Interval {
+    /// Adds a step.
+    pub fn add(&mut self, loss: f64, metrics: &[(&'static str, f64)]) {
+        self.steps += 1;
+        for (name, value) in std::iter::once(("loss", loss)).chain(metrics.iter().copied()) {
+            match self.sums.iter_mut().find(|s| s.0 == name) {
+                Some(sum) => sum.1 += value,
+                None => self.sums.push((name.to_string(), value)),
+            }
+        }
+    }
+
+    /// The means, with `more` after the loss; starts over.
+    pub fn take(&mut self, more: &[(&str, f64)]) -> Vec<(String, f64)> {
+        let Interval { steps, sums } = std::mem::take(self);
+        let mut values: Vec<(String, f64)> = sums.into_iter().map(|(n, v)| (n, v / steps as f64)).collect();
+        values.splice(1..1, more.iter().map(|(name, value)| (name.to_string(), *value)));
+        values
+    }
 }
 
 /// Log-probabilities (chosen, rejected; nats) under the reference, by the row's position in its data.

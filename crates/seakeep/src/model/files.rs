@@ -36,7 +36,11 @@ impl Model {
     /// # Errors
     /// An unsupported configuration; a tensor that is missing, has another shape, or is not finite.
     pub fn load(source: &ModelSource) -> Result<Model> {
-        let mut model = Model::zeros(ModelConfig::from_json(&source.config)?);
+        let config = ModelConfig::from_json(&source.config).map_err(|e| match e {
+            Error::Usage(what) => Error::format(&source.path, what),
+            other => other,
+        })?;
+        let mut model = Model::zeros(config);
         for file in &model.map.files {
             let name = find(&source.weights, &model.config, file)?;
             let shape = source.weights.shape(name).unwrap_or_default();

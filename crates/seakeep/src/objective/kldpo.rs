@@ -77,6 +77,10 @@ fn tilted(losses: &[f64], tau: f64) -> Vec<f64> {
     weights.iter().map(|w| w / total).collect()
 }
 
+/// Losses closer than this (relative to the largest) count as equal: log-probabilities come from f32 sums, so a
+/// difference in the last digits is rounding, and a small ball would put all its weight on it.
+const TIE: f64 = 1e-9;
+
 /// `KL(P || uniform)`, nats.
 fn divergence(weights: &[f64]) -> f64 {
     let n = weights.len() as f64;
@@ -91,6 +95,7 @@ fn worst_case(losses: &[f64], rho: f64) -> (Vec<f64>, f64) {
     let n = losses.len() as f64;
     let top = losses.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let spread = top - losses.iter().copied().fold(f64::INFINITY, f64::min);
+<<<<<<< HEAD
     let tied = |l: f64| top - l <= TIE * top.abs().max(1.0);
     let worst = losses.iter().filter(|&&l| tied(l)).count() as f64;
     if rho <= 0.0 || worst == n {
@@ -98,6 +103,16 @@ fn worst_case(losses: &[f64], rho: f64) -> (Vec<f64>, f64) {
     }
     if rho >= (n / worst).ln() {
         return (losses.iter().map(|&l| if tied(l) { 1.0 / worst } else { 0.0 }).collect(), 0.0);
+=======
+    let tie = TIE * top.abs();
+    if rho <= 0.0 || spread <= tie {
+        return (tilted(losses, f64::INFINITY), f64::INFINITY);
+    }
+    let is_worst = |l: f64| top - l <= tie;
+    let worst = losses.iter().filter(|&&l| is_worst(l)).count() as f64;
+    if rho >= (n / worst).ln() {
+        return (losses.iter().map(|&l| if is_worst(l) { 1.0 / worst } else { 0.0 }).collect(), 0.0);
+>>>>>>> main
     }
     // At tau = 1e-5 spread and at 1e9 spread the divergence has reached its ends for any rho of use.
     let (mut low, mut high) = ((spread * 1e-5).ln(), (spread * 1e9).ln());

@@ -3,6 +3,7 @@
 pub mod data;
 pub mod log;
 mod options;
+mod prepare;
 mod run;
 pub mod sft;
 pub mod step;

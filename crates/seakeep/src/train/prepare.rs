@@ -1,0 +1,131 @@
+//! What is checked and read before a run starts: nothing is written until all of it holds.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::data;
+use super::{Every, TrainOptions};
+use crate::checkpoint;
+use crate::data::TokenizedPair;
+use crate::formats::{AtomicDir, Fingerprint, ModelSource, Tokenizer};
+use crate::progress::Progress;
+use crate::{Error, Result};
+
+/// Finds out before any work whether the output directory can be written, without leaving anything behind.
+pub(super) fn check_output(options: &TrainOptions) -> Result<()> {
+    let dir = &options.output_dir;
+    let used = dir.join("metrics.jsonl").exists() || !checkpoint::list(dir).is_empty();
+    if used && options.resume_from_checkpoint.is_none() && !options.overwrite_output_dir {
+        return Err(Error::Usage(format!(
+            "output_dir {} holds an earlier run; set `resume_from_checkpoint = true` to go on with it, \
+             `overwrite_output_dir = true` to replace it, or choose another",
+            dir.display()
+        )));
+    }
+    let existing =
+        dir.ancestors().find(|p| p.exists() && !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Dropped at once, the temporary directory is gone again.
+    AtomicDir::new(existing.join("seakeep-probe"))
+        .map(drop)
+        .map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
+}
+
+/// With `overwrite_output_dir`, an earlier run's checkpoints go, so that none is taken for this run's.
+pub(super) fn clear_output(options: &TrainOptions) -> Result<()> {
+    if options.resume_from_checkpoint.is_none() {
+        for (_, path) in checkpoint::list(&options.output_dir) {
+            std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    std::fs::create_dir_all(&options.output_dir).map_err(Error::io("create", &options.output_dir))
+}
+
+/// A reference that tokenises otherwise would be scored on other texts.
+pub(super) fn check_reference(
+    options: &TrainOptions,
+    tokenizer: &Tokenizer,
+    train: &[TokenizedPair],
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let Some(path) = &options.ref_model_name_or_path else { return Ok(()) };
+    let other = ModelSource::open(path)?.tokenizer()?;
+    if other.fingerprint() == tokenizer.fingerprint() {
+        return Ok(());
+    }
+    let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
+    let rows = data::load(spec, split, &other, &options.tokenize, progress)?;
+    match rows.iter().zip(train).find(|(a, b)| a != b) {
+        None if rows.len() == train.len() => Ok(()),
+        found => Err(Error::format(
+            path,
+            format!(
+                "the reference's tokenizer gives other tokens than the policy's{}; a reference must share the \
+                 policy's tokenizer and chat template",
+                found.map(|(_, b)| format!(" (row {})", b.row)).unwrap_or_default()
+            ),
+        )),
+    }
+}
+
+pub(super) fn eval_rows(
+    options: &TrainOptions,
+    tokenizer: &Tokenizer,
+    progress: &mut dyn Progress,
+) -> Result<Vec<TokenizedPair>> {
+    if options.eval == Every::No {
+        return Ok(Vec::new());
+    }
+    let split = match (&options.dataset_test_split, &options.eval_dataset_name) {
+        (Some(split), _) => split,
+        (None, Some(_)) => "test",
+        (None, None) => {
+            return Err(Error::Usage(
+                "eval_strategy needs rows: set `dataset_test_split` (such as \"train[1000:]\") or `eval_dataset_name`".into(),
+            ));
+        }
+    };
+    let spec = options.eval_dataset_name.as_ref().unwrap_or(&options.dataset_name);
+    data::load(spec, split, tokenizer, &options.tokenize, progress)
+}
+
+/// The settings that decide a run's result, for the record and to recognise its checkpoints.
+pub(super) fn settings(
+    options: &TrainOptions,
+    tokenizer: &Tokenizer,
+    train: &[TokenizedPair],
+) -> Map<String, Value> {
+    let mut rows = Fingerprint::new();
+    for pair in train {
+        for part in [
+            pair.prompt_of(&pair.chosen),
+            &pair.chosen.completion,
+            pair.prompt_of(&pair.rejected),
+            &pair.rejected.completion,
+        ] {
+            rows = rows.field(&part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
+        }
+    }
+    let text = |value: &dyn std::fmt::Debug| Value::String(format!("{value:?}"));
+    let value = json!({
+        "model_name_or_path": options.model_name_or_path,
+        "ref_model_name_or_path": options.ref_model_name_or_path,
+        "training_rows": rows.hex(),
+        "tokenizer": tokenizer.fingerprint(),
+        "method": options.method,
+        "objective": text(&options.objective),
+        "shuffle_dataset": options.shuffle_dataset,
+        "seed": options.seed,
+        "per_device_train_batch_size": options.per_device_train_batch_size,
+        "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler": text(&options.schedule),
+        "warmup": text(&options.warmup),
+        "optimizer": text(&options.optimizer),
+        "max_grad_norm": options.max_grad_norm,
+    });
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("an object literal"),
+    }
+}
