@@ -60,12 +60,21 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     }
 }
 
+/// Far more threads than cores bring a machine to a stand.
+const MOST_THREADS: usize = 512;
+
 /// Sets the number of threads, before anything is computed.
 ///
 /// # Errors
 /// [`Error::Usage`] where the system does not give so many.
 fn set_threads(settings: &Settings) -> Result<()> {
     let Some(threads) = settings.count("num_threads") else { return Ok(()) };
+    if threads > MOST_THREADS {
+        return Err(Error::Usage(format!(
+            "{} is {threads}; expected 1 to {MOST_THREADS} (as many as the machine has cores is best)",
+            settings.place("num_threads")
+        )));
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|e| Error::Usage(format!("{} is {threads}: {e}", settings.place("num_threads"))))
 }
