@@ -27,10 +27,6 @@ pub enum Kldpo {
     Official(f64),
 }
 
-/// Losses this close to the largest (relative, above 1) count as equal to it: rounding alone must not choose the worst
-/// pair, as it would where policy and reference are equal.
-const TIE: f64 = 1e-9;
-
 /// The cap on weights in the authors' code.
 const OFFICIAL_CAP: f64 = 10.0;
 
@@ -95,15 +91,6 @@ fn worst_case(losses: &[f64], rho: f64) -> (Vec<f64>, f64) {
     let n = losses.len() as f64;
     let top = losses.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let spread = top - losses.iter().copied().fold(f64::INFINITY, f64::min);
-<<<<<<< HEAD
-    let tied = |l: f64| top - l <= TIE * top.abs().max(1.0);
-    let worst = losses.iter().filter(|&&l| tied(l)).count() as f64;
-    if rho <= 0.0 || worst == n {
-        return (tilted(losses, f64::INFINITY), f64::INFINITY);
-    }
-    if rho >= (n / worst).ln() {
-        return (losses.iter().map(|&l| if tied(l) { 1.0 / worst } else { 0.0 }).collect(), 0.0);
-=======
     let tie = TIE * top.abs();
     if rho <= 0.0 || spread <= tie {
         return (tilted(losses, f64::INFINITY), f64::INFINITY);
@@ -112,7 +99,6 @@ fn worst_case(losses: &[f64], rho: f64) -> (Vec<f64>, f64) {
     let worst = losses.iter().filter(|&&l| is_worst(l)).count() as f64;
     if rho >= (n / worst).ln() {
         return (losses.iter().map(|&l| if is_worst(l) { 1.0 / worst } else { 0.0 }).collect(), 0.0);
->>>>>>> main
     }
     // At tau = 1e-5 spread and at 1e9 spread the divergence has reached its ends for any rho of use.
     let (mut low, mut high) = ((spread * 1e-5).ln(), (spread * 1e9).ln());
