@@ -56,6 +56,15 @@ pub fn all_keyed(command: Command) -> Command {
     keyed(command, &names).args(foreign)
 }
 
+/// Accepts, hidden, the flags of the keys that the command does not read, so that one set of flags serves every command.
+/// Not the splits: a command that scores all rows must not seem to score a part of them.
+pub fn accepting_the_rest(command: Command) -> Command {
+    let known: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
+    let rest =
+        KEYS.iter().filter(|key| !key.name.ends_with("_split") && !known.iter().any(|k| k == key.name));
+    command.args(rest.map(|key| flag(key).hide(true)))
+}
+
 fn flag(key: &Key) -> Arg {
     let default = key.default.map(|d| format!(" [default: {d}]")).unwrap_or_default();
     let mut arg = spelled(key.name)

@@ -152,23 +152,30 @@ fn evaluation_during_training_is_that_of_eval() {
 #[test]
 fn a_resumed_run_ends_as_the_uninterrupted_one_and_another_run_is_refused() {
     let place = Place::new();
-    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--output_dir", "whole"]].concat());
+    // The checkpoint stands in the middle of a log interval.
+    let logging = ["--logging_steps", "3"];
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &logging, &["--output_dir", "whole"]].concat());
     // What an interruption after the first checkpoint leaves.
     std::fs::create_dir(place.path("parts")).unwrap();
     std::fs::rename(place.path("whole/checkpoint-2"), place.path("parts/checkpoint-2")).unwrap();
-    let again = [&TRAIN[..], &FOUR_STEPS, &["--output_dir", "parts"]].concat();
+    std::fs::copy(place.path("whole/metrics.jsonl"), place.path("parts/metrics.jsonl")).unwrap();
+    let again = [&TRAIN[..], &FOUR_STEPS, &logging, &["--output_dir", "parts"]].concat();
     let run = place.run(&again);
     assert_eq!(run.code, 2);
     assert!(run.stderr.contains("output_dir parts holds an earlier run"), "{}", run.stderr);
     place.succeed(&[&again[..], &["--resume_from_checkpoint", "true"]].concat());
     let weights = |name: &str| std::fs::read(place.path(name).join("model.safetensors")).unwrap();
     assert_eq!(weights("whole"), weights("parts"));
+    let metrics = |name: &str| std::fs::read_to_string(place.path(name).join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics("whole"), metrics("parts"));
+    let past_end = ["--output_dir", "parts", "--resume_from_checkpoint", "true", "--max_steps", "3"];
+    place.fail(&[&TRAIN[..], &FOUR_STEPS, &past_end].concat(), 2, &["is at step 4", "ends at step 3"]);
 
     let other = ["--resume_from_checkpoint", "parts/checkpoint-2", "--beta", "0.2"];
     place.fail(
         &[&TRAIN[..], &FOUR_STEPS, &other].concat(),
         1,
-        &["parts/checkpoint-2: a checkpoint of another run", "`objective`"],
+        &["parts/checkpoint-2: a checkpoint of another run", "`beta` is 0.1 there, 0.2 here"],
     );
     let none = ["--resume_from_checkpoint", "tokenizer"];
     place.fail(&[&TRAIN[..], &FOUR_STEPS, &none].concat(), 1, &["tokenizer: not a checkpoint"]);

@@ -182,8 +182,15 @@ fn load_optimizer(path: &Path, model: &Model, step: usize) -> Result<AdamWState>
 /// A directory that is not a checkpoint, or one of another version.
 pub fn load_state(directory: &Path) -> Result<TrainerState> {
     let path = directory.join("trainer_state.json");
+    if !directory.is_dir() {
+        return Err(Error::format(
+            directory,
+            "no such directory; give a checkpoint-N directory, or `true` for the newest",
+        ));
+    }
     if !path.is_file() {
-        return Err(Error::format(directory, "not a checkpoint of Seakeep: it has no trainer_state.json"));
+        let what = "not a checkpoint of Seakeep: it has no trainer_state.json; give a checkpoint-N directory of a run";
+        return Err(Error::format(directory, what));
     }
     let state: TrainerState = read_json(&path)?;
     if state.schema_version != SCHEMA_VERSION {
@@ -230,6 +237,12 @@ pub fn load(directory: &Path, settings: &Map<String, Value>) -> Result<Restored>
                 differences.join("; ")
             ),
         ));
+    }
+    let named =
+        directory.file_name().and_then(|n| n.to_str()?.strip_prefix("checkpoint-")?.parse::<usize>().ok());
+    if named.is_some_and(|step| step != state.step) {
+        let what = format!("trainer_state.json says step {}, the directory's name another", state.step);
+        return Err(Error::format(directory, what));
     }
     let model = Model::load(&ModelSource::open(directory)?)?;
     let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, state.step)?;

@@ -3,12 +3,12 @@
 
 use seakeep_kernels::projection::Predicted;
 
-use crate::Result;
 use crate::batch::{Batch, Sharing};
 use crate::data::TokenizedPair;
 use crate::logps::BranchLogps;
 use crate::model::Model;
 use crate::progress::Progress;
+use crate::{Error, Result};
 
 /// Lays out pairs: chosen and rejected of each, the prompt shared where both branches keep the same.
 pub fn lay_out<'a>(pairs: impl IntoIterator<Item = &'a TokenizedPair>, sharing: Sharing) -> Batch {
@@ -69,15 +69,46 @@ pub fn score(
 ) -> Result<(BranchLogps, TokenStats)> {
     let mut logps = BranchLogps::default();
     let mut stats = TokenStats::default();
+    for pair in pairs {
+        check_length(model, pair)?;
+    }
     for part in pairs.chunks(batch_size) {
         let batch = lay_out(part.iter().copied(), Sharing::Shared);
         model.check(&batch)?;
         let predicted = model.predictions(&batch);
         stats.add(&batch, &predicted);
-        logps.extend(&BranchLogps::from_branches(&batch.branch_sums(predicted.iter().map(|p| p.logp))));
+        let branches = batch.branch_sums(predicted.iter().map(|p| p.logp));
+        if let Some(b) = branches.iter().position(|l| !l.is_finite()) {
+            let (pair, what) = (part[b / 2], if b % 2 == 0 { "chosen" } else { "rejected" });
+            return Err(Error::row(
+                &pair.file,
+                pair.row,
+                what,
+                format!(
+                    "its log-probability is {}: the model's weights or configuration are broken",
+                    branches[b]
+                ),
+            ));
+        }
+        logps.extend(&BranchLogps::from_branches(&branches));
         progress.advance(part.len() as u64, "");
     }
     Ok((logps, stats))
+}
+
+/// Names the row whose text is longer than the model.
+fn check_length(model: &Model, pair: &TokenizedPair) -> Result<()> {
+    let most = model.config.max_positions;
+    for (key, branch) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
+        let length = pair.prompt_of(branch).len() + branch.completion.len();
+        if length > most {
+            let what = format!(
+                "{length} tokens with its prompt; the model has {most} positions: set `max_length` to {most} or less"
+            );
+            return Err(Error::row(&pair.file, pair.row, key, what));
+        }
+    }
+    Ok(())
 }
 
 /// Log-probabilities of `pairs` in nats, summed over completion tokens; `batch_size` pairs at a time, which does

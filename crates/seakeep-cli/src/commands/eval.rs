@@ -24,11 +24,12 @@ pub fn command() -> Command {
     );
     let own = ["model_name_or_path", "ref_model_name_or_path", "dataset_test_split"];
     let keys = [&own, args::DATA_KEYS, args::OBJECTIVE_KEYS, RUN_KEYS].concat();
-    args::keyed(command, &keys)
+    let command = args::keyed(command, &keys)
         .mut_arg("dataset_name", |arg| arg.num_args(1..).action(ArgAction::Append))
         .arg(logps::output_flag(
             "JSON: for each data set its rows and its metrics, named eval_*. Default: standard output",
-        ))
+        ));
+    args::accepting_the_rest(command)
 }
 
 /// Measures and writes.
@@ -99,7 +100,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         "model_name_or_path": source.path,
         "ref_model_name_or_path": settings.path("ref_model_name_or_path").unwrap_or(source.path.clone()),
         "method": method,
-        "objective": format!("{objective:?}"),
+        "objective": objective.settings().into_iter().map(|(k, v)| (k.to_string(), v)).collect::<Map<_, _>>(),
         "datasets": results,
     });
     output::emit(output, &format!("{record:#}\n"))

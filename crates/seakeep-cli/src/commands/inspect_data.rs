@@ -26,12 +26,13 @@ pub fn command() -> Command {
         "seakeep inspect data --model_name_or_path models/m --dataset_name pairs.jsonl --max_length 512 --row 3",
     );
     let keys = [args::DATA_KEYS, &["model_name_or_path", "dataset_train_split"]].concat();
-    args::keyed(command, &keys).arg(
+    let command = args::keyed(command, &keys).arg(
         args::spelled("row")
             .value_name("N")
             .value_parser(clap::value_parser!(usize))
             .help("Show the tokens of this row (line of a JSON Lines file, from 1)"),
-    )
+    );
+    args::accepting_the_rest(command)
 }
 
 /// Prints the counts, or the row.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use seakeep::Result;
 use seakeep::formats::{ModelSource, Tokenizer};
-use seakeep::model::{ModelConfig, families};
+use seakeep::model::{Model, families};
 
 use super::grouped;
 use crate::config::Settings;
@@ -30,7 +30,7 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
-    let config = ModelConfig::from_json(&source.config)?;
+    let config = Model::config(&source)?;
     let (map, _) = families::tensors(&config);
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_string();
     let mut rows = vec![

@@ -28,10 +28,10 @@ pub fn command() -> Command {
         "seakeep logps --model_name_or_path models/m --dataset_name pairs.jsonl --max_length 512 --output logps.jsonl",
     );
     let keys = [args::DATA_KEYS, RUN_KEYS, &["model_name_or_path"]].concat();
-    args::keyed(command, &keys).arg(output_flag(
+    args::accepting_the_rest(args::keyed(command, &keys).arg(output_flag(
         "JSON lines: row, prompt_tokens, chosen_tokens, rejected_tokens, \
         chosen_logps, rejected_logps; with several data files also file. Default: standard output",
-    ))
+    )))
 }
 
 /// `--output FILE`.

@@ -167,11 +167,27 @@ fn read_file(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let broken = |e: &dyn std::fmt::Display| Error::Usage(format!("{}: {e}", path.display()));
     let values: Value = match path.extension().and_then(|e| e.to_str()) {
-        Some("toml") => toml::from_str(&text).map_err(|e| broken(&e))?,
-        // By way of YAML's own values, which refuse a key given twice.
-        Some("yaml" | "yml") => serde_yaml_ng::from_str::<serde_yaml_ng::Value>(&text)
-            .and_then(serde_yaml_ng::from_value)
-            .map_err(|e| broken(&e))?,
+        // By way of the formats' own values: YAML's refuse a key given twice, and JSON's would turn `nan` into
+        // a key that was not given.
+        Some("toml") => {
+            let values: toml::Table = toml::from_str(&text).map_err(|e| broken(&e))?;
+            if let Some((key, value)) =
+                values.iter().find(|(_, v)| v.as_float().is_some_and(|x| !x.is_finite()))
+            {
+                return Err(broken(&format!("`{key}` is {value}; expected a finite number")));
+            }
+            serde_json::to_value(values).map_err(|e| broken(&e))?
+        }
+        Some("yaml" | "yml") => {
+            let values: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).map_err(|e| broken(&e))?;
+            for (key, value) in values.as_mapping().into_iter().flatten() {
+                if value.as_f64().is_some_and(|x| !x.is_finite()) {
+                    let key = key.as_str().unwrap_or("?");
+                    return Err(broken(&format!("`{key}` is not finite; expected a finite number")));
+                }
+            }
+            serde_yaml_ng::from_value(values).map_err(|e| broken(&e))?
+        }
         Some("json") => serde_json::from_str(&text).map_err(|e| broken(&e))?,
         _ => {
             return Err(broken(

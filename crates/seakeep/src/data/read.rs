@@ -98,6 +98,11 @@ fn directory_files(directory: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
+        // A data set as the hub lays it out.
+        let inner = directory.join("data");
+        if inner.is_dir() {
+            return directory_files(&inner);
+        }
         return Err(Error::format(
             directory,
             format!("no data file in this directory; expected {SUPPORTED_FILES}"),

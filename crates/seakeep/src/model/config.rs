@@ -121,7 +121,7 @@ impl Keys<'_> {
             (Some(v), _) => match v.as_u64() {
                 // A bound far above any model, so that sizes multiply without overflow.
                 Some(n) if n > 0 && n < 1 << 31 => Ok(n as usize),
-                _ => Err(Self::bad(key, &format!("is {v}; expected a whole number above 0"))),
+                _ => Err(Self::bad(key, &format!("is {v}; expected a whole number from 1 to 2^31 - 1"))),
             },
         }
     }

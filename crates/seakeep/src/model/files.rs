@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::tensors::FileTensor;
+use super::tensors::{FileTensor, TensorMap};
 use super::{Model, ModelConfig, families};
 use crate::formats::{ModelSource, SaveDtype, Weights, write_atomic, write_safetensors};
 use crate::{Error, Result};
@@ -30,26 +30,74 @@ fn find<'a>(weights: &Weights, config: &ModelConfig, file: &'a FileTensor) -> Re
     }
 }
 
+/// As [`find`], and checks the shape.
+fn find_shaped<'a>(source: &ModelSource, config: &ModelConfig, file: &'a FileTensor) -> Result<&'a str> {
+    let name = find(&source.weights, config, file)?;
+    let shape = source.weights.shape(name).unwrap_or_default();
+    if shape == file.shape {
+        return Ok(name);
+    }
+    Err(Error::format(
+        source.weights.path_of(name).unwrap_or(&source.path),
+        format!("tensor `{name}` has shape {shape:?}; config.json asks for {:?}", file.shape),
+    ))
+}
+
+/// A vocabulary projection in the file beside tied embeddings must be the embeddings.
+fn check_tied(source: &ModelSource, config: &ModelConfig, map: &TensorMap) -> Result<()> {
+    let (head, embed) = ("lm_head.weight", &map.files[0]);
+    if !config.tied || source.weights.shape(head).is_none() {
+        return Ok(());
+    }
+    if source.weights.read_f32(head)? == source.weights.read_f32(find(&source.weights, config, embed)?)? {
+        return Ok(());
+    }
+    Err(Error::format(
+        source.weights.path_of(head).unwrap_or(&source.path),
+        format!(
+            "tie_word_embeddings is true, but `{head}` is not `{}`: set it to false in config.json",
+            embed.name
+        ),
+    ))
+}
+
+/// Asks for the model's memory in one piece, which the system refuses where it could never be had.
+fn ensure_memory(map: &TensorMap) -> Result<()> {
+    let parameters =
+        map.params.iter().try_fold(0usize, |sum, p| p.rows.checked_mul(p.cols)?.checked_add(sum));
+    let reserved = parameters.is_some_and(|n| Vec::<f32>::new().try_reserve_exact(n).is_ok());
+    if reserved {
+        return Ok(());
+    }
+    let gigabytes = parameters.map_or("more than 10^9".into(), |n| format!("{:.0}", n as f64 * 4e-9));
+    Err(Error::Usage(format!(
+        "config.json describes a model of {gigabytes} GB in f32, more than there is memory"
+    )))
+}
+
 impl Model {
+    /// The configuration of a model on disk.
+    ///
+    /// # Errors
+    /// A configuration that is unsupported or wrong, naming the model and the key.
+    pub fn config(source: &ModelSource) -> Result<ModelConfig> {
+        ModelConfig::from_json(&source.config).map_err(|e| Error::format(&source.path, e.to_string()))
+    }
+
     /// Reads a model's weights, converted to f32.
     ///
     /// # Errors
     /// An unsupported configuration; a tensor that is missing, has another shape, or is not finite.
     pub fn load(source: &ModelSource) -> Result<Model> {
-        let config = ModelConfig::from_json(&source.config).map_err(|e| match e {
-            Error::Usage(what) => Error::format(&source.path, what),
-            other => other,
-        })?;
+        let config = Model::config(source)?;
+        let (map, _) = families::tensors(&config);
+        // All names and shapes before any memory is taken: a wrong size in config.json must not cost it.
+        let names =
+            map.files.iter().map(|file| find_shaped(source, &config, file)).collect::<Result<Vec<&str>>>()?;
+        check_tied(source, &config, &map)?;
+        ensure_memory(&map)?;
         let mut model = Model::zeros(config);
-        for file in &model.map.files {
-            let name = find(&source.weights, &model.config, file)?;
-            let shape = source.weights.shape(name).unwrap_or_default();
-            if shape != file.shape {
-                return Err(Error::format(
-                    source.weights.path_of(name).unwrap_or(&source.path),
-                    format!("tensor `{name}` has shape {shape:?}; config.json asks for {:?}", file.shape),
-                ));
-            }
+        for (file, name) in map.files.iter().zip(names) {
             let data = source.weights.read_f32(name)?;
             model.map.import(file, &data, &mut model.weights);
         }
@@ -63,7 +111,9 @@ impl Model {
     /// An unsupported configuration.
     pub fn random(config: &Value, seed: u64) -> Result<Model> {
         let std = config.get("initializer_range").and_then(Value::as_f64).unwrap_or(INITIALIZER_RANGE);
-        let mut model = Model::zeros(ModelConfig::from_json(config)?);
+        let config = ModelConfig::from_json(config)?;
+        ensure_memory(&families::tensors(&config).0)?;
+        let mut model = Model::zeros(config);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for (tensor, spec) in model.weights.iter_mut().zip(&model.map.params) {
             if spec.cols > 1 {

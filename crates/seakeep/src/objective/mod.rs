@@ -9,6 +9,8 @@ pub mod dpo;
 pub mod kldpo;
 pub mod wdpo;
 
+use serde_json::Value;
+
 use crate::batch::Sharing;
 use crate::logps::{BranchLogps, LogpGrads};
 
@@ -90,6 +92,36 @@ impl Objective {
             Rule::Mean => false,
             Rule::Kldpo(_) => true,
         }
+    }
+
+    /// The settings under the names of their keys, for records.
+    pub fn settings(&self) -> Vec<(&'static str, Value)> {
+        let mut out =
+            vec![("beta", self.pair.beta.into()), ("label_smoothing", self.pair.label_smoothing.into())];
+        match self.rule {
+            Rule::Mean => {}
+            Rule::Kldpo(kldpo::Kldpo::Tau(tau)) => out.push(("kldpo_tau", tau.into())),
+            Rule::Kldpo(kldpo::Kldpo::Rho(rho)) => out.push(("kldpo_rho", rho.into())),
+            Rule::Kldpo(kldpo::Kldpo::Official(tau)) => {
+                out.extend([("kldpo_tau", tau.into()), ("kldpo_form", "official".into())]);
+            }
+        }
+        if let Some(penalty) = self.penalty {
+            let form = match penalty.form {
+                wdpo::Form::Paper => "paper",
+                wdpo::Form::Official => "official",
+            };
+            let prompt_gradient = match penalty.prompt_gradient {
+                wdpo::PromptGradient::Shared => "shared",
+                wdpo::PromptGradient::Separate => "separate",
+            };
+            out.extend([
+                ("wdpo_rho", penalty.rho.into()),
+                ("wdpo_form", form.into()),
+                ("wdpo_prompt_gradient", prompt_gradient.into()),
+            ]);
+        }
+        out
     }
 
     /// How prompts must lie in the batch.

@@ -24,6 +24,15 @@ pub enum Warmup {
 }
 
 impl Schedule {
+    /// The name and number under which a configuration has it: `lr_scheduler_type`, `min_lr_rate`.
+    pub fn key(self) -> (&'static str, f64) {
+        match self {
+            Schedule::Constant => ("constant", 1.0),
+            Schedule::Linear => ("linear", 0.0),
+            Schedule::Cosine { min_lr_rate } => ("cosine", min_lr_rate),
+        }
+    }
+
     /// The factor on the peak learning rate at optimizer step `step` (from 0) of `total`.
     pub fn factor(self, warmup: Warmup, step: usize, total: usize) -> f64 {
         let warmup = match warmup {

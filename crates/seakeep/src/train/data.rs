@@ -11,10 +11,10 @@ use crate::{Error, Result};
 /// The rows that a split in the notation of Hugging Face datasets names: `train`, `train[:100]`, `test[10%:]`.
 ///
 /// Where the data has files whose name contains the split's name (`train.jsonl`, `data/test-0.parquet`), those are
-/// the split; otherwise all rows are.
+/// the split. Data without such names is one split, `train`. An empty name means all rows.
 ///
 /// # Errors
-/// A split that cannot be read, or that names no row.
+/// A split that cannot be read, that the data does not have, or that names no row.
 pub fn select(pairs: Vec<Pair>, split: &str) -> Result<Vec<Pair>> {
     let wrong = || {
         Error::Usage(format!(
@@ -25,10 +25,7 @@ pub fn select(pairs: Vec<Pair>, split: &str) -> Result<Vec<Pair>> {
         None => (split, ":"),
         Some((name, range)) => (name, range.strip_suffix(']').ok_or_else(wrong)?),
     };
-    let named = |p: &Pair| p.file.file_stem().is_some_and(|f| f.to_string_lossy().contains(name));
-    let one_file = pairs.windows(2).all(|w| w[0].file == w[1].file);
-    let mut rows: Vec<Pair> =
-        if !one_file && pairs.iter().any(named) { pairs.into_iter().filter(named).collect() } else { pairs };
+    let mut rows = named(pairs, name)?;
     let (from, to) = range.split_once(':').ok_or_else(wrong)?;
     let n = rows.len();
     let bound = |text: &str, default: usize| -> Result<usize> {
@@ -48,6 +45,29 @@ pub fn select(pairs: Vec<Pair>, split: &str) -> Result<Vec<Pair>> {
     }
     rows.truncate(to);
     Ok(rows.split_off(from))
+}
+
+/// The names that tell a data set's splits apart.
+const SPLITS: [&str; 5] = ["train", "test", "validation", "valid", "eval"];
+
+/// The rows of the split `name`.
+fn named(pairs: Vec<Pair>, name: &str) -> Result<Vec<Pair>> {
+    let holds = |p: &Pair, name: &str| p.file.file_stem().is_some_and(|f| f.to_string_lossy().contains(name));
+    let one_file = pairs.windows(2).all(|w| w[0].file == w[1].file);
+    if name.is_empty() || (one_file && name == "train") {
+        return Ok(pairs);
+    }
+    let found: Vec<&str> = SPLITS.into_iter().filter(|s| pairs.iter().any(|p| holds(p, s))).collect();
+    if pairs.iter().any(|p| holds(p, name)) {
+        return Ok(pairs.into_iter().filter(|p| holds(p, name)).collect());
+    }
+    if name == "train" && found.is_empty() {
+        return Ok(pairs);
+    }
+    let there = if found.is_empty() || one_file { "train".to_string() } else { found.join(", ") };
+    Err(Error::Usage(format!(
+        "there is no split `{name}` in this data; there is: {there}. Name a part of it by a range, such as `train[1000:]`"
+    )))
 }
 
 /// Reads, selects and tokenises; says what truncation did.
@@ -163,7 +183,13 @@ mod tests {
         assert!(of("train[a:]").unwrap_err().to_string().contains("train[:1000]"));
         let two = [pairs("train.jsonl", 2), pairs("test.jsonl", 3)].concat();
         assert_eq!(select(two.clone(), "test").unwrap().len(), 3);
-        assert_eq!(select(two, "validation").unwrap().len(), 5);
+        assert_eq!(select(two.clone(), "").unwrap().len(), 5);
+        let message = select(two, "validation").unwrap_err().to_string();
+        assert!(message.contains("`validation`") && message.contains("train, test"), "{message}");
+        let message = of("test").unwrap_err().to_string();
+        assert!(message.contains("there is: train"), "{message}");
+        let shards = [pairs("a.jsonl", 2), pairs("b.jsonl", 3)].concat();
+        assert_eq!(select(shards, "train").unwrap().len(), 5);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{Every, TrainOptions};
 use crate::checkpoint;
 use crate::data::TokenizedPair;
 use crate::formats::{AtomicDir, Fingerprint, ModelSource, Tokenizer};
+use crate::optim::Warmup;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -78,7 +79,7 @@ pub(super) fn eval_rows(
     }
     let split = match (&options.dataset_test_split, &options.eval_dataset_name) {
         (Some(split), _) => split,
-        (None, Some(_)) => "test",
+        (None, Some(_)) => "",
         (None, None) => {
             return Err(Error::Usage(
                 "eval_strategy needs rows: set `dataset_test_split` (such as \"train[1000:]\") or `eval_dataset_name`".into(),
@@ -87,6 +88,15 @@ pub(super) fn eval_rows(
     };
     let spec = options.eval_dataset_name.as_ref().unwrap_or(&options.dataset_name);
     data::load(spec, split, tokenizer, &options.tokenize, progress)
+}
+
+/// Says so where rows are trained on and evaluated on: their loss is not held out.
+pub(super) fn note_overlap(train: &[TokenizedPair], eval: &[TokenizedPair], progress: &mut dyn Progress) {
+    let trained: std::collections::HashSet<_> = train.iter().map(|p| (&p.file, p.row)).collect();
+    let both = eval.iter().filter(|p| trained.contains(&(&p.file, p.row))).count();
+    if both > 0 {
+        progress.note(&format!("warning: {both} of {} evaluation rows are also trained on", eval.len()));
+    }
 }
 
 /// The settings that decide a run's result, for the record and to recognise its checkpoints.
@@ -106,25 +116,33 @@ pub(super) fn settings(
             rows = rows.field(&part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
         }
     }
-    let text = |value: &dyn std::fmt::Debug| Value::String(format!("{value:?}"));
+    let (lr_scheduler_type, min_lr_rate) = options.schedule.key();
+    let warmup = match options.warmup {
+        Warmup::Steps(steps) => json!(steps),
+        Warmup::Ratio(ratio) => json!(ratio),
+    };
     let value = json!({
         "model_name_or_path": options.model_name_or_path,
         "ref_model_name_or_path": options.ref_model_name_or_path,
         "training_rows": rows.hex(),
         "tokenizer": tokenizer.fingerprint(),
         "method": options.method,
-        "objective": text(&options.objective),
         "shuffle_dataset": options.shuffle_dataset,
         "seed": options.seed,
         "pairs_per_step": options.per_device_train_batch_size * options.gradient_accumulation_steps,
         "learning_rate": options.learning_rate,
-        "lr_scheduler": text(&options.schedule),
-        "warmup": text(&options.warmup),
-        "optimizer": text(&options.optimizer),
+        "lr_scheduler_type": lr_scheduler_type,
+        "min_lr_rate": min_lr_rate,
+        "warmup_steps": warmup,
+        "weight_decay": options.optimizer.weight_decay,
+        "adam_beta1": options.optimizer.beta1,
+        "adam_beta2": options.optimizer.beta2,
+        "adam_epsilon": options.optimizer.epsilon,
         "max_grad_norm": options.max_grad_norm,
     });
+    let objective = options.objective.settings().into_iter().map(|(k, v)| (k.to_string(), v));
     match value {
-        Value::Object(map) => map,
+        Value::Object(map) => map.into_iter().chain(objective).collect(),
         _ => unreachable!("an object literal"),
     }
 }

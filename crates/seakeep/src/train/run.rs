@@ -41,6 +41,7 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     let started = Instant::now();
     prepare::check_output(options)?;
     let source = ModelSource::open(&options.model_name_or_path)?;
+    Model::config(&source)?;
     let tokenizer = source.tokenizer()?;
     let train = data::load(
         &options.dataset_name,
@@ -50,10 +51,11 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
         progress,
     )?;
     let eval = prepare::eval_rows(options, &tokenizer, progress)?;
+    prepare::note_overlap(&train, &eval, progress);
     prepare::check_reference(options, &tokenizer, &train, progress)?;
     let settings = prepare::settings(options, &tokenizer, &train);
 
-    let mut run = Run::start(options, &source, &train, &eval, settings)?;
+    let mut run = Run::start(options, &source, &train, &eval, settings, progress)?;
     run.score_reference(progress)?;
     prepare::clear_output(options)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
@@ -83,6 +85,7 @@ impl<'a> Run<'a> {
         train: &'a [TokenizedPair],
         eval: &'a [TokenizedPair],
         settings: Map<String, Value>,
+        progress: &mut dyn Progress,
     ) -> Result<Self> {
         let batch = options.per_device_train_batch_size * options.gradient_accumulation_steps;
         let visits =
@@ -105,6 +108,19 @@ impl<'a> Run<'a> {
         let (model, optimizer, state, reference) = match from {
             Some(path) => {
                 let restored = checkpoint::load(&path, &settings)?;
+                let before = restored.state.total_steps;
+                if restored.state.step > total_steps {
+                    return Err(Error::Usage(format!(
+                        "{} is at step {}, and the run ends at step {total_steps}: raise `max_steps` or `num_train_epochs`",
+                        path.display(),
+                        restored.state.step
+                    )));
+                }
+                if before != total_steps {
+                    progress.note(&format!(
+                        "the run now ends at step {total_steps}, not {before}: the learning rate follows the new end from here on"
+                    ));
+                }
                 let state = TrainerState { total_steps, ..restored.state };
                 (restored.model, restored.optimizer, state, restored.reference)
             }
