@@ -45,7 +45,10 @@ impl MetricsLog {
         let mut line = Map::new();
         line.insert("step".into(), step.into());
         line.insert("epoch".into(), epoch.into());
-        line.extend(values.iter().map(|(name, value)| (name.clone(), (*value).into())));
+        // A count is written as one.
+        let number =
+            |name: &str, value: f64| if name == "num_tokens" { (value as u64).into() } else { value.into() };
+        line.extend(values.iter().map(|(name, value)| (name.clone(), number(name, *value))));
         let text = format!("{}\n", Value::Object(line));
         self.file.write_all(text.as_bytes()).map_err(Error::io("write", &self.path))?;
         if let Some((path, file)) = &mut self.events {
