@@ -72,16 +72,10 @@ impl Model {
     }
 
     fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
-        Context {
-            config: &self.config,
-            weights: &self.weights,
-            rope: self.rope.as_ref(),
-            positions: &batch.positions,
-            layout: &batch.layout,
-        }
+        self.context_at(&batch.positions, &batch.layout)
     }
 
-    /// What every pass over `batch` needs besides the batch, for generation.
+    /// What every pass reads besides activations, for rows that are no batch: generation's.
     pub(super) fn context_at<'a>(
         &'a self,
         positions: &'a [u32],
