@@ -9,20 +9,6 @@ use crate::config::kind::Kind;
 /// The keys that say which rows there are and how they become tokens.
 pub const DATA_KEYS: &[&str] =
     &["dataset_name", "max_length", "truncation_mode", "prompt_mismatch", "truncated_completion"];
-/// The keys that say what is minimised.
-pub const OBJECTIVE_KEYS: &[&str] = &[
-    "method",
-    "beta",
-    "label_smoothing",
-    "loss_type",
-    "kldpo_tau",
-    "kldpo_rho",
-    "kldpo_form",
-    "wdpo_rho",
-    "wdpo_form",
-    "wdpo_prompt_gradient",
-];
-
 /// The help of `--config`.
 const CONFIG_HELP: &str = "A file of keys and values: .toml, .yaml or .json. Every key is also a flag, and flags \
                            override the file. Paths in it are taken from the current directory, not from the file's.";

@@ -13,7 +13,7 @@ pub enum Sharing {
 }
 
 /// A row whose next token is known and counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
     /// Row of the hidden state.
     pub row: u32,
@@ -21,6 +21,8 @@ pub struct Prediction {
     pub target: u32,
     /// Which branch its log-probability belongs to.
     pub branch: u32,
+    /// How much of it counts there: 1, but for LD-DPO's tails.
+    pub weight: f32,
 }
 
 /// Prompts and their branches laid end to end, `T` rows in all.
@@ -35,7 +37,7 @@ pub struct Batch {
     pub layout: Layout,
     /// `[N]`, in order of branches.
     pub predictions: Vec<Prediction>,
-    /// Branches so far. For preference pairs: chosen and rejected of pair 0, of pair 1, ...
+    /// Branches so far: those of pair 0, of pair 1, ...
     pub branches: usize,
     /// Pair (call of [`push`](Self::push)) of each row, `[T]`.
     pub pair_of_row: Vec<u32>,
@@ -77,6 +79,28 @@ impl Batch {
         self.pairs += 1;
     }
 
+    /// Has the rows of a prompt, the first rows of the last pair, predict each other: one more branch of that pair.
+    pub fn predict_prompt(&mut self, rows: std::ops::Range<usize>) {
+        let prompt = self.tokens[rows.clone()].to_vec();
+        self.predict(&prompt, None, rows.start);
+    }
+
+    /// LD-DPO (Liu et al., arXiv 2409.06411, eq. 9): of the branches from `first` on, the log-probabilities of tokens
+    /// beyond the length of the shortest of them count only `alpha`.
+    pub fn desensitise_length(&mut self, first: usize, alpha: f32) {
+        let mut lengths = vec![0; self.branches - first];
+        let own = |p: &Prediction| (p.branch as usize).checked_sub(first);
+        self.predictions.iter().filter_map(own).for_each(|b| lengths[b] += 1);
+        let shared = lengths.iter().copied().min().unwrap_or(0);
+        let mut position = vec![0; lengths.len()];
+        for prediction in &mut self.predictions {
+            if let Some(b) = own(prediction) {
+                position[b] += 1;
+                prediction.weight = if position[b] > shared { alpha } else { 1.0 };
+            }
+        }
+    }
+
     fn segment(&mut self, tokens: &[u32], context: std::ops::Range<usize>) -> std::ops::Range<usize> {
         let start = self.tokens.len();
         let position = context.len();
@@ -92,7 +116,8 @@ impl Batch {
         for (i, &target) in branch.iter().enumerate() {
             let row = if i > 0 { Some(start + i - 1) } else { before };
             if let Some(row) = row {
-                self.predictions.push(Prediction { row: row as u32, target, branch: self.branches as u32 });
+                let branch = self.branches as u32;
+                self.predictions.push(Prediction { row: row as u32, target, branch, weight: 1.0 });
             }
         }
         self.branches += 1;
@@ -108,11 +133,11 @@ impl Batch {
         self.predictions.iter().map(|p| p.row).collect()
     }
 
-    /// Sums of one number for each prediction over the predictions of each branch, in f64.
+    /// Weighted sums of one number for each prediction over the predictions of each branch, in f64.
     pub fn branch_sums(&self, values: impl Iterator<Item = f32>) -> Vec<f64> {
         let mut sums = vec![0.0; self.branches];
         for (prediction, value) in self.predictions.iter().zip(values) {
-            sums[prediction.branch as usize] += value as f64;
+            sums[prediction.branch as usize] += prediction.weight as f64 * value as f64;
         }
         sums
     }
@@ -133,7 +158,7 @@ mod tests {
         batch.push(&[1, 2], &[&[3, 4], &[5]], Sharing::Shared);
         assert_eq!(batch.tokens, [1, 2, 3, 4, 5]);
         assert_eq!(batch.positions, [0, 1, 2, 3, 2]);
-        let p = |row, target, branch| Prediction { row, target, branch };
+        let p = |row, target, branch| Prediction { row, target, branch, weight: 1.0 };
         assert_eq!(batch.predictions, [p(1, 3, 0), p(2, 4, 0), p(1, 5, 1)]);
         assert_eq!((batch.layout.groups.len(), &batch.layout.groups[0]), (1, &(0..3)));
         assert_eq!(batch.layout.segments[2], Segment { start: 4, len: 1, context: 0..2 });
@@ -149,6 +174,30 @@ mod tests {
         assert_eq!(batch.predicting_rows(), [1, 2, 5]);
         assert_eq!(batch.layout.groups, [0..1, 1..2]);
         assert_eq!(batch.pair_of_row, [0; 7]);
+    }
+
+    #[test]
+    fn a_prompt_can_be_one_more_branch() {
+        for sharing in [Sharing::Shared, Sharing::Separate] {
+            let mut batch = Batch::default();
+            batch.push(&[9], &[&[8], &[7]], sharing);
+            let first = batch.rows();
+            batch.push(&[1, 2, 6], &[&[3, 4], &[5]], sharing);
+            batch.predict_prompt(first..first + 3);
+            assert_eq!(batch.branches, 5);
+            let own: Vec<(u32, u32)> =
+                batch.predictions.iter().filter(|p| p.branch == 4).map(|p| (p.row, p.target)).collect();
+            assert_eq!(own, [(first as u32, 2), (first as u32 + 1, 6)]);
+        }
+    }
+
+    #[test]
+    fn tails_beyond_the_shorter_branch_count_less() {
+        let mut batch = Batch::default();
+        batch.push(&[1], &[&[8], &[7, 7, 7]], Sharing::Shared);
+        batch.push(&[1], &[&[8, 8, 8], &[7, 7]], Sharing::Shared);
+        batch.desensitise_length(2, 0.25);
+        assert_eq!(batch.branch_sums([1.0; 9].into_iter()), [1.0, 3.0, 2.25, 2.0]);
     }
 
     #[test]

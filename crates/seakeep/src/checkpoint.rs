@@ -5,7 +5,7 @@
 //!     config.json  model.safetensors  tokenizer ...   the policy, as transformers loads it (always f32)
 //!     optimizer.safetensors                           exp_avg/NAME and exp_avg_sq/NAME, in-memory layout
 //!     trainer_state.json                              step, tokens, the settings of the run
-//!     reference.json                                  log-probabilities under the reference, by row
+//!     reference.json                                  what the reference says of each row
 //! ```
 //! The order of the data is a function of the seed and the step, so no generator state is needed.
 
@@ -15,13 +15,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::environments::Environments;
 use crate::formats::{AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors};
 use crate::model::{Model, Tensors};
+use crate::objective::Groups;
 use crate::optim::AdamWState;
 use crate::{Error, Result};
 
 /// The layout of `trainer_state.json` that this program writes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// `trainer_state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,8 @@ pub struct TrainerState {
     pub num_tokens: usize,
     /// Logged values since the last line of the log.
     pub pending: Interval,
+    /// Where the groups of a group-robust rule stand.
+    pub groups: Groups,
     /// The settings that decide the result.
     pub settings: Map<String, Value>,
 }
@@ -45,38 +49,50 @@ pub struct TrainerState {
 /// Logged values, summed over the steps since the last line of the log.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    steps: usize,
-    sums: Vec<(String, f64)>,
+    /// Name, sum, and how many steps had it.
+    sums: Vec<(String, f64, usize)>,
 }
 
 impl Interval {
     /// Adds a step.
-    pub fn add(&mut self, loss: f64, metrics: &[(&'static str, f64)]) {
-        self.steps += 1;
-        for (name, value) in std::iter::once(("loss", loss)).chain(metrics.iter().copied()) {
-            match self.sums.iter_mut().find(|s| s.0 == name) {
-                Some(sum) => sum.1 += value,
-                None => self.sums.push((name.to_string(), value)),
+    pub fn add(&mut self, loss: f64, metrics: &[(String, f64)]) {
+        let loss = ("loss".to_string(), loss);
+        for (name, value) in std::iter::once(&loss).chain(metrics) {
+            match self.sums.iter_mut().find(|s| s.0 == *name) {
+                Some(sum) => (sum.1, sum.2) = (sum.1 + value, sum.2 + 1),
+                None => self.sums.push((name.clone(), *value, 1)),
             }
         }
     }
 
-    /// The means, with `more` after the loss; starts over.
+    /// The means over the steps that had the value, with `more` after the loss; starts over.
     pub fn take(&mut self, more: &[(&str, f64)]) -> Vec<(String, f64)> {
-        let Interval { steps, sums } = std::mem::take(self);
-        let mut values: Vec<(String, f64)> = sums.into_iter().map(|(n, v)| (n, v / steps as f64)).collect();
+        let sums = std::mem::take(self).sums;
+        let mut values: Vec<(String, f64)> =
+            sums.into_iter().map(|(n, v, count)| (n, v / count as f64)).collect();
         values.splice(1..1, more.iter().map(|(name, value)| (name.to_string(), *value)));
         values
     }
 }
 
-/// Log-probabilities (chosen, rejected; nats) under the reference, by the row's position in its data.
+/// What the reference says of the rows, by the row's position in its data.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ReferenceLogps {
+pub struct ReferenceScores {
+    /// The environments inferred from the training rows, for objectives that ask for them.
+    pub environments: Option<Environments>,
     /// Training rows.
-    pub train: BTreeMap<usize, (f64, f64)>,
+    pub train: BTreeMap<usize, ReferenceRow>,
     /// Evaluation rows.
-    pub eval: BTreeMap<usize, (f64, f64)>,
+    pub eval: BTreeMap<usize, ReferenceRow>,
+}
+
+/// What the reference says of a row.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReferenceRow {
+    /// Log-probabilities of its branches, nats.
+    pub logps: Vec<f64>,
+    /// How likely it belongs to each inferred environment; empty where none are inferred.
+    pub environments: Vec<f64>,
 }
 
 /// The name of the checkpoint after `step`.
@@ -119,7 +135,7 @@ pub fn save(
     (model, source): (&Model, &ModelSource),
     optimizer: &AdamWState,
     state: &TrainerState,
-    reference: &ReferenceLogps,
+    reference: &ReferenceScores,
 ) -> Result<()> {
     let directory = AtomicDir::new(output_dir.join(name(state.step)))?;
     save_model(directory.path(), model, source, SaveDtype::F32)?;
@@ -211,8 +227,8 @@ pub struct Restored {
     pub optimizer: AdamWState,
     /// Where the run stood.
     pub state: TrainerState,
-    /// Log-probabilities under the reference.
-    pub reference: ReferenceLogps,
+    /// What the reference says of the rows.
+    pub reference: ReferenceScores,
 }
 
 /// Reads a checkpoint for a run with `settings`.

@@ -13,6 +13,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod data;
+pub mod environments;
 pub mod error;
 pub mod eval;
 pub mod eval_record;

@@ -4,26 +4,69 @@
 use seakeep_kernels::projection::Predicted;
 
 use crate::batch::{Batch, Sharing};
-use crate::data::TokenizedPair;
+use crate::data::{Role, TokenizedPair};
 use crate::logps::BranchLogps;
 use crate::model::Model;
+use crate::objective::Objective;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
-/// Lays out pairs: chosen and rejected of each, the prompt shared where both branches keep the same.
-pub fn lay_out<'a>(pairs: impl IntoIterator<Item = &'a TokenizedPair>, sharing: Sharing) -> Batch {
-    let mut batch = Batch::default();
-    for pair in pairs {
-        let branches = [&pair.chosen, &pair.rejected];
-        match pair.shared_prompt() {
-            Some(prompt) => batch.push(prompt, &branches.map(|b| b.completion.as_slice()), sharing),
-            None => batch.push_texts(&branches.map(|b| (pair.prompt_of(b), b.completion.as_slice()))),
-        }
-    }
-    batch
+/// How an objective wants pairs laid out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Layout {
+    /// Whether prompts are shared.
+    pub sharing: Sharing,
+    /// Whether the prompt's own tokens are predicted too, as one more branch.
+    pub prompts: bool,
+    /// LD-DPO's weight of tokens beyond the shorter completion.
+    pub ld_alpha: Option<f64>,
 }
 
-/// Means over predicted tokens, as TRL logs them.
+impl Layout {
+    /// The prompt once, completions predicted and nothing else.
+    pub const PLAIN: Layout = Layout { sharing: Sharing::Shared, prompts: false, ld_alpha: None };
+
+    /// For an objective.
+    pub fn of(objective: &Objective) -> Layout {
+        let (sharing, prompts) = (objective.sharing(), objective.learns_prompts());
+        Layout { sharing, prompts, ld_alpha: objective.pair.ld_alpha }
+    }
+
+    /// Branches of a pair.
+    pub fn branches(self, pair: &TokenizedPair) -> usize {
+        pair.branches.len() + usize::from(self.prompts)
+    }
+
+    /// Lays out pairs: the branches of each, the prompt shared where all of them keep the same.
+    pub fn lay_out<'a>(self, pairs: impl IntoIterator<Item = &'a TokenizedPair>) -> Batch {
+        let mut batch = Batch::default();
+        for pair in pairs {
+            let (row, branch) = (batch.rows(), batch.branches);
+            let completions: Vec<&[u32]> = pair.branches.iter().map(|b| b.completion.as_slice()).collect();
+            match pair.shared_prompt() {
+                Some(prompt) => batch.push(prompt, &completions, self.sharing),
+                None => {
+                    let texts = pair.branches.iter().map(|b| (pair.prompt_of(b), b.completion.as_slice()));
+                    batch.push_texts(&texts.collect::<Vec<_>>());
+                }
+            }
+            if let Some(alpha) = self.ld_alpha {
+                batch.desensitise_length(branch, alpha as f32);
+            }
+            if self.prompts {
+                batch.predict_prompt(row..row + pair.prompt_of(pair.chosen()).len());
+            }
+        }
+        batch
+    }
+
+    /// The log-probabilities of `pairs` from those of their batch's branches.
+    pub fn logps(self, pairs: &[&TokenizedPair], branches: &[f64]) -> BranchLogps {
+        BranchLogps::from_branches(branches, pairs.iter().map(|p| self.branches(p)))
+    }
+}
+
+/// Means over predicted tokens, as TRL logs them. Tokens of mismatched completions and of prompts do not count.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenStats {
     logits: [f64; 2],
@@ -34,13 +77,20 @@ pub struct TokenStats {
 
 impl TokenStats {
     /// Counts the tokens of a batch of pairs.
-    pub fn add(&mut self, batch: &Batch, predicted: &[Predicted]) {
+    pub fn add(&mut self, pairs: &[&TokenizedPair], layout: Layout, batch: &Batch, predicted: &[Predicted]) {
+        let aside = layout.prompts.then_some(Role::Prompt);
+        let roles: Vec<Role> =
+            pairs.iter().flat_map(|p| p.branches.iter().map(|b| b.role).chain(aside)).collect();
         for (prediction, p) in batch.predictions.iter().zip(predicted) {
-            let branch = prediction.branch as usize % 2;
-            self.logits[branch] += p.mean_logit as f64;
-            self.tokens[branch] += 1;
+            let kind = match roles[prediction.branch as usize] {
+                Role::Chosen => 0,
+                Role::Rejected => 1,
+                Role::Mismatched | Role::Prompt => continue,
+            };
+            self.logits[kind] += p.mean_logit as f64;
+            self.tokens[kind] += 1;
             self.entropy += p.entropy as f64;
-            self.top1 += usize::from(branch == 0 && p.is_top1);
+            self.top1 += usize::from(kind == 0 && p.is_top1);
         }
     }
 
@@ -57,50 +107,75 @@ impl TokenStats {
     }
 }
 
-/// Log-probabilities of `pairs`, `batch_size` of them at a time, and means over their tokens.
+/// What scoring finds.
+#[derive(Clone, Debug, Default)]
+pub struct Scores {
+    /// Log-probabilities.
+    pub logps: BranchLogps,
+    /// Means over tokens.
+    pub stats: TokenStats,
+    /// Of each pair the mean last hidden state over its prompt, `[n][C]`, if asked for.
+    pub features: Vec<Vec<f32>>,
+}
+
+/// Log-probabilities of `pairs`, `batch_size` of them at a time, and means over their tokens; `with_features` also the
+/// features of their prompts.
 ///
 /// # Errors
 /// A token or a length that the model does not have.
 pub fn score(
     model: &Model,
     pairs: &[&TokenizedPair],
+    layout: Layout,
+    with_features: bool,
     batch_size: usize,
     progress: &mut dyn Progress,
-) -> Result<(BranchLogps, TokenStats)> {
-    let mut logps = BranchLogps::default();
-    let mut stats = TokenStats::default();
+) -> Result<Scores> {
+    let mut scores = Scores::default();
     for pair in pairs {
         check_length(model, pair)?;
     }
     for part in pairs.chunks(batch_size) {
-        let batch = lay_out(part.iter().copied(), Sharing::Shared);
+        let batch = layout.lay_out(part.iter().copied());
         // Lengths were checked above, where the row has a name.
         model.check_tokens(&batch.tokens)?;
-        let predicted = model.predictions(&batch);
-        stats.add(&batch, &predicted);
-        let branches = batch.branch_sums(predicted.iter().map(|p| p.logp));
-        if let Some(b) = branches.iter().position(|l| !l.is_finite()) {
-            let (pair, what) = (part[b / 2], if b % 2 == 0 { "chosen" } else { "rejected" });
+        let prompts = if with_features { prompt_rows(part, &batch) } else { Vec::new() };
+        let (predicted, features) = model.predictions_and_means(&batch, &prompts);
+        scores.features.extend(features);
+        scores.stats.add(part, layout, &batch, &predicted);
+        let logps = layout.logps(part, &batch.branch_sums(predicted.iter().map(|p| p.logp)));
+        if let Some(i) = logps.0.iter().position(|b| b.iter().any(|l| !l.is_finite())) {
             return Err(Error::row(
-                &pair.file,
-                pair.row,
-                what,
+                &part[i].file,
+                part[i].row,
+                "",
                 format!(
-                    "its log-probability is {}: the model's weights or configuration are broken",
-                    branches[b]
+                    "its log-probabilities are {:?}: the model's weights or configuration are broken",
+                    logps.0[i]
                 ),
             ));
         }
-        logps.extend(&BranchLogps::from_branches(&branches));
+        scores.logps.extend(logps);
         progress.advance(part.len() as u64, "");
     }
-    Ok((logps, stats))
+    Ok(scores)
+}
+
+/// The rows of each pair's prompt: the first rows of the pair.
+fn prompt_rows(pairs: &[&TokenizedPair], batch: &Batch) -> Vec<std::ops::Range<usize>> {
+    let first = |i: usize| batch.pair_of_row.partition_point(|&p| (p as usize) < i);
+    pairs.iter().enumerate().map(|(i, p)| first(i)..first(i) + p.prompt_of(p.chosen()).len()).collect()
 }
 
 /// Names the row whose text is longer than the model.
 fn check_length(model: &Model, pair: &TokenizedPair) -> Result<()> {
     let most = model.config.max_positions;
-    for (key, branch) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
+    for branch in &pair.branches {
+        let key = match branch.role {
+            Role::Chosen => "chosen",
+            Role::Rejected => "rejected",
+            Role::Mismatched | Role::Prompt => "prompt",
+        };
         let length = pair.prompt_of(branch).len() + branch.completion.len();
         if length > most {
             let what = format!(
@@ -124,5 +199,5 @@ pub fn pair_logps(
     progress: &mut dyn Progress,
 ) -> Result<BranchLogps> {
     let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
-    Ok(score(model, &pairs, batch_size, progress)?.0)
+    Ok(score(model, &pairs, Layout::PLAIN, false, batch_size, progress)?.logps)
 }

@@ -9,16 +9,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use seakeep::data::{Branch, TokenizedPair};
+use seakeep::data::{Branch, Labels, Role, TokenizedPair};
 use seakeep::formats::{ModelSource, Weights};
-use seakeep::logps::BranchLogps;
+use seakeep::logps::{BranchLogps, Facts};
 use seakeep::model::{Model, Tensors};
-use seakeep::objective::kldpo::Kldpo;
+use seakeep::objective::rule::Kldpo;
 use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
-use seakeep::objective::{Objective, Rule, dpo::Dpo};
+use seakeep::objective::{Groups, Objective, PairLoss, Rule};
 use seakeep::progress::Silent;
-use seakeep::scoring::score;
-use seakeep::train::step::{Gradients, StepOutput, gradient};
+use seakeep::scoring::{Layout, score};
+use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use serde_json::Value;
 
 const CASES: [&str; 8] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gpt_neox_seq"];
@@ -43,7 +43,7 @@ fn tokens(v: &Value) -> Vec<u32> {
 }
 
 fn logps(v: &Value) -> BranchLogps {
-    BranchLogps { chosen: floats(&v["chosen"]), rejected: floats(&v["rejected"]) }
+    BranchLogps::of_pairs(&floats(&v["chosen"]), &floats(&v["rejected"]))
 }
 
 fn case(name: &'static str) -> Case {
@@ -51,14 +51,14 @@ fn case(name: &'static str) -> Case {
     let golden: Value =
         serde_json::from_slice(&std::fs::read(directory.join("golden.json")).unwrap()).unwrap();
     let model = Model::load(&ModelSource::open(&directory).unwrap()).unwrap();
-    let branch = |v: &Value| Branch { completion: tokens(v), prompt_skip: 0, truncated: 0 };
+    let branch = |role, v: &Value| Branch { role, completion: tokens(v), prompt_skip: 0, truncated: 0 };
     let pairs = golden["pairs"].as_array().unwrap().iter().enumerate().map(|(index, p)| TokenizedPair {
         file: Arc::from(Path::new("golden")),
         row: index + 1,
         index,
         prompt: tokens(&p["prompt"]),
-        chosen: branch(&p["chosen"]),
-        rejected: branch(&p["rejected"]),
+        branches: vec![branch(Role::Chosen, &p["chosen"]), branch(Role::Rejected, &p["rejected"])],
+        labels: Labels::default(),
         backed_off: 0,
     });
     let pairs = pairs.collect();
@@ -80,13 +80,16 @@ fn objective(name: &str, golden: &Value) -> Objective {
         _ => unreachable!(),
     };
     let beta = golden["beta"].as_f64().unwrap();
-    Objective { pair: Dpo { beta, label_smoothing: 0.0 }, rule, penalty }
+    Objective { pair: PairLoss::dpo(beta), rule, penalty }
 }
 
 fn run(case: &Case, objective: &Objective, micro_batch: usize) -> (StepOutput, Tensors) {
     let pairs: Vec<&TokenizedPair> = case.pairs.iter().collect();
     let mut grads = Gradients::new(&case.model, objective);
-    let out = gradient(&case.model, objective, &pairs, &case.reference, micro_batch, &mut grads).unwrap();
+    let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
+    let (reference, groups) = (&case.reference, Groups::default());
+    let global = GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups };
+    let out = gradient(&case.model, objective, &global, micro_batch, &mut grads).unwrap();
     (out, grads.total)
 }
 
@@ -99,7 +102,8 @@ fn log_probabilities_and_token_statistics() {
     for case in CASES.map(case) {
         let pairs: Vec<&TokenizedPair> = case.pairs.iter().collect();
         for batch_size in [1, 3] {
-            let (got, stats) = score(&case.model, &pairs, batch_size, &mut Silent).unwrap();
+            let scores = score(&case.model, &pairs, Layout::PLAIN, false, batch_size, &mut Silent).unwrap();
+            let (got, stats) = (scores.logps, scores.stats);
             let want = logps(&case.golden["policy_logps"]);
             for (g, w) in got.branches().iter().zip(want.branches()) {
                 relative(*g, w, 2e-6, &format!("{}: logps", case.name));
@@ -183,9 +187,9 @@ fn robust_objectives_end_at_dpo() {
     let (want, grads) = run(&case, &plain, 3);
     let wdpo = Penalty { rho: 0.0, form: Form::Paper, prompt_gradient: PromptGradient::Shared };
     for other in [
-        Objective { rule: Rule::Kldpo(Kldpo::Rho(0.0)), ..plain },
-        Objective { rule: Rule::Kldpo(Kldpo::Tau(f64::INFINITY)), ..plain },
-        Objective { penalty: Some(wdpo), ..plain },
+        Objective { rule: Rule::Kldpo(Kldpo::Rho(0.0)), ..plain.clone() },
+        Objective { rule: Rule::Kldpo(Kldpo::Tau(f64::INFINITY)), ..plain.clone() },
+        Objective { penalty: Some(wdpo), ..plain.clone() },
     ] {
         let (got, mut g) = run(&case, &other, 3);
         relative(got.loss, want.loss, 1e-12, "loss");

@@ -13,7 +13,7 @@ const RANKS: [&[&str]; 16] = [
     &["model"],
     &["logps"],
     &["objective"],
-    &["optim"],
+    &["environments", "optim"],
     &["checkpoint"],
     &["scoring"],
     &["eval"],

@@ -2,9 +2,9 @@
 //! +-1e4 nats. Both sides are f64: losses and derivatives agree to 1e-8 relative; for the dual, whose solution both
 //! find by iteration, to 1e-6.
 
-use seakeep::logps::BranchLogps;
-use seakeep::objective::kldpo::Kldpo;
-use seakeep::objective::{Objective, Rule, dpo::Dpo};
+use seakeep::logps::{BranchLogps, Facts, Role};
+use seakeep::objective::rule::Kldpo;
+use seakeep::objective::{Context, Objective, PairLoss, Rule, Scored};
 use serde_json::Value;
 
 fn floats(v: &Value) -> Vec<f64> {
@@ -13,7 +13,7 @@ fn floats(v: &Value) -> Vec<f64> {
 
 fn logps(batch: &Value, prefix: &str) -> BranchLogps {
     let of = |branch: &str| floats(&batch[format!("{prefix}{branch}_logps")]);
-    BranchLogps { chosen: of("chosen"), rejected: of("rejected") }
+    BranchLogps::of_pairs(&of("chosen"), &of("rejected"))
 }
 
 fn close(got: f64, want: f64, tolerance: f64, what: &str) {
@@ -29,6 +29,9 @@ fn values_and_derivatives() {
     let mut checked = 0;
     for (b, batch) in batches.as_array().unwrap().iter().enumerate() {
         let (policy, reference) = (logps(batch, ""), logps(batch, "ref_"));
+        let roles = vec![Role::Chosen, Role::Rejected];
+        let one = Facts { roles, tokens: vec![1; 2], predicted: vec![1; 2], ..Facts::default() };
+        let facts = vec![one; policy.len()];
         for golden in batch["objectives"].as_array().unwrap() {
             let name = golden["name"].as_str().unwrap();
             let number = |key: &str| golden[key].as_f64();
@@ -40,14 +43,14 @@ fn values_and_derivatives() {
                 other => panic!("no such objective: {other}"),
             };
             let label_smoothing = number("label_smoothing").unwrap_or(0.0);
-            let pair = Dpo { beta: batch["beta"].as_f64().unwrap(), label_smoothing };
+            let pair = PairLoss { label_smoothing, ..PairLoss::dpo(batch["beta"].as_f64().unwrap()) };
             let objective = Objective { pair, rule, penalty: None };
-            let e = objective.evaluate(&policy, &reference, policy.len());
+            let scored = Scored { policy: &policy, reference: &reference, facts: &facts };
+            let e = objective.evaluate(&scored, &Context::at_the_end(&facts));
             let what = format!("batch {b} ({}), {name} {}", batch["kind"], golden["rho"]);
             close(e.loss, number("loss").unwrap(), tolerance, &format!("{what}: loss"));
-            let grads = e.grads();
             let scale = floats(&golden["d_chosen"]).iter().fold(0.0f64, |m, d| m.max(d.abs()));
-            for (got, key) in [(&grads.chosen, "d_chosen"), (&grads.rejected, "d_rejected")] {
+            for (got, key) in [(e.grads.branch(0), "d_chosen"), (e.grads.branch(1), "d_rejected")] {
                 for (g, w) in got.iter().zip(floats(&golden[key])) {
                     // Weights far below the largest carry the rounding of the largest.
                     let floor = tolerance * 1e-3 * scale;

@@ -53,7 +53,9 @@ fn recorded_cases() {
     let text = "<|im_start|>user\nfile <filename>a.py<|im_end|><|endoftext|>";
     assert_eq!(files.encode(text, false).unwrap(), gguf.encode(text, false).unwrap());
     for pair in pairs("hh-harmless-test.jsonl.gz").iter().take(200) {
-        let seakeep::data::Text::Standard(text) = &pair.chosen else { panic!("HH is plain text") };
+        let seakeep::data::Text::Standard(text) = &pair.completions[0].text else {
+            panic!("HH is plain text")
+        };
         assert_eq!(files.encode(text, false).unwrap(), gguf.encode(text, false).unwrap());
     }
 }
@@ -90,7 +92,7 @@ impl Hash {
 
 fn hash_pair(pair: &TokenizedPair) -> u64 {
     let mut hash = Hash::new();
-    for branch in [&pair.chosen, &pair.rejected] {
+    for branch in &pair.branches {
         let Branch { completion, .. } = branch;
         let prompt = pair.prompt_of(branch);
         hash.add([(prompt.len() + completion.len()) as u32, completion.len() as u32]);
@@ -124,7 +126,7 @@ fn pairs_are_trls() {
 
         for wanted in case["rows"].as_array().unwrap() {
             let row = rows.iter().find(|row| row.row as u64 == wanted[0].as_u64().unwrap()).unwrap();
-            let counts = [row.prompt.len(), row.chosen.completion.len(), row.rejected.completion.len()];
+            let counts = [row.prompt.len(), row.chosen().completion.len(), row.rejected().completion.len()];
             let wanted_counts: Vec<usize> = (1..4).map(|i| wanted[i].as_u64().unwrap() as usize).collect();
             assert_eq!(counts[..], wanted_counts, "row {}", row.row);
             assert_eq!(format!("{:016x}", hash_pair(row)), wanted[4].as_str().unwrap(), "row {}", row.row);

@@ -2,17 +2,20 @@
 
 use clap::{ArgAction, ArgMatches, Command};
 use seakeep::data::TokenizedPair;
+use seakeep::environments::Environments;
 use seakeep::eval::evaluate;
-use seakeep::formats::ModelSource;
-use seakeep::logps::BranchLogps;
+use seakeep::formats::{ModelSource, Tokenizer};
+use seakeep::logps::{BranchLogps, Facts};
 use seakeep::model::Model;
-use seakeep::progress::Silent;
-use seakeep::scoring::TokenStats;
+use seakeep::objective::{Context, Scored};
+use seakeep::progress::{Progress, Silent};
+use seakeep::scoring::{Layout, Scores};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::logps::{self, RUN_KEYS};
-use crate::config::{Settings, plan};
+use crate::config::keys::objective_keys;
+use crate::config::{Settings, objective};
 use crate::{args, output, progress};
 
 /// The command line.
@@ -23,7 +26,7 @@ pub fn command() -> Command {
         "seakeep eval --model_name_or_path runs/a --ref_model_name_or_path models/m --dataset_name near.jsonl far.jsonl",
     );
     let own = ["model_name_or_path", "ref_model_name_or_path", "dataset_test_split"];
-    let keys = [&own, args::DATA_KEYS, args::OBJECTIVE_KEYS, RUN_KEYS].concat();
+    let keys = [&own, args::DATA_KEYS, &objective_keys(), RUN_KEYS, &["seed"]].concat();
     let command = args::keyed(command, &keys)
         .mut_arg("dataset_name", |arg| arg.num_args(1..).action(ArgAction::Append))
         .arg(logps::output_flag(
@@ -41,7 +44,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     };
     let split = settings.text("dataset_test_split");
     let split = split.as_deref();
-    let (method, objective) = plan::objective(&settings)?;
+    let (method, objective) = objective::objective(&settings)?;
     let output = logps::output_path(matches);
     output::check(output)?;
     super::set_threads(&settings)?;
@@ -49,32 +52,41 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
-    let sets: Vec<_> = specs
-        .iter()
-        .map(|spec| logps::read_and_tokenize(spec, split, &tokenizer, &settings, &mut *progress))
-        .collect::<Result<_>>()?;
+    let read = |spec: &String, tokenizer: &Tokenizer, progress: &mut dyn Progress| {
+        logps::read_and_tokenize(spec, split, tokenizer, &settings, Some(&objective), progress)
+    };
+    let sets: Vec<Vec<TokenizedPair>> =
+        specs.iter().map(|spec| read(spec, &tokenizer, &mut *progress)).collect::<Result<_>>()?;
+    let layout = Layout::of(&objective);
+    let environments = objective::environments(&settings, &objective);
     // One model in memory at a time.
-    let mut score_all = |source: &ModelSource, who: &str| -> Result<Vec<(BranchLogps, TokenStats)>> {
+    let mut score_all = |source: &ModelSource, who: &str, with_features: bool| -> Result<Vec<Scores>> {
         let model = Model::load(source)?;
         let scored = specs.iter().zip(&sets).map(|(spec, pairs)| {
-            logps::score(&model, pairs, &settings, &format!("{who} on {spec}"), &mut *progress)
+            let what = format!("{who} on {spec}");
+            logps::score(&model, pairs, (layout, with_features), &settings, &what, &mut *progress)
         });
         scored.collect()
     };
-    let policy = score_all(&source, "policy")?;
-    let reference = match settings.text("ref_model_name_or_path") {
+    let reference = settings.text("ref_model_name_or_path");
+    let policy = score_all(&source, "policy", environments.is_some() && reference.is_none())?;
+    let reference: Vec<Scores> = match reference {
+        _ if !objective.needs_reference() => {
+            let zeros =
+                |pairs: &Vec<TokenizedPair>| pairs.iter().map(|p| vec![0.0; layout.branches(p)]).collect();
+            sets.iter()
+                .map(|pairs| Scores { logps: BranchLogps(zeros(pairs)), ..Scores::default() })
+                .collect()
+        }
         Some(path) => {
             let reference = ModelSource::open(&path)?;
             if reference.tokenizer()?.fingerprint() != tokenizer.fingerprint() {
                 let tokenizer = reference.tokenizer()?;
                 for (spec, pairs) in specs.iter().zip(&sets) {
-                    check_tokens(
-                        pairs,
-                        &logps::read_and_tokenize(spec, split, &tokenizer, &settings, &mut Silent)?,
-                    )?;
+                    check_tokens(pairs, &read(spec, &tokenizer, &mut Silent)?)?;
                 }
             }
-            score_all(&reference, "reference")?
+            score_all(&reference, "reference", environments.is_some())?
         }
         None => {
             progress
@@ -82,19 +94,25 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
             policy.clone()
         }
     };
-    let results: Vec<Value> = (0..specs.len())
-        .map(|i| {
-            let ((policy, stats), (reference, _)) = (&policy[i], &reference[i]);
-            let mut result = Map::from_iter([
-                ("dataset_name".to_string(), json!(specs[i])),
-                ("rows".to_string(), json!(sets[i].len())),
-            ]);
-            let metrics = evaluate(policy, reference, &objective).into_iter();
-            let metrics = metrics.chain(stats.metrics().map(|(name, value)| (name.to_string(), value)));
-            result.extend(metrics.map(|(name, value)| (format!("eval_{name}"), json!(value))));
-            Value::Object(result)
-        })
-        .collect();
+    let mut results = Vec::with_capacity(specs.len());
+    for ((spec, pairs), (policy, reference)) in specs.iter().zip(&sets).zip(policy.iter().zip(&reference)) {
+        let mut facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, layout.prompts)).collect();
+        if let Some(k) = environments {
+            let found = Environments::find(&reference.features, k, settings.seed("seed"))?;
+            for (facts, features) in facts.iter_mut().zip(&reference.features) {
+                facts.environments = found.of(features);
+            }
+        }
+        let scored = Scored { policy: &policy.logps, reference: &reference.logps, facts: &facts };
+        let mut result = Map::from_iter([
+            ("dataset_name".to_string(), json!(spec)),
+            ("rows".to_string(), json!(pairs.len())),
+        ]);
+        let metrics = evaluate(&scored, &Context::at_the_end(&facts), &objective).into_iter();
+        let metrics = metrics.chain(policy.stats.metrics().map(|(name, value)| (name.to_string(), value)));
+        result.extend(metrics.map(|(name, value)| (format!("eval_{name}"), json!(value))));
+        results.push(Value::Object(result));
+    }
     progress.note(&table(&results));
     let record = json!({
         "model_name_or_path": source.path,

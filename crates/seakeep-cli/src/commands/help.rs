@@ -5,7 +5,8 @@ use seakeep::{Error, Result};
 
 use crate::args;
 use crate::config::foreign::{FOREIGN, Fate};
-use crate::config::keys::KEYS;
+use crate::config::keys::{self, KEYS, RULES};
+use crate::config::methods::METHODS;
 use crate::output;
 
 /// A metric: name, unit, meaning.
@@ -34,14 +35,46 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ("logits/rejected", "logits", "The same of rejected completions."),
     ("entropy", "nats", "Mean entropy of the next-token distribution at completion tokens."),
     ("mean_token_accuracy", "share", "Tokens of chosen completions that the policy held likeliest."),
-    ("kldpo/tau", "nats", "KLDPO's temperature: given, or solved for where kldpo_rho is given."),
     (
-        "kldpo/effective_sample_size",
-        "pairs",
-        "How many pairs carry the weight: the batch size when all weigh the same, 1 when one pair has it all.",
+        "nll_loss",
+        "nats per token",
+        "Mean negative log-likelihood of the chosen completions' tokens (sft, cpo); of prompts and chosen completions (orpo).",
     ),
-    ("kldpo/weight_max", "share", "The largest weight of a pair."),
-    ("kldpo/dual", "nats", "The worst-case loss over the ball, where kldpo_rho is given."),
+    ("log_odds_ratio", "nats", "orpo: mean log sigmoid of the log-odds of chosen over rejected."),
+    ("log_odds_chosen", "nats", "orpo: mean log-odds of chosen over rejected."),
+    ("kl", "nats", "kto: the reference point, the policy's drift on mismatched completions, at least 0."),
+    (
+        "weights/effective_sample_size",
+        "pairs",
+        "How many pairs carry the weight of the rule: the batch size when all weigh the same, 1 when one pair has it all.",
+    ),
+    ("weights/max", "share", "The largest weight of a pair."),
+    ("weights/min", "share", "The smallest weight of a pair."),
+    ("kldpo/tau", "nats", "kldpo: the temperature in force: given, or solved for where kldpo_rho is given."),
+    ("kldpo/dual", "nats", "kldpo: the worst-case loss over the ball, where kldpo_rho is given."),
+    ("chi2/eta", "nats", "chi2: the loss below which pairs have no weight."),
+    ("chi2/dual", "nats", "chi2: the worst-case loss over the ball."),
+    ("cvar/value_at_risk", "nats", "cvar: the smallest loss that still has weight."),
+    ("winsor/flips", "pairs", "winsor: how many labels are turned, partial ones added up."),
+    ("winsor/flip_max", "share", "winsor: how far the most suspicious label is turned."),
+    ("winsor/capped", "pairs", "winsor: how many losses are capped, partial ones added up."),
+    ("winsor/cap", "nats", "winsor: the quantile to which losses are drawn."),
+    ("winsor/budget", "share", "winsor: the budget of the caps in force."),
+    (
+        "dpo_pro/soft_label",
+        "share",
+        "dpo_pro: mean probability that the chosen completion is the better one.",
+    ),
+    ("dpo_pro/label_shift", "share", "dpo_pro: how far the worst case moves that probability, mean."),
+    (
+        "causal/mmd",
+        "",
+        "causal: squared discrepancy of the rewards between environments, mean over pairs of them.",
+    ),
+    ("causal/bandwidth", "reward", "causal: width of the kernel in force."),
+    ("causal/environment_E", "share", "causal: share of the batch in environment E."),
+    ("group/NAME/loss", "nats", "group: mean loss of the group's pairs, over the steps that had any."),
+    ("group/NAME/weight", "share", "group: the weight of the group in force."),
     (
         "wdpo/penalty",
         "nats",
@@ -70,12 +103,12 @@ pub const METRICS: &[(&str, &str, &str)] = &[
 /// The command line.
 pub fn command() -> Command {
     Command::new("help")
-        .about("Explain a command or a topic: metrics, keys")
-        .after_help("Example:\n  seakeep help metrics\n  seakeep help inspect data")
+        .about("Explain a command or a topic: objectives, metrics, keys")
+        .after_help("Example:\n  seakeep help objectives\n  seakeep help inspect data")
         .arg(
             Arg::new("topic")
                 .num_args(0..)
-                .help("A command (`train`, `inspect data`, ...), `metrics` or `keys`"),
+                .help("A command (`train`, `inspect data`, ...), `objectives`, `metrics` or `keys`"),
         )
 }
 
@@ -84,6 +117,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let topic = args::texts(matches, "topic");
     let words: Vec<&str> = topic.iter().map(String::as_str).collect();
     let text = match words.as_slice() {
+        ["objectives" | "methods"] => objectives(),
         ["metrics"] => metrics(),
         ["keys"] => keys(),
         path => {
@@ -102,7 +136,7 @@ fn unknown(word: &str) -> Error {
     let cli = super::cli();
     let commands: Vec<&str> = cli.get_subcommands().map(Command::get_name).collect();
     Error::Usage(format!(
-        "no command or topic `{word}`; commands: {}; topics: metrics, keys",
+        "no command or topic `{word}`; commands: {}; topics: objectives, metrics, keys",
         commands.join(", ")
     ))
 }
@@ -116,6 +150,32 @@ fn metrics() -> String {
         let unit = if unit.is_empty() { String::new() } else { format!(" [{unit}]") };
         text += &format!("{name}{unit}\n{}\n", wrapped(meaning));
     }
+    text
+}
+
+fn objectives() -> String {
+    let mut text = format!(
+        "Methods, for --method NAME.\n{}\n\n",
+        wrapped(
+            "Each is a preset of keys; what is given besides wins, so that --method wdpo --rule kldpo --loss_type hinge is the \
+             Wasserstein penalty on hinge losses under the KL worst case. A rule sees the whole batch of an optimizer step, \
+             however it is split into passes."
+        )
+    );
+    for m in METHODS {
+        let sets: Vec<String> = m.sets.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        text += &format!("{}\n{}\n", m.name, wrapped(&format!("{}.", m.does)));
+        text += &format!("{}\n", wrapped(&format!("Guards against: {}.", m.guards)));
+        if !sets.is_empty() {
+            text += &format!("{}\n", wrapped(&format!("Sets: {}.", sets.join(", "))));
+        }
+        text += &format!("{}\n", wrapped(&format!("Knobs: {}. Cost: {}.", m.knobs, m.cost)));
+        text += &format!("{}\n\n", wrapped(&format!("Paper: {}.", m.paper)));
+    }
+    let losses = keys::find("loss_type").map_or(String::new(), |key| key.kind.expectation());
+    let losses = losses.trim_start_matches("one or several of: ");
+    text += &format!("Losses of a pair, for --loss_type\n{}\n\n", wrapped(losses));
+    text += &format!("Rules over the batch, for --rule\n{}\n", wrapped(&RULES.join(", ")));
     text
 }
 
@@ -156,26 +216,70 @@ fn wrapped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use seakeep::logps::BranchLogps;
-    use seakeep::objective::kldpo::Kldpo;
-    use seakeep::objective::{Objective, Rule, dpo::Dpo};
+    use seakeep::logps::{BranchLogps, Facts, Labels, Role};
+    use seakeep::objective::rule::causal::Prior;
+    use seakeep::objective::rule::{Causal, DpoPro, Group, Kldpo, Winsor};
+    use seakeep::objective::{Context, KtoWeights, LossType, Objective, PairLoss, Rule, Scored};
 
     use super::*;
 
+    /// Whether a metric is in the table, whose E and NAME stand for anything.
+    fn is_explained(name: &str) -> bool {
+        let generic = match name.split('/').collect::<Vec<_>>()[..] {
+            ["group", _, what] => format!("group/NAME/{what}"),
+            ["causal", what] if what.starts_with("environment_") => "causal/environment_E".to_string(),
+            _ => name.to_string(),
+        };
+        METRICS.iter().any(|(known, ..)| *known == generic)
+    }
+
     #[test]
     fn every_metric_of_the_objectives_is_explained() {
-        let logps = BranchLogps { chosen: vec![-1.0, -2.0], rejected: vec![-2.0, -1.5] };
-        let pair = Dpo { beta: 0.1, label_smoothing: 0.0 };
-        for rule in [Rule::Mean, Rule::Kldpo(Kldpo::Tau(1.0)), Rule::Kldpo(Kldpo::Rho(0.1))] {
-            for (name, _) in (Objective { pair, rule, penalty: None }).evaluate(&logps, &logps, 2).metrics {
-                assert!(METRICS.iter().any(|(known, ..)| *known == name), "{name}");
+        let facts = |roles: [Role; 3]| {
+            let labels = Labels { soft: Some(0.8), group: Some("a".into()), rewards: Some([1.0, 0.0]) };
+            Facts {
+                roles: roles.to_vec(),
+                tokens: vec![3; 3],
+                predicted: vec![3; 3],
+                labels,
+                environments: vec![0.5; 2],
+            }
+        };
+        let logps = BranchLogps(vec![vec![-1.0, -2.0, -3.0], vec![-2.0, -1.5, -3.5]]);
+        let weights = KtoWeights { desirable: 1.0, undesirable: 1.0 };
+        let causal = Causal { lambda: 1.0, prior: Prior::Uniform, bandwidth: None };
+        let rules = [
+            Rule::Mean,
+            Rule::Kldpo(Kldpo::Rho(0.1)),
+            Rule::Drdpo { beta: 1.0 },
+            Rule::Winsor(Winsor::default()),
+            Rule::DpoPro(DpoPro { rho: 0.1, default_q: 1.0 }),
+            Rule::Causal(causal),
+            Rule::Chi2 { rho: 0.1 },
+            Rule::Cvar { alpha: 0.5 },
+            Rule::Tv { rho: 0.1 },
+            Rule::Group(Group { step_size: 0.1 }),
+        ];
+        let pairs = rules.map(|rule| (LossType::Sigmoid, rule));
+        let losses =
+            [LossType::Orpo, LossType::Kto(weights), LossType::Cpo { alpha: 1.0 }].map(|l| (l, Rule::Mean));
+        for (loss, rule) in pairs.into_iter().chain(losses) {
+            let third = if loss == LossType::Orpo { Role::Prompt } else { Role::Mismatched };
+            let facts = [
+                facts([Role::Chosen, Role::Rejected, third]),
+                facts([Role::Rejected, Role::Rejected, third]),
+            ];
+            let scored = Scored { policy: &logps, reference: &logps, facts: &facts };
+            let objective = Objective { pair: PairLoss::of(loss, 0.1), rule, penalty: None };
+            for (name, _) in objective.evaluate(&scored, &Context::at_the_end(&facts)).metrics {
+                assert!(is_explained(&name), "{name}");
             }
         }
     }
 
     #[test]
     fn help_is_narrow_enough_to_read() {
-        for text in [metrics(), keys()] {
+        for text in [objectives(), metrics(), keys()] {
             assert!(text.lines().all(|line| line.len() <= 100), "{text}");
         }
     }

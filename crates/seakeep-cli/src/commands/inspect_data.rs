@@ -43,7 +43,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let spec = settings.required("dataset_name")?;
     let tokenizer = super::logps::tokenizer(&settings.required("model_name_or_path")?)?;
-    let options = plan::tokenize(&settings);
+    let options = plan::tokens(&settings);
     let mut pairs = select(read_pairs(&spec)?, &settings.required("dataset_train_split")?)?;
     if let Some(&row) = matches.get_one::<usize>("row") {
         pairs.retain(|pair| pair.row == row);
@@ -180,8 +180,9 @@ fn show(pair: &TokenizedPair, tokenizer: &Tokenizer, colour: bool) -> Result<Str
         );
     }
     text += &lines(PROMPT, 0, &pair.prompt, tokenizer, colour)?;
-    for (role, branch) in [(CHOSEN, &pair.chosen), (REJECTED, &pair.rejected)] {
-        let Branch { completion, prompt_skip, truncated } = branch;
+    for branch in &pair.branches {
+        let role = if branch.role == seakeep::data::Role::Chosen { CHOSEN } else { REJECTED };
+        let Branch { completion, prompt_skip, truncated, .. } = branch;
         if *truncated > 0 {
             text += &format!(
                 "{}: {truncated} tokens cut, {prompt_skip} of them from the prompt's beginning\n",

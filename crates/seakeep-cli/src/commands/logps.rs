@@ -4,13 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command};
-use seakeep::data::{TokenizeReport, TokenizedPair, read_pairs, tokenize_pairs};
+use seakeep::data::{
+    Branch, Role, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, tokenize_pairs,
+};
 use seakeep::formats::{ModelSource, Tokenizer};
 use seakeep::logps::BranchLogps;
 use seakeep::model::Model;
+use seakeep::objective::Objective;
 use seakeep::progress::Progress;
-use seakeep::scoring::{self, TokenStats};
-use seakeep::train::data::select;
+use seakeep::scoring::{self, Layout, Scores};
+use seakeep::train::data::{fitting, select};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -30,7 +33,8 @@ pub fn command() -> Command {
     let keys = [args::DATA_KEYS, RUN_KEYS, &["model_name_or_path"]].concat();
     args::accepting_the_rest(args::keyed(command, &keys).arg(output_flag(
         "JSON lines: row, prompt_tokens, chosen_tokens, rejected_tokens, \
-        chosen_logps, rejected_logps; with several data files also file. Default: standard output",
+        chosen_logps, rejected_logps (lists where several are rejected), or label, completion_tokens, completion_logps; with \
+        several data files also file. Default: standard output",
     )))
 }
 
@@ -57,10 +61,11 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let mut progress = progress::on_stderr();
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
-    let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, &mut *progress)?;
+    let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, None, &mut *progress)?;
     let model = Model::load(&source)?;
-    let (logps, _) = score(&model, &pairs, &settings, "log-probabilities", &mut *progress)?;
-    output::emit(output, &lines(&pairs, &logps)?)
+    let scores =
+        score(&model, &pairs, (Layout::PLAIN, false), &settings, "log-probabilities", &mut *progress)?;
+    output::emit(output, &lines(&pairs, &scores.logps)?)
 }
 
 /// The tokenizer of a model, or one that stands alone.
@@ -71,20 +76,26 @@ pub fn tokenizer(path: &str) -> Result<Arc<Tokenizer>> {
     }
 }
 
-/// The rows of a data set (all, or those of a split) as tokens. What was cut or left out is said.
+/// The rows of a data set (all, or those of a split) as tokens, for an objective if there is one. What was cut or left out
+/// is said.
 pub fn read_and_tokenize(
     spec: &str,
     split: Option<&str>,
     tokenizer: &Tokenizer,
     settings: &Settings,
+    objective: Option<&Objective>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<TokenizedPair>> {
-    let rows = read_pairs(spec)?;
-    let rows = match split {
-        Some(split) => select(rows, split)?,
-        None => rows,
-    };
-    let (pairs, report) = tokenize_pairs(&rows, tokenizer, &plan::tokenize(settings))?;
+    let mut rows = read_pairs(spec)?;
+    if let Some(split) = split {
+        rows = select(rows, split)?;
+    }
+    let mut options = plan::tokens(settings);
+    if let Some(objective) = objective {
+        rows = fitting(rows, objective)?;
+        options = plan::tokenize(settings, objective);
+    }
+    let (mut pairs, report) = tokenize_pairs(&rows, tokenizer, &options)?;
     if pairs.is_empty() {
         return Err(Error::Usage(format!("{spec}: no row is left under these settings; raise max_length")));
     }
@@ -97,48 +108,55 @@ pub fn read_and_tokenize(
             report.rows
         ));
     }
+    if objective.is_some_and(Objective::needs_mismatched) {
+        add_mismatched(&mut pairs, &options)?;
+    }
     Ok(pairs)
 }
 
-/// The log-probabilities of pairs under a model, and means over their tokens.
+/// The log-probabilities of pairs under a model, means over their tokens, and perhaps features.
 pub fn score(
     model: &Model,
     pairs: &[TokenizedPair],
+    (layout, with_features): (Layout, bool),
     settings: &Settings,
     what: &str,
     progress: &mut dyn Progress,
-) -> Result<(BranchLogps, TokenStats)> {
+) -> Result<Scores> {
     let batch = settings.count("per_device_eval_batch_size").unwrap_or(1);
     progress.start(what, pairs.len() as u64);
-    let (logps, stats) = scoring::score(model, &pairs.iter().collect::<Vec<_>>(), batch, progress)?;
+    let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
+    let scores = scoring::score(model, &pairs, layout, with_features, batch, progress)?;
     progress.finish();
-    let bad = |(c, r): (&f64, &f64)| !(c.is_finite() && r.is_finite());
-    match logps.chosen.iter().zip(&logps.rejected).position(bad) {
-        None => Ok((logps, stats)),
-        Some(i) => Err(Error::NonFinite(format!(
-            "{}, row {}: the model gives a log-probability that is not finite; its weights are broken",
-            pairs[i].file.display(),
-            pairs[i].row
-        ))),
-    }
+    Ok(scores)
 }
 
 fn lines(pairs: &[TokenizedPair], logps: &BranchLogps) -> Result<String> {
     let several = pairs.iter().any(|pair| pair.file != pairs[0].file);
     let mut text = String::new();
-    for (i, pair) in pairs.iter().enumerate() {
+    for (pair, logps) in pairs.iter().zip(&logps.0) {
         let mut line = Map::new();
         if several {
             line.insert("file".into(), pair.file.display().to_string().into());
         }
-        // Both branches keep the same prompt, but for `keep_end`: then the longer of the two.
-        let prompt = pair.prompt_of(&pair.chosen).len().max(pair.prompt_of(&pair.rejected).len());
         line.insert("row".into(), pair.row.into());
-        line.insert("prompt_tokens".into(), prompt.into());
-        line.insert("chosen_tokens".into(), pair.chosen.completion.len().into());
-        line.insert("rejected_tokens".into(), pair.rejected.completion.len().into());
-        line.insert("chosen_logps".into(), logps.chosen[i].into());
-        line.insert("rejected_logps".into(), logps.rejected[i].into());
+        // All branches keep the same prompt, but for `keep_end`: then the longest.
+        line.insert("prompt_tokens".into(), pair.longest_prompt().len().into());
+        let tokens = |b: &Branch| Value::from(b.completion.len());
+        let of = |branches: Vec<Value>| match <[Value; 1]>::try_from(branches) {
+            Ok([one]) => one,
+            Err(several) => several.into(),
+        };
+        if pair.branches.len() == 1 {
+            line.insert("label".into(), (pair.chosen().role == Role::Chosen).into());
+            line.insert("completion_tokens".into(), tokens(pair.chosen()));
+            line.insert("completion_logps".into(), logps[0].into());
+        } else {
+            line.insert("chosen_tokens".into(), tokens(pair.chosen()));
+            line.insert("rejected_tokens".into(), of(pair.branches[1..].iter().map(tokens).collect()));
+            line.insert("chosen_logps".into(), logps[0].into());
+            line.insert("rejected_logps".into(), of(logps[1..].iter().map(|l| Value::from(*l)).collect()));
+        }
         text += &format!("{}\n", Value::Object(line));
     }
     Ok(text)

@@ -9,6 +9,7 @@ mod inspect_checkpoint;
 mod inspect_data;
 mod inspect_model;
 mod logps;
+mod objective;
 mod quickstart;
 mod train;
 
@@ -26,6 +27,7 @@ pub fn cli() -> Command {
             "First steps:\n  seakeep quickstart                                see it work, without any data\n  \
              seakeep train --config recipes/hh-smollm2.toml    tune a model on preference pairs\n  \
              seakeep help train                                every flag, with its default\n  \
+             seakeep help objectives                           which method for what\n  \
              seakeep help metrics                              what the numbers mean",
         )
         .max_term_width(110)
@@ -38,6 +40,7 @@ pub fn cli() -> Command {
             train::command(),
             logps::command(),
             eval::command(),
+            objective::command(),
             generate::command(),
             inspect::command(),
             init::command(),
@@ -52,6 +55,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("train", matches)) => train::run(matches),
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
+        Some(("objective", matches)) => objective::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),
         Some(("init", matches)) => init::run(matches),

@@ -16,7 +16,7 @@ const TOLD: [&str; 4] = ["loss", "rewards/accuracies", "rewards/margins", "grad_
 pub fn command() -> Command {
     args::all_keyed(args::command(
         "train",
-        "Tune a model on preference pairs with DPO, KLDPO or WDPO",
+        "Tune a model on preference pairs, with DPO or one of its robust kin",
         "seakeep train --config recipes/hh-smollm2.toml --method kldpo --output_dir runs/hh-kldpo",
     ))
 }

@@ -36,7 +36,6 @@ const LOADING: &str = "rows are read and tokenised in parallel before training s
 const ONE_PROCESS: &str = "training runs in one process";
 const DETERMINISTIC: &str = "the same seed, machine and threads always give the same bits";
 const ALWAYS_LOGGED: &str = "is always in metrics.jsonl";
-const LOSSES: &str = "the pair loss is loss_type sigmoid";
 const REFERENCE: &str =
     "the reference stays as it is; its log-probabilities are computed once, before training";
 const OWN_MEMORY: &str = "changes memory, never results, and memory is managed by Seakeep itself";
@@ -80,19 +79,12 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("disable_dropout", Only(&["true"]), "dropout is never applied"),
     foreign("precompute_ref_log_probs", Nil, REFERENCE),
     foreign("precompute_ref_batch_size", Nil, "use per_device_eval_batch_size; it does not change the result"),
-    foreign("reference_free", Only(OFF), "there is always a reference"),
-    foreign("force_use_ref_model", Nil, "there is always a reference"),
+    foreign("reference_free", Only(OFF), "use loss_type simpo, cpo or orpo, which have no reference"),
+    foreign("force_use_ref_model", Nil, "ref_model_name_or_path is always used where it is given"),
     foreign("sync_ref_model", Only(OFF), REFERENCE),
     foreign("ref_model_mixup_alpha", Nil, "counts only with sync_ref_model, which is not there yet"),
     foreign("ref_model_sync_steps", Nil, "counts only with sync_ref_model, which is not there yet"),
-    foreign("f_divergence_type", Only(&["reverse_kl", "FDivergenceType.REVERSE_KL"]), "only the reverse KL is there yet"),
-    foreign("f_alpha_divergence_coef", Nil, "counts only with another f_divergence_type"),
-    foreign("loss_weights", Only(&[]), LOSSES),
-    foreign("ld_alpha", Only(&[]), LOSSES),
-    foreign("rpo_alpha", Only(&[]), LOSSES),
-    foreign("discopop_tau", Nil, "counts only with another loss_type"),
-    foreign("simpo_gamma", Nil, "counts only with another loss_type"),
-    foreign("use_weighting", Only(OFF), LOSSES),
+    foreign("use_weighting", Only(OFF), "pairs are weighted by `rule`; WPO is not there yet"),
     foreign("max_prompt_length", Only(&[]), "TRL dropped it; max_length and truncation_mode say what is cut"),
     foreign("max_completion_length", Only(&[]), "TRL dropped it; max_length and truncation_mode say what is cut"),
     foreign("generate_during_eval", Only(OFF), "use `seakeep generate` on a checkpoint"),
@@ -202,8 +194,8 @@ mod tests {
         assert!(accepts("bf16", json!("False")));
         assert!(!accepts("bf16", json!(true)));
         assert!(accepts("gradient_checkpointing", json!(true)));
-        assert!(accepts("rpo_alpha", json!(null)));
-        assert!(!accepts("rpo_alpha", json!(1.0)));
+        assert!(accepts("max_prompt_length", json!(null)));
+        assert!(!accepts("max_prompt_length", json!(128)));
         assert!(accepts("optim", json!("adamw_torch")));
         assert!(!accepts("optim", json!("adafactor")));
         let text = find("use_peft").unwrap().refusal("a.toml: `use_peft`", &json!(true));

@@ -36,6 +36,41 @@ const fn key(
     Key { name, kind, default, group, help }
 }
 
+/// The pair losses, TRL's names first.
+const LOSS_TYPES: &[&str] = &[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+    "simpo",
+    "cpo",
+    "orpo",
+    "kto",
+    "apo_zero_unpaired",
+    "softmax",
+    "rebel",
+];
+
+/// The robust rules.
+pub const RULES: &[&str] =
+    &["mean", "kldpo", "drdpo", "winsor", "dpo_pro", "causal", "chi2", "cvar", "tv", "group"];
+
+/// The names of the keys that say what is minimised.
+pub fn objective_keys() -> Vec<&'static str> {
+    KEYS.iter().filter(|key| key.group == OBJECTIVE).map(|key| key.name).collect()
+}
+
 /// Every key.
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
@@ -50,7 +85,8 @@ pub const KEYS: &[Key] = &[
 
     key(DATA, "dataset_name", Kind::Path, None,
         "Preference data on this machine: a .jsonl, .json (also .gz) or .parquet file, a directory, or a quoted glob \
-         pattern. Rows have `chosen` and `rejected` and may have `prompt`; strings or message lists."),
+         pattern. Rows have `chosen` and `rejected` (for loss_type softmax perhaps a list) and may have `prompt`, or for \
+         kto `prompt`, `completion` and `label`; strings or message lists."),
     key(DATA, "dataset_train_split", Kind::Text, Some("train"),
         "Rows to train on, as Hugging Face datasets slice: train, train[:1000], train[10%:]."),
     key(DATA, "dataset_test_split", Kind::Text, None,
@@ -69,24 +105,95 @@ pub const KEYS: &[Key] = &[
     key(DATA, "truncated_completion", Kind::Choice(&["error", "drop"]), Some("error"),
         "What to do where a prompt alone fills max_length: stop, or leave the row out (TRL's rule). (Seakeep's own.)"),
 
-    key(OBJECTIVE, "method", Kind::Choice(&["dpo", "kldpo", "wdpo"]), Some("dpo"),
-        "dpo: plain; kldpo: worst case over a Kullback-Leibler ball around the data; wdpo: over a Wasserstein ball."),
+    key(OBJECTIVE, "method", Kind::Method, Some("dpo"),
+        "A preset: sets loss_type, rule and knobs as a paper has them (`seakeep help objectives`). What is given besides \
+         wins. (Seakeep's own.)"),
+    key(OBJECTIVE, "loss_type", Kind::Choices(LOSS_TYPES), Some("sigmoid"),
+        "The loss of a pair; several, separated by commas, are mixed by loss_weights."),
+    key(OBJECTIVE, "loss_weights", Kind::Numbers, None,
+        "Weights of the losses of loss_type. Default: 1 each."),
+    key(OBJECTIVE, "rule", Kind::Choice(RULES), Some("mean"),
+        "How the losses of a step's pairs become one: their mean, or a robust rule over all of them. (Seakeep's own.)"),
     key(OBJECTIVE, "beta", Kind::Number(Range::Positive), Some("0.1"),
         "Strength of the tie to the reference model."),
     key(OBJECTIVE, "label_smoothing", Kind::Number(Range::BelowHalf), Some("0"),
-        "Share of labels taken to be wrong (conservative DPO)."),
-    key(OBJECTIVE, "loss_type", Kind::Choice(&["sigmoid"]), Some("sigmoid"),
-        "The loss of a pair."),
-    key(OBJECTIVE, "kldpo_tau", Kind::Number(Range::Positive), None,
-        "KLDPO's temperature in nats: the smaller, the more the worst pairs weigh. Default where kldpo_rho is not given: \
-         0.05 (the paper: 0.05-0.1 at 1B parameters, 0.005-0.01 at 3B and 8B)."),
+        "Share of labels taken to be wrong: sigmoid (conservative DPO), robust, exo_pair, aot, simpo, cpo; with rule dpo_pro \
+         how unsure labels without a column are."),
+    key(OBJECTIVE, "f_divergence_type",
+        Kind::Choice(&["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]), Some("reverse_kl"),
+        "The divergence that ties the policy to the reference (f-DPO)."),
+    key(OBJECTIVE, "f_alpha_divergence_coef", Kind::Number(Range::Any), Some("0.5"),
+        "The alpha of alpha_divergence."),
+    key(OBJECTIVE, "ld_alpha", Kind::Number(Range::Share), None,
+        "LD-DPO: how much tokens beyond the shorter completion's length count. Default: fully."),
+    key(OBJECTIVE, "rpo_alpha", Kind::Number(Range::NotNegative), None,
+        "Adds this times the negative log-likelihood of the chosen completions (loss_type sft)."),
+    key(OBJECTIVE, "discopop_tau", Kind::Number(Range::Positive), Some("0.05"),
+        "discopop: temperature of its mixture."),
+    key(OBJECTIVE, "simpo_gamma", Kind::Number(Range::NotNegative), Some("0.5"),
+        "simpo: target margin."),
+    key(OBJECTIVE, "cpo_alpha", Kind::Number(Range::NotNegative), Some("1.0"),
+        "cpo: weight of the negative log-likelihood. With simpo only where it is given (CPO-SimPO)."),
+    key(OBJECTIVE, "ipo_length_normalize", Kind::Switch, Some("true"),
+        "ipo: log-probabilities averaged over tokens (TRL) or summed (the paper's formula, other trainers); the same beta \
+         means different things. (Seakeep's own.)"),
+    key(OBJECTIVE, "desirable_weight", Kind::Number(Range::NotNegative), Some("1.0"),
+        "kto: weight of completions called good."),
+    key(OBJECTIVE, "undesirable_weight", Kind::Number(Range::NotNegative), Some("1.0"),
+        "kto: weight of completions called bad."),
+    key(OBJECTIVE, "chosen_reward_column", Kind::Text, Some("score_chosen"),
+        "rebel: column with the chosen completion's reward. (Seakeep's own.)"),
+    key(OBJECTIVE, "rejected_reward_column", Kind::Text, Some("score_rejected"),
+        "rebel: column with the rejected completion's reward. (Seakeep's own.)"),
+    key(OBJECTIVE, "kldpo_tau", Kind::Number(Range::Positive), Some("0.05"),
+        "kldpo: temperature in nats: the smaller, the more the worst pairs weigh (the paper, at beta 0.01: 0.05-0.1 at 1B \
+         parameters, 0.005-0.01 at 3B and 8B; at beta 0.1: 0.5-1)."),
     key(OBJECTIVE, "kldpo_rho", Kind::Number(Range::NotNegative), None,
-        "KLDPO's radius in nats, in place of kldpo_tau: the temperature is then solved for in each batch."),
+        "kldpo: radius in nats, in place of kldpo_tau: the temperature is then solved for in each batch."),
     key(OBJECTIVE, "kldpo_form", Kind::Choice(&["paper", "official"]), Some("paper"),
-        "paper: normalised weights; official: the authors' code (weights capped at 10, not normalised)."),
+        "kldpo: paper: normalised weights; official: the authors' code (weights capped at 10, not normalised)."),
+    key(OBJECTIVE, "drdpo_beta", Kind::Number(Range::Positive), Some("1.0"),
+        "drdpo: temperature beta' in nats: the smaller, the less the worst pairs weigh."),
+    key(OBJECTIVE, "winsor_warmup", Kind::Number(Range::Share), Some("0.3"),
+        "winsor: share of all steps before labels are turned; 1: never."),
+    key(OBJECTIVE, "winsor_tau", Kind::Number(Range::Positive), Some("1.0"),
+        "winsor: temperature of the selection of labels to turn."),
+    key(OBJECTIVE, "winsor_flip_budget", Kind::Number(Range::Share), Some("0.15"),
+        "winsor: share of the batch whose labels may be turned."),
+    key(OBJECTIVE, "winsor_quantile", Kind::Number(Range::Share), Some("0.7"),
+        "winsor: quantile of the losses beyond which they are capped."),
+    key(OBJECTIVE, "winsor_budget_min", Kind::Number(Range::Share), Some("0.02"),
+        "winsor: smallest budget of the caps after the warm-up."),
+    key(OBJECTIVE, "winsor_budget_max", Kind::Number(Range::Share), Some("0.5"),
+        "winsor: largest budget of the caps after the warm-up."),
+    key(OBJECTIVE, "winsor_budget_warmup", Kind::Number(Range::Share), Some("0.15"),
+        "winsor: budget of the caps during the warm-up."),
+    key(OBJECTIVE, "dpo_pro_rho", Kind::Number(Range::NotNegative), Some("0.1"),
+        "dpo_pro: radius of the chi-square ball around each label."),
+    key(OBJECTIVE, "soft_label_column", Kind::Text, None,
+        "dpo_pro: column with the probability that `chosen` is better, or with a list of votes. Default: 1 - label_smoothing \
+         for all rows. (Seakeep's own.)"),
+    key(OBJECTIVE, "causal_environments", Kind::Whole(1), Some("2"),
+        "causal: how many environments are inferred from the prompts."),
+    key(OBJECTIVE, "causal_lambda", Kind::Number(Range::NotNegative), Some("1e-3"),
+        "causal: weight of the discrepancy of rewards between environments."),
+    key(OBJECTIVE, "causal_prior", Kind::Choice(&["uniform", "empirical"]), Some("uniform"),
+        "causal: whether environments count the same or as they occur in the batch."),
+    key(OBJECTIVE, "causal_bandwidth", Kind::Number(Range::Positive), None,
+        "causal: width of the kernel, in units of reward. Default: the median distance in the batch."),
+    key(OBJECTIVE, "chi2_rho", Kind::Number(Range::NotNegative), Some("0.5"),
+        "chi2: radius of the chi-square ball."),
+    key(OBJECTIVE, "cvar_alpha", Kind::Number(Range::Fraction), Some("0.5"),
+        "cvar: the share of worst pairs whose mean is taken; 1: the mean of all."),
+    key(OBJECTIVE, "tv_rho", Kind::Number(Range::Share), Some("0.1"),
+        "tv: radius of the total-variation ball: the mass that may move to the worst pairs."),
+    key(OBJECTIVE, "group_column", Kind::Text, Some("group"),
+        "group: column with the name of a row's group. (Seakeep's own.)"),
+    key(OBJECTIVE, "group_step_size", Kind::Number(Range::NotNegative), Some("0.01"),
+        "group: how fast the weights follow the groups' losses."),
     key(OBJECTIVE, "wdpo_rho", Kind::Number(Range::NotNegative), None,
-        "WDPO's radius: factor of the penalty on the loss's gradient in the input embeddings. Default 0.01 (the paper: \
-         0.005-0.01 for language models, 50-100 for Emotion)."),
+        "WDPO's radius: factor of the penalty on the loss's gradient in the input embeddings. Method wdpo: 0.01 (the paper: \
+         0.005-0.01 for language models at beta 0.01, 50-100 for Emotion). Goes with any rule that weights pairs."),
     key(OBJECTIVE, "wdpo_form", Kind::Choice(&["paper", "official"]), Some("paper"),
         "paper: rho times the root of the mean squared gradient norm; official: the authors' code, without the root."),
     key(OBJECTIVE, "wdpo_prompt_gradient", Kind::Choice(&["shared", "separate"]), None,

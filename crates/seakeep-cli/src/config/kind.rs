@@ -2,6 +2,8 @@
 
 use serde_json::{Number, Value};
 
+use super::methods;
+
 /// A range of numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Range {
@@ -15,6 +17,10 @@ pub enum Range {
     BelowOne,
     /// From 0 to below one half.
     BelowHalf,
+    /// Above 0, up to 1.
+    Fraction,
+    /// Any finite number.
+    Any,
 }
 
 impl Range {
@@ -25,6 +31,8 @@ impl Range {
             Range::Share => (0.0..=1.0).contains(&x),
             Range::BelowOne => (0.0..1.0).contains(&x),
             Range::BelowHalf => (0.0..0.5).contains(&x),
+            Range::Fraction => x > 0.0 && x <= 1.0,
+            Range::Any => true,
         }
     }
 
@@ -35,6 +43,8 @@ impl Range {
             Range::Share => "a number from 0 to 1",
             Range::BelowOne => "a number from 0 to below 1",
             Range::BelowHalf => "a number from 0 to below 0.5",
+            Range::Fraction => "a number above 0, up to 1",
+            Range::Any => "a number",
         }
     }
 }
@@ -56,6 +66,10 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Several of these words.
     Choices(&'static [&'static str]),
+    /// The name of a method; dashes or underscores.
+    Method,
+    /// Several numbers.
+    Numbers,
     /// A whole number, at least this; 0 or `none` for no limit.
     Limit(u64),
     /// A whole number above 0, or -1 for none.
@@ -76,6 +90,8 @@ impl Kind {
             Kind::Choice([one]) => format!("{one} (the only one there is yet)"),
             Kind::Choice(words) => format!("one of: {}", words.join(", ")),
             Kind::Choices(words) => format!("one or several of: {}", words.join(", ")),
+            Kind::Method => format!("one of: {}", methods::names().join(", ")),
+            Kind::Numbers => "a number, or several".into(),
             Kind::Limit(least) => format!("a whole number, {least} or above (0 or none: no limit)"),
             Kind::Steps => "a whole number above 0 (-1: none)".into(),
             Kind::SwitchOrPath => "true, false or a path".into(),
@@ -90,7 +106,12 @@ impl Kind {
             Kind::Switch => "true|false".into(),
             Kind::Whole(_) | Kind::Limit(_) | Kind::Steps => "N".into(),
             Kind::Number(_) => "X".into(),
+            // A long list stands in the topic `objectives`.
+            Kind::Choices(words) if words.len() > 6 => "NAME,...".into(),
+            Kind::Choice(words) if words.len() > 6 => "NAME".into(),
             Kind::Choice(words) | Kind::Choices(words) => words.join("|"),
+            Kind::Method => "NAME".into(),
+            Kind::Numbers => "X,...".into(),
             Kind::SwitchOrPath => "true|PATH".into(),
         }
     }
@@ -101,8 +122,13 @@ impl Kind {
         let switch = || lower.parse().ok().map(Value::Bool);
         let whole = || text.parse::<i64>().ok().map(Value::from);
         let value = match self {
-            Kind::Text | Kind::Path | Kind::Choice(_) => None,
+            Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Method => None,
             Kind::Choices(_) => Some(text.split(',').map(|word| Value::from(word.trim())).collect()),
+            Kind::Numbers => text
+                .split(',')
+                .map(|word| word.trim().parse().ok().and_then(Number::from_f64).map(Value::Number))
+                .collect::<Option<Vec<Value>>>()
+                .map(Value::Array),
             Kind::Switch | Kind::SwitchOrPath => switch(),
             // A seed may fill 64 bits.
             Kind::Whole(_) => text.parse::<u64>().ok().map(Value::from).or_else(whole),
@@ -133,6 +159,16 @@ impl Kind {
             Kind::Choices(words) => match value {
                 Value::Array(list) => list.iter().all(|v| word(words, v)),
                 one => return word(words, one).then(|| Value::from(vec![one.clone()])),
+            },
+            Kind::Method => {
+                let name = value.as_str().map(|name| name.replace('_', "-"));
+                return name.filter(|name| methods::find(name).is_some()).map(Value::from);
+            }
+            Kind::Numbers => match value {
+                Value::Array(list) => {
+                    !list.is_empty() && list.iter().all(|v| v.as_f64().is_some_and(f64::is_finite))
+                }
+                one => return one.as_f64().map(|_| Value::from(vec![one.clone()])),
             },
             Kind::Limit(least) => match value {
                 Value::Null => true,

@@ -2,27 +2,19 @@
 
 use seakeep::data::{PromptMismatch, TokenizeOptions, TruncatedCompletion, TruncationMode};
 use seakeep::formats::SaveDtype;
-use seakeep::objective::dpo::Dpo;
-use seakeep::objective::kldpo::Kldpo;
-use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
-use seakeep::objective::{Objective, Rule};
+use seakeep::objective::Objective;
 use seakeep::optim::{AdamW, Schedule, Warmup};
 use seakeep::train::{Every, Resume, TrainOptions};
 use seakeep::{Error, Result};
 
-use super::Settings;
-
-/// KLDPO's temperature where neither it nor the radius is given: the paper's for models of 1B parameters.
-const DEFAULT_KLDPO_TAU: f64 = 0.05;
-/// WDPO's radius where it is not given: the larger of the paper's two for language models.
-const DEFAULT_WDPO_RHO: f64 = 0.01;
+use super::{Settings, objective};
 
 /// A training run.
 ///
 /// # Errors
 /// [`Error::Usage`] for what is missing or contradicts, naming the keys and where they stand.
 pub fn plan(settings: &Settings) -> Result<TrainOptions> {
-    let (method, objective) = objective(settings)?;
+    let (method, objective) = objective::objective(settings)?;
     let (schedule, warmup) = learning_rate(settings)?;
     let eval = every(settings, "eval_strategy", "eval_steps");
     let dataset_test_split = settings.text("dataset_test_split");
@@ -43,8 +35,9 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
         output_dir: settings.required("output_dir")?.into(),
         overwrite_output_dir: switch(settings, "overwrite_output_dir"),
         method,
+        environments: objective::environments(settings, &objective),
+        tokenize: tokenize(settings, &objective),
         objective,
-        tokenize: tokenize(settings),
         shuffle_dataset: switch(settings, "shuffle_dataset"),
         per_device_train_batch_size: count(settings, "per_device_train_batch_size"),
         per_device_eval_batch_size: count(settings, "per_device_eval_batch_size"),
@@ -77,67 +70,15 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
     })
 }
 
-/// The objective, and the short name of the method.
-///
-/// # Errors
-/// [`Error::Usage`] for a knob of another method, or knobs that exclude each other.
-pub fn objective(settings: &Settings) -> Result<(String, Objective)> {
-    let method = settings.required("method")?;
-    for knob in ["kldpo_tau", "kldpo_rho", "kldpo_form", "wdpo_rho", "wdpo_form", "wdpo_prompt_gradient"] {
-        if settings.is_given(knob) && !knob.starts_with(&format!("{method}_")) {
-            return usage(format!(
-                "{} has no meaning with method {method}; leave it out or choose method {}",
-                settings.place(knob),
-                knob.split('_').next().unwrap_or_default()
-            ));
-        }
-    }
-    let pair = Dpo { beta: number(settings, "beta"), label_smoothing: number(settings, "label_smoothing") };
-    let (rule, penalty) = match method.as_str() {
-        "kldpo" => (Rule::Kldpo(kldpo(settings)?), None),
-        "wdpo" => (Rule::Mean, Some(penalty(settings))),
-        _ => (Rule::Mean, None),
-    };
-    Ok((method, Objective { pair, rule, penalty }))
-}
-
-fn kldpo(settings: &Settings) -> Result<Kldpo> {
-    let (tau, rho) = (settings.number("kldpo_tau"), settings.number("kldpo_rho"));
-    let official = is(settings, "kldpo_form", "official");
-    match (tau, rho) {
-        (Some(_), Some(_)) => usage(format!(
-            "{} and {} are both given: the radius decides the temperature, so give one of them",
-            settings.place("kldpo_tau"),
-            settings.place("kldpo_rho")
-        )),
-        (None, Some(_)) if official => usage(format!(
-            "{} official has a temperature and no radius: give kldpo_tau in place of {}",
-            settings.place("kldpo_form"),
-            settings.place("kldpo_rho")
-        )),
-        (None, Some(rho)) => Ok(Kldpo::Rho(rho)),
-        (tau, None) => {
-            let tau = tau.unwrap_or(DEFAULT_KLDPO_TAU);
-            Ok(if official { Kldpo::Official(tau) } else { Kldpo::Tau(tau) })
-        }
-    }
-}
-
-fn penalty(settings: &Settings) -> Penalty {
-    let form = if is(settings, "wdpo_form", "official") { Form::Official } else { Form::Paper };
-    let prompt_gradient = match settings.text("wdpo_prompt_gradient").as_deref() {
-        Some("separate") => PromptGradient::Separate,
-        Some(_) => PromptGradient::Shared,
-        // The authors' code has two sequences; the paper one sample.
-        None if form == Form::Official => PromptGradient::Separate,
-        None => PromptGradient::Shared,
-    };
-    Penalty { rho: settings.number("wdpo_rho").unwrap_or(DEFAULT_WDPO_RHO), form, prompt_gradient }
+/// How to tokenise, and which columns the objective asks for.
+pub fn tokenize(settings: &Settings, objective: &Objective) -> TokenizeOptions {
+    TokenizeOptions { labels: objective::label_columns(settings, objective), ..tokens(settings) }
 }
 
 /// How to tokenise.
-pub fn tokenize(settings: &Settings) -> TokenizeOptions {
+pub fn tokens(settings: &Settings) -> TokenizeOptions {
     TokenizeOptions {
+        labels: Default::default(),
         max_length: settings.count("max_length"),
         truncation_mode: match is(settings, "truncation_mode", "keep_end") {
             true => TruncationMode::KeepEnd,
@@ -228,7 +169,7 @@ fn is(settings: &Settings, name: &str, word: &str) -> bool {
 }
 
 /// A number that has a default.
-fn number(settings: &Settings, name: &str) -> f64 {
+pub(super) fn number(settings: &Settings, name: &str) -> f64 {
     settings.number(name).unwrap_or_else(|| panic!("`{name}` has no default"))
 }
 
@@ -238,11 +179,11 @@ fn count(settings: &Settings, name: &str) -> usize {
 }
 
 /// A switch that has a default.
-fn switch(settings: &Settings, name: &str) -> bool {
+pub(super) fn switch(settings: &Settings, name: &str) -> bool {
     settings.switch(name).unwrap_or_else(|| panic!("`{name}` has no default"))
 }
 
-fn usage<T>(what: String) -> Result<T> {
+pub(super) fn usage<T>(what: String) -> Result<T> {
     Err(Error::Usage(what))
 }
 

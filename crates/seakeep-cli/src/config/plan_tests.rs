@@ -4,6 +4,9 @@ use clap::Command;
 
 use super::*;
 use crate::args;
+use seakeep::objective::rule::Kldpo;
+use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
+use seakeep::objective::{LossType, PairLoss, Rule};
 
 fn settings(flags: &str) -> Result<Settings> {
     let command = args::all_keyed(Command::new("train").args_override_self(true));
@@ -40,7 +43,7 @@ fn defaults_are_those_of_trl_and_hugging_face() {
     assert_eq!((o.dataset_name.as_str(), o.dataset_train_split.as_str()), ("d.jsonl", "train"));
     assert_eq!((o.dataset_test_split, o.eval_dataset_name), (None, None));
     assert_eq!((o.method.as_str(), o.objective.rule, o.objective.penalty), ("dpo", Rule::Mean, None));
-    assert_eq!(o.objective.pair, Dpo { beta: 0.1, label_smoothing: 0.0 });
+    assert_eq!(o.objective.pair, PairLoss::dpo(0.1));
     assert_eq!(o.tokenize.max_length, Some(1024));
     assert_eq!(o.tokenize.truncation_mode, TruncationMode::KeepStart);
     assert_eq!(o.tokenize.prompt_mismatch, PromptMismatch::Error);
@@ -116,7 +119,10 @@ fn flags_are_refused_with_key_value_and_what_was_expected() {
         ("--max_length 1", "expected a whole number, 2 or above (0 or none: no limit)"),
         ("--shuffle_dataset maybe", "expected true or false"),
         ("--method ppo", "--method is \"ppo\"; expected one of: dpo, kldpo, wdpo"),
-        ("--loss_type ipo", "--loss_type is \"ipo\"; expected sigmoid (the only one there is yet)"),
+        ("--loss_type tdpo", "--loss_type is [\"tdpo\"]; expected one or several of: sigmoid, hinge"),
+        ("--rule median", "--rule is \"median\"; expected one of: mean, kldpo"),
+        ("--cvar_alpha 0 --rule cvar", "expected a number above 0, up to 1"),
+        ("--loss_weights 1,x", "expected a number, or several"),
         ("--dtype bfloat16", "expected float32 (the only one there is yet)"),
         ("--report_to wandb", "expected one or several of: tensorboard, none"),
         ("--bf16 true", "computation is in float32"),
@@ -133,9 +139,26 @@ fn flags_are_refused_with_key_value_and_what_was_expected() {
 fn contradictions_are_refused() {
     for (flags, wanted) in [
         ("--wdpo_rho 1 --method kldpo", "--wdpo_rho has no meaning with method kldpo"),
+        ("--wdpo_rho 1", "--wdpo_rho has no meaning with method dpo; leave it out or choose method wdpo"),
         ("--kldpo_tau 1", "--kldpo_tau has no meaning with method dpo; leave it out or choose method kldpo"),
+        (
+            "--rule cvar --tv_rho 0.1",
+            "--tv_rho has no meaning with rule cvar; leave it out or choose method tv",
+        ),
+        ("--soft_label_column votes", "no meaning with method dpo; leave it out or choose method dpo-pro"),
         ("--method kldpo --kldpo_tau 1 --kldpo_rho 1", "give one of them"),
         ("--method kldpo --kldpo_rho 1 --kldpo_form official", "give kldpo_tau"),
+        (
+            "--method kldpo --rule cvar",
+            "--rule is cvar, but method kldpo is rule kldpo: leave one of the two out",
+        ),
+        ("--method simpo --loss_type hinge", "method simpo is loss_type simpo"),
+        ("--loss_type sigmoid,hinge --loss_weights 1", "--loss_weights has 1 numbers for 2 losses"),
+        ("--loss_type exo_pair", "label_smoothing above 0"),
+        ("--method winsor --loss_type aot", "method winsor: rule winsor asks"),
+        ("--loss_type nca_pair --f_divergence_type js_divergence", "f_divergence_type goes with sigmoid"),
+        ("--method causaldpo --loss_type kto", "kto has no pairs"),
+        ("--method wdpo --rule causal", "causal_lambda = 0"),
         ("--min_lr_rate 0.1", "no meaning with lr_scheduler_type linear"),
         ("--lr_scheduler_type cosine_with_min_lr", "needs min_lr_rate"),
         ("--lr_scheduler_type constant --warmup_steps 5", "constant_with_warmup"),
@@ -176,6 +199,40 @@ fn methods_have_their_knobs() {
     // Well defined, if nobody's published choice.
     let both = penalty("--method wdpo --wdpo_form official --wdpo_prompt_gradient shared --wdpo_rho 1");
     assert_eq!(both, Penalty { rho: 1.0, form: Form::Official, prompt_gradient: shared });
+    // Every method makes an objective; what is given besides wins.
+    for method in crate::config::methods::METHODS {
+        let o = planned(&format!("--method {}", method.name));
+        assert_eq!(o.method, method.name);
+        assert_eq!(o.environments, (method.name == "causaldpo").then_some(2));
+    }
+    assert_eq!(planned("--method dpo_pro").method, "dpo-pro");
+    let simpo = objective("--method simpo --simpo_gamma 1.6").pair;
+    assert_eq!(simpo, PairLoss::of(LossType::Simpo { gamma: 1.6 }, 2.0));
+    let dpo_pro = planned("--method dpo-pro --soft_label_column votes");
+    assert_eq!(
+        (dpo_pro.objective.pair.label_smoothing, dpo_pro.tokenize.labels.soft.as_deref()),
+        (0.0, Some("votes"))
+    );
+}
+
+#[test]
+fn losses_rules_and_the_penalty_compose() {
+    let objective = |flags: &str| planned(flags).objective;
+    let mixed =
+        objective("--loss_type sigmoid,bco_pair,sft --loss_weights 0.8,0.2,1 --rpo_alpha 0.5").pair.terms;
+    let names: Vec<(&str, f64)> = mixed.iter().map(|t| (t.0.name(), t.1)).collect();
+    assert_eq!(names, [("sigmoid", 0.8), ("bco_pair", 0.2), ("sft", 1.0), ("sft", 0.5)]);
+    let o = objective("--method wdpo --rule kldpo --kldpo_rho 0.3 --loss_type hinge --wdpo_rho 2");
+    assert_eq!((o.rule, o.penalty.map(|p| p.rho)), (Rule::Kldpo(Kldpo::Rho(0.3)), Some(2.0)));
+    assert_eq!(o.pair.terms, [(LossType::Hinge, 1.0)]);
+    let o = planned("--rule cvar --cvar_alpha 0.2 --wdpo_rho 0.1");
+    assert_eq!((o.method.as_str(), o.objective.rule), ("custom", Rule::Cvar { alpha: 0.2 }));
+    assert!(o.objective.penalty.is_some());
+    let (_keep, path) = file(
+        "mix.yaml",
+        "loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.2]\nld_alpha:\ndiscopop_tau: 0.05\n",
+    );
+    assert_eq!(objective(&format!("--config {}", path.display())).pair.terms.len(), 2);
 }
 
 #[test]

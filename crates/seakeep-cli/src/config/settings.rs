@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::foreign::{self, FOREIGN};
 use super::keys::{self, KEYS, Key};
+use super::methods::{self, Method};
 
 /// Where a value was given.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,14 +93,20 @@ impl Settings {
         self.given.get(name).map_or(&Source::Flag, |(_, source)| source).place(name)
     }
 
-    /// The value: given, or the default; null where there is neither.
+    /// The value: given, or what the method sets, or the default; null where there is none of them.
     fn value(&self, name: &str) -> Value {
         let key = key(name);
-        match (self.given.get(name), key.default) {
+        match (self.given.get(name), self.method().sets(name).or(key.default)) {
             (Some((value, _)), _) => value.clone(),
             (None, Some(default)) => key.kind.check(&key.kind.of_flag(default)).unwrap_or_default(),
             (None, None) => Value::Null,
         }
+    }
+
+    /// The method in force.
+    pub fn method(&self) -> &'static Method {
+        let given = self.given.get("method").and_then(|(name, _)| name.as_str());
+        given.and_then(methods::find).unwrap_or(&methods::METHODS[0])
     }
 
     /// A text, a path or a choice.
@@ -140,6 +147,12 @@ impl Settings {
     /// True or false; a path where one may stand in its place is neither.
     pub fn switch(&self, name: &str) -> Option<bool> {
         self.value(name).as_bool()
+    }
+
+    /// The numbers of a list.
+    pub fn numbers(&self, name: &str) -> Option<Vec<f64>> {
+        let list = self.value(name);
+        list.as_array().map(|list| list.iter().filter_map(Value::as_f64).collect())
     }
 
     /// The words of a list.

@@ -26,8 +26,13 @@ pub const TRAIN: [&str; 7] =
     ["train", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", "--output_dir", "out"];
 
 impl Place {
+    /// A directory with nothing in it.
+    pub fn empty() -> Place {
+        Place { directory: tempfile::tempdir().unwrap() }
+    }
+
     pub fn new() -> Place {
-        let place = Place { directory: tempfile::tempdir().unwrap() };
+        let place = Place::empty();
         place.write("config.json", &config().to_string());
         std::fs::create_dir(place.path("tokenizer")).unwrap();
         place.write("tokenizer/tokenizer.json", &tokenizer().to_string());

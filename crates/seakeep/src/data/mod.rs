@@ -4,6 +4,7 @@
 //! `DPOTrainer._prepare_dataset`, 1.16); where Seakeep refuses what TRL silently repairs, an option
 //! gives TRL's behaviour.
 
+pub mod labels;
 pub mod pair;
 mod parquet;
 pub mod prompt;
@@ -12,11 +13,12 @@ pub mod report;
 pub mod tokenize;
 
 pub use crate::formats::Message;
-pub use pair::{Pair, Text};
+pub use labels::{LabelColumns, Labels, Role};
+pub use pair::{Completion, Pair, Text};
 pub use prompt::{Prompt, read_prompts};
 pub use read::read_pairs;
 pub use report::{Quantiles, TokenizeReport};
 pub use tokenize::{
     Branch, PromptMismatch, TokenizeOptions, TokenizedPair, TruncatedCompletion, TruncationMode,
-    tokenize_pairs,
+    add_mismatched, tokenize_pairs,
 };

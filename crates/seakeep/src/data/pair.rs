@@ -1,10 +1,12 @@
-//! One preference: a prompt, what was chosen, what was rejected.
+//! One preference: a prompt and its completions. Mostly two, chosen and rejected; one and several rejected; or one
+//! alone with a label that calls it good or bad.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::labels::Role;
 use crate::error::{Error, Result};
 use crate::formats::Message;
 
@@ -34,19 +36,28 @@ impl Text {
     }
 }
 
-/// A row of a preference file. Prompt, chosen and rejected are all text or all conversations.
+/// A completion and the part it plays.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Where it stands in the row: `chosen`, `rejected`, `rejected[1]`, `completion`.
+    pub key: String,
+    /// The part it plays.
+    pub role: Role,
+    /// What it says (after the prompt, or with it if the prompt is implicit).
+    pub text: Text,
+}
+
+/// A row of a preference file. Prompt and completions are all text or all conversations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     /// The file it is from.
     pub file: Arc<Path>,
     /// Its row: the line of a JSON Lines file, the element of a JSON array or Parquet file; from 1.
     pub row: usize,
-    /// The prompt, where the row has one; otherwise it is the common beginning of the two others.
+    /// The prompt, where the row has one; otherwise it is the common beginning of its two completions.
     pub prompt: Option<Text>,
-    /// The preferred completion (after the prompt, or with it if `prompt` is `None`).
-    pub chosen: Text,
-    /// The other one.
-    pub rejected: Text,
+    /// The chosen one first, then those rejected; or a single one with a label.
+    pub completions: Vec<Completion>,
     /// Every other column.
     pub extra: Map<String, Value>,
 }
@@ -54,12 +65,10 @@ pub struct Pair {
 /// A pair whose prompt stands apart from its completions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SplitPair {
-    /// What both completions follow.
+    /// What the completions follow.
     pub prompt: Text,
-    /// The preferred completion.
-    pub chosen: Text,
-    /// The other one.
-    pub rejected: Text,
+    /// In the order of [`Pair::completions`].
+    pub completions: Vec<Completion>,
     /// Whether the boundary was found here rather than given in the data.
     pub implicit: bool,
 }
@@ -70,7 +79,8 @@ impl Pair {
         Error::row(&self.file, self.row, key, what)
     }
 
-    /// Makes a pair out of a row's columns.
+    /// Makes a pair out of a row's columns: `chosen` and `rejected` (a list of strings, or of conversations, for
+    /// several), or `completion` and `label`.
     ///
     /// A string `prompt` beside two conversations is ignored, since such datasets (UltraFeedback among
     /// them) repeat it as the first message of both; TRL's `maybe_extract_prompt` does the same.
@@ -80,66 +90,118 @@ impl Pair {
     /// cannot be found.
     pub fn from_columns(file: Arc<Path>, row: usize, mut columns: Map<String, Value>) -> Result<Pair> {
         let found = columns.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ");
+        let found = if found.is_empty() { "none".to_string() } else { found };
+        let unpaired = columns.contains_key("completion") && !columns.contains_key("chosen");
         let mut take = |key: &str| columns.remove(key).filter(|v| !v.is_null());
-        let (prompt, chosen, rejected) = (take("prompt"), take("chosen"), take("rejected"));
+        let prompt = take("prompt");
         let required = |key: &str, value: Option<Value>| {
-            let value = value.ok_or_else(|| {
-                let found = if found.is_empty() { "none".to_string() } else { found.clone() };
-                Error::row(&file, row, key, format!("missing or null; a preference row needs `chosen` and `rejected` (and may have `prompt`); found: {found}"))
-            })?;
-            parse_text(&file, row, key, value)
+            value.ok_or_else(|| {
+                Error::row(&file, row, key, format!("missing or null; a preference row needs `chosen` and `rejected`, or `completion` and `label` (and may have `prompt`); found: {found}"))
+            })
         };
-        let chosen = required("chosen", chosen)?;
-        let rejected = required("rejected", rejected)?;
+        let completion = |key: String, role: Role, value: Value| {
+            let text = parse_text(&file, row, &key, value)?;
+            Ok(Completion { key, role, text })
+        };
+        let completions = match unpaired {
+            true => {
+                let value = required("completion", take("completion"))?;
+                let role = match required("label", take("label"))? {
+                    Value::Bool(true) => Role::Chosen,
+                    Value::Bool(false) => Role::Rejected,
+                    other => {
+                        let what = format!("{}, expected true (good) or false (bad)", kind_of(&other));
+                        return Err(Error::row(&file, row, "label", what));
+                    }
+                };
+                vec![completion("completion".into(), role, value)?]
+            }
+            false => {
+                let chosen = required("chosen", take("chosen"))?;
+                let rejected = required("rejected", take("rejected"))?;
+                let mut completions = vec![completion("chosen".into(), Role::Chosen, chosen)?];
+                for (key, value) in each_rejected(rejected) {
+                    completions.push(completion(key, Role::Rejected, value)?);
+                }
+                completions
+            }
+        };
         let prompt = prompt.map(|value| parse_text(&file, row, "prompt", value)).transpose()?;
+        Pair { file, row, prompt, completions, extra: columns }.checked()
+    }
 
-        let pair = Pair { file, row, prompt, chosen, rejected, extra: columns };
-        pair.checked()
+    /// Whether the row is a single completion with a label.
+    pub fn is_unpaired(&self) -> bool {
+        self.completions.len() == 1
+    }
+
+    /// A chosen and a rejected completion as two rows of one labelled completion each, as TRL's KTO takes pairs.
+    ///
+    /// # Errors
+    /// As [`split`](Self::split).
+    pub fn unpair(&self) -> Result<Vec<Pair>> {
+        let SplitPair { prompt, completions, .. } = self.split()?;
+        let alone = |c| Pair {
+            prompt: Some(prompt.clone()),
+            completions: vec![c],
+            extra: self.extra.clone(),
+            ..self.clone()
+        };
+        Ok(completions.into_iter().map(alone).collect())
     }
 
     fn checked(mut self) -> Result<Pair> {
-        if self.chosen.kind() != self.rejected.kind() {
+        let (first, others) = self.completions.split_first().expect("a row has a completion");
+        if let Some(other) = others.iter().find(|c| c.text.kind() != first.text.kind()) {
             let what = format!(
                 "{}, but `chosen` is {}: both must be the same",
-                self.rejected.kind(),
-                self.chosen.kind()
+                other.text.kind(),
+                first.text.kind()
             );
-            return Err(self.error("rejected", what));
+            return Err(self.error(&other.key, what));
         }
-        match (&self.prompt, &self.chosen) {
-            (Some(Text::Standard(_)), Text::Chat(_)) => self.prompt = None,
-            (Some(Text::Chat(_)), Text::Standard(_)) => {
-                let what =
-                    "a list of messages, but `chosen` and `rejected` are strings: all must be the same";
+        match (&self.prompt, &first.text) {
+            (Some(Text::Standard(_)), Text::Chat(_)) if self.completions.len() == 2 => self.prompt = None,
+            (Some(prompt), text) if prompt.kind() != text.kind() => {
+                let what = format!(
+                    "{}, but the completions are {}: all must be the same",
+                    prompt.kind(),
+                    match text {
+                        Text::Standard(_) => "strings",
+                        Text::Chat(_) => "lists of messages",
+                    }
+                );
                 return Err(self.error("prompt", what));
             }
             _ => {}
         }
-        self.check_said(&self.chosen, &self.rejected)?;
+        self.check_said(&self.completions)?;
         if matches!(&self.prompt, Some(Text::Chat(messages)) if messages.is_empty()) {
             return Err(self.error("prompt", "an empty list: a conversation needs at least one message"));
         }
-        if self.prompt.is_none() && self.chosen == self.rejected {
-            return Err(self.error(
+        match (&self.prompt, self.completions.as_slice()) {
+            (None, [chosen, rejected]) if chosen.text == rejected.text => Err(self.error(
                 "rejected",
                 "the same as `chosen`, and there is no `prompt`: where the prompt ends cannot be told; remove the row or \
                  give it a `prompt`",
-            ));
+            )),
+            (None, completions) if completions.len() != 2 => Err(self.error(
+                "prompt",
+                "missing or null; only a row of one chosen and one rejected completion can do without",
+            )),
+            _ => Ok(self),
         }
-        Ok(self)
     }
 
     /// A completion without text teaches nothing but to be silent; it is a mistake in the data.
-    fn check_said(&self, chosen: &Text, rejected: &Text) -> Result<()> {
-        for (key, text) in [("chosen", chosen), ("rejected", rejected)] {
-            if text.is_empty() {
-                return Err(self.error(
-                    key,
-                    "an empty completion: there is nothing to prefer or to reject; remove the row",
-                ));
-            }
+    fn check_said(&self, completions: &[Completion]) -> Result<()> {
+        match completions.iter().find(|c| c.text.is_empty()) {
+            None => Ok(()),
+            Some(c) => Err(self.error(
+                &c.key,
+                "an empty completion: there is nothing to prefer or to reject; remove the row",
+            )),
         }
-        Ok(())
     }
 
     /// The pair with its prompt apart: as given, or as TRL's `extract_prompt` finds it.
@@ -148,14 +210,17 @@ impl Pair {
     /// [`Error::Row`] where two conversations share no first message.
     pub fn split(&self) -> Result<SplitPair> {
         if let Some(prompt) = &self.prompt {
-            let (chosen, rejected) = (self.chosen.clone(), self.rejected.clone());
-            return Ok(SplitPair { prompt: prompt.clone(), chosen, rejected, implicit: false });
+            let completions = self.completions.clone();
+            return Ok(SplitPair { prompt: prompt.clone(), completions, implicit: false });
         }
-        let (prompt, chosen, rejected) = match (&self.chosen, &self.rejected) {
+        let [chosen, rejected] = &self.completions[..] else {
+            return Err(self.error("prompt", "missing or null"));
+        };
+        let (prompt, texts) = match (&chosen.text, &rejected.text) {
             (Text::Standard(chosen), Text::Standard(rejected)) => {
                 let cut = common_text(chosen, rejected);
                 let text = |s: &str| Text::Standard(s.to_string());
-                (text(&chosen[..cut]), text(&chosen[cut..]), text(&rejected[cut..]))
+                (text(&chosen[..cut]), [text(&chosen[cut..]), text(&rejected[cut..])])
             }
             (Text::Chat(chosen), Text::Chat(rejected)) => {
                 let cut = common_items(chosen, rejected);
@@ -166,13 +231,25 @@ impl Pair {
                     ));
                 }
                 let chat = |m: &[Message]| Text::Chat(m.to_vec());
-                (chat(&chosen[..cut]), chat(&chosen[cut..]), chat(&rejected[cut..]))
+                (chat(&chosen[..cut]), [chat(&chosen[cut..]), chat(&rejected[cut..])])
             }
             // `checked` has refused this; an error keeps a hand-made Pair honest too.
             _ => return Err(self.error("rejected", "not of the same kind as `chosen`")),
         };
-        self.check_said(&chosen, &rejected)?;
-        Ok(SplitPair { prompt, chosen, rejected, implicit: true })
+        let completions: Vec<Completion> =
+            self.completions.iter().zip(texts).map(|(c, text)| Completion { text, ..c.clone() }).collect();
+        self.check_said(&completions)?;
+        Ok(SplitPair { prompt, completions, implicit: true })
+    }
+}
+
+/// The rejected completions of a row with their keys: one, or each of a list of strings or of conversations.
+fn each_rejected(value: Value) -> Vec<(String, Value)> {
+    match value {
+        Value::Array(items) if items.first().is_some_and(|v| v.is_string() || v.is_array()) => {
+            items.into_iter().enumerate().map(|(i, item)| (format!("rejected[{i}]"), item)).collect()
+        }
+        one => vec![("rejected".into(), one)],
     }
 }
 

@@ -19,10 +19,11 @@ fn refused(columns: Value, key: &str, part: &str) {
 fn cut(chosen: &str, rejected: &str) -> (String, String, String) {
     let split = pair(json!({"chosen": chosen, "rejected": rejected})).unwrap().split().unwrap();
     assert!(split.implicit);
-    match (split.prompt, split.chosen, split.rejected) {
-        (Text::Standard(a), Text::Standard(b), Text::Standard(c)) => (a, b, c),
+    let text = |text: &Text| match text {
+        Text::Standard(text) => text.clone(),
         other => panic!("{other:?}"),
-    }
+    };
+    (text(&split.prompt), text(&split.completions[0].text), text(&split.completions[1].text))
 }
 
 /// Each line is what `trl.extract_prompt` (1.16) gives.
@@ -47,7 +48,7 @@ fn implicit_conversations_share_their_first_messages() {
     let rejected = json!([turn("user", "hi"), turn("assistant", "go away")]);
     let split = pair(json!({"chosen": chosen, "rejected": rejected})).unwrap().split().unwrap();
     assert_eq!(split.prompt, Text::Chat(vec![Message::new("user", "hi")]));
-    assert_eq!(split.rejected, Text::Chat(vec![Message::new("assistant", "go away")]));
+    assert_eq!(split.completions[1].text, Text::Chat(vec![Message::new("assistant", "go away")]));
     // A string prompt that repeats the first message is ignored.
     let same =
         pair(json!({"prompt": "hi", "chosen": chosen, "rejected": rejected})).unwrap().split().unwrap();
@@ -71,7 +72,7 @@ fn messages_keep_their_other_keys_but_not_null_ones() {
     let message = json!({"role": "assistant", "content": "x", "name": "bo", "tool_calls": null});
     let row =
         json!({"prompt": [{"role": "user", "content": "q"}], "chosen": [message], "rejected": [message]});
-    let Text::Chat(chosen) = pair(row).unwrap().chosen else { panic!() };
+    let Text::Chat(chosen) = &pair(row).unwrap().completions[0].text else { panic!() };
     assert_eq!(chosen[0].extra.keys().collect::<Vec<_>>(), ["name"]);
 }
 
@@ -114,4 +115,39 @@ fn rows_that_cannot_be_used() {
         "prompt[0]",
         "`from`, `value`",
     );
+}
+
+#[test]
+fn several_rejected_completions_and_labelled_ones() {
+    let roles = |row: Value| -> Vec<(String, Role)> {
+        pair(row).unwrap().completions.into_iter().map(|c| (c.key, c.role)).collect()
+    };
+    let key = |key: &str, role| (key.to_string(), role);
+    assert_eq!(
+        roles(json!({"prompt": "p", "chosen": "c", "rejected": ["a", "b"]})),
+        [key("chosen", Role::Chosen), key("rejected[0]", Role::Rejected), key("rejected[1]", Role::Rejected)]
+    );
+    assert_eq!(
+        roles(json!({"prompt": "p", "completion": "c", "label": false})),
+        [key("completion", Role::Rejected)]
+    );
+    let turn = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let user = json!([{"role": "user", "content": "q"}]);
+    let row = json!({"prompt": user, "chosen": turn("c"), "rejected": [turn("a"), turn("b")]});
+    assert_eq!(roles(row).len(), 3);
+    // A column `label` beside a pair is just a column.
+    let labelled = pair(json!({"prompt": "p", "chosen": "c", "rejected": "r", "label": 1})).unwrap();
+    assert_eq!((labelled.completions.len(), &labelled.extra["label"]), (2, &json!(1)));
+    let alone = labelled.unpair().unwrap();
+    assert!(alone.iter().all(Pair::is_unpaired));
+    assert_eq!(alone[1].completions[0].role, Role::Rejected);
+    refused(
+        json!({"chosen": "c", "rejected": ["a", "b"]}),
+        "prompt",
+        "only a row of one chosen and one rejected",
+    );
+    refused(json!({"completion": "c", "label": true}), "prompt", "missing or null");
+    refused(json!({"prompt": "p", "completion": "c", "label": "yes"}), "label", "true (good) or false (bad)");
+    refused(json!({"prompt": "p", "completion": "c"}), "label", "missing or null");
+    refused(json!({"prompt": "p", "chosen": "c", "rejected": ["a", 3]}), "rejected[1]", "a number");
 }

@@ -114,7 +114,7 @@ fn parquet_holds_strings_and_nested_messages() {
     assert_eq!(plain[0].prompt, Some(super::super::Text::Standard("Say héllo.".into())));
     assert_eq!(plain[0].extra["score"], 0.5);
     let chat = read_pairs(folder.join("chat.parquet").to_str().unwrap()).unwrap();
-    let super::super::Text::Chat(chosen) = &chat[0].chosen else { panic!("messages") };
+    let super::super::Text::Chat(chosen) = &chat[0].completions[0].text else { panic!("messages") };
     assert_eq!(chosen[0], crate::formats::Message::new("assistant", "hello"));
     // Cut short anywhere, it is an error and not a panic.
     let bytes = std::fs::read(folder.join("chat.parquet")).unwrap();

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::labels::Role;
 use super::tokenize::{Lengths, TokenizedPair};
 
 /// Nearest-rank quantiles of a length, in tokens; zeros where there are no rows.
@@ -81,19 +82,24 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub fn keep(&mut self, lengths: Lengths, pair: &TokenizedPair) {
+    pub fn keep(&mut self, (prompt, completions): Lengths, pair: &TokenizedPair) {
         let report = &mut self.report;
         report.kept += 1;
         report.backed_off += usize::from(pair.backed_off > 0);
         report.backed_off_tokens += pair.backed_off;
-        report.truncated_chosen += usize::from(pair.chosen.truncated > 0);
-        report.truncated_rejected += usize::from(pair.rejected.truncated > 0);
-        report.truncated_tokens += pair.chosen.truncated + pair.rejected.truncated;
-        report.prompt_tokens += pair.prompt_of(&pair.chosen).len().max(pair.prompt_of(&pair.rejected).len());
-        report.chosen_tokens += pair.chosen.completion.len();
-        report.rejected_tokens += pair.rejected.completion.len();
-        for (all, length) in self.lengths.iter_mut().zip(lengths) {
-            all.push(length);
+        report.prompt_tokens += pair.longest_prompt().len();
+        for branch in &pair.branches {
+            let (cut, tokens) = match branch.role {
+                Role::Chosen => (&mut report.truncated_chosen, &mut report.chosen_tokens),
+                _ => (&mut report.truncated_rejected, &mut report.rejected_tokens),
+            };
+            *cut += usize::from(branch.truncated > 0);
+            *tokens += branch.completion.len();
+            report.truncated_tokens += branch.truncated;
+        }
+        self.lengths[0].push(prompt);
+        for (role, length) in completions {
+            self.lengths[if role == Role::Chosen { 1 } else { 2 }].push(length);
         }
     }
 

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
-use super::pair::{Pair, SplitPair, Text};
+use super::labels::{LabelColumns, Labels, Role};
+use super::pair::{Completion, Pair, SplitPair, Text};
 use super::report::{Counts, TokenizeReport};
 use crate::error::{Error, Result};
 use crate::formats::Tokenizer;
@@ -49,7 +50,7 @@ pub enum TruncatedCompletion {
 }
 
 /// How to tokenise.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct TokenizeOptions {
     /// Most tokens of a sequence (prompt and completion together); `None` for no limit.
     pub max_length: Option<usize>,
@@ -60,6 +61,8 @@ pub struct TokenizeOptions {
     pub prompt_mismatch: PromptMismatch,
     /// For rows whose prompt alone fills `max_length`.
     pub truncated_completion: TruncatedCompletion,
+    /// The columns that the objective asks for.
+    pub labels: LabelColumns,
 }
 
 /// One completion of a pair, after truncation.
@@ -67,6 +70,8 @@ pub struct TokenizeOptions {
 /// Its sequence is `prompt[prompt_skip..]` followed by `completion`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
+    /// The part it plays.
+    pub role: Role,
     /// Tokens of the completion that are kept; not empty.
     pub completion: Vec<u32>,
     /// Leading tokens of the prompt that this branch lost to `keep_end` (0 with `keep_start`).
@@ -75,8 +80,8 @@ pub struct Branch {
     pub truncated: usize,
 }
 
-/// A pair as token ids: one prompt, two branches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A pair as token ids: one prompt and its branches.
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenizedPair {
     /// The file it is from.
     pub file: Arc<Path>,
@@ -86,10 +91,11 @@ pub struct TokenizedPair {
     pub index: usize,
     /// Tokens of the prompt, before truncation.
     pub prompt: Vec<u32>,
-    /// The preferred completion.
-    pub chosen: Branch,
-    /// The other one.
-    pub rejected: Branch,
+    /// The completions: the chosen one, then those rejected; or a labelled one (and, with
+    /// [`add_mismatched`], another row's).
+    pub branches: Vec<Branch>,
+    /// What the row says besides its texts.
+    pub labels: Labels,
     /// Tokens at the end of the prompt that were given up because the tokens diverge before its end.
     pub backed_off: usize,
 }
@@ -101,9 +107,29 @@ impl TokenizedPair {
         &self.prompt[branch.prompt_skip..]
     }
 
-    /// The prompt that both branches keep, where they keep the same (always with `keep_start`).
+    /// The prompt that all branches keep, where they keep the same (always with `keep_start`).
     pub fn shared_prompt(&self) -> Option<&[u32]> {
-        (self.chosen.prompt_skip == self.rejected.prompt_skip).then(|| self.prompt_of(&self.chosen))
+        let first = &self.branches[0];
+        self.branches.iter().all(|b| b.prompt_skip == first.prompt_skip).then(|| self.prompt_of(first))
+    }
+
+    /// The longest prompt that a branch keeps.
+    pub fn longest_prompt(&self) -> &[u32] {
+        let skip = self.branches.iter().map(|b| b.prompt_skip).min().unwrap_or(0);
+        &self.prompt[skip..]
+    }
+
+    /// The first branch: the chosen completion of a pair.
+    pub fn chosen(&self) -> &Branch {
+        &self.branches[0]
+    }
+
+    /// The second branch: the (first) rejected completion of a pair.
+    ///
+    /// # Panics
+    /// If the row has one completion.
+    pub fn rejected(&self) -> &Branch {
+        &self.branches[1]
     }
 
     /// Number of tokens of `branch` that are predicted: all of the completion, or one fewer where no
@@ -143,8 +169,33 @@ pub fn tokenize_pairs(
     Ok((kept, counts.into_report(pairs.len())))
 }
 
-/// Lengths of prompt, chosen and rejected before truncation.
-pub(super) type Lengths = [usize; 3];
+/// Gives every row, after its own completion, that of the row before it (of the last row, for the first): the
+/// mismatched pairs `(x, y')` on which KTO estimates its reference point, as TRL makes them, but over the whole data
+/// in place of a batch, so that they do not depend on how it is split.
+///
+/// # Errors
+/// [`Error::Usage`] for fewer than two rows.
+pub fn add_mismatched(rows: &mut [TokenizedPair], options: &TokenizeOptions) -> Result<()> {
+    if rows.len() < 2 {
+        return Err(Error::Usage(
+            "KTO compares a completion with that of another row, and there is only one row".into(),
+        ));
+    }
+    let completions: Vec<Vec<u32>> = rows.iter().map(|r| r.chosen().completion.clone()).collect();
+    for (i, row) in rows.iter_mut().enumerate() {
+        let prompt = row.prompt_of(row.chosen());
+        let other = &completions[if i == 0 { completions.len() - 1 } else { i - 1 }];
+        let room = options.max_length.unwrap_or(usize::MAX).saturating_sub(prompt.len()).max(1);
+        let completion = other[..other.len().min(room)].to_vec();
+        let truncated = other.len() - completion.len();
+        let prompt_skip = row.chosen().prompt_skip;
+        row.branches.push(Branch { role: Role::Mismatched, completion, prompt_skip, truncated });
+    }
+    Ok(())
+}
+
+/// Lengths before truncation: of the prompt, and of each completion with the part it plays.
+pub(super) type Lengths = (usize, Vec<(Role, usize)>);
 
 enum Outcome {
     Kept(Lengths, TokenizedPair),
@@ -163,24 +214,25 @@ struct Row<'a> {
 impl Row<'_> {
     fn run(&self) -> Result<Outcome> {
         let split = self.pair.split()?;
-        let (prompt, chosen, rejected) = self.encode(&split)?;
-        let boundary = common_prefix(&prompt, &chosen).min(common_prefix(&prompt, &rejected));
+        let (prompt, wholes) = self.encode(&split)?;
+        let boundary = wholes.iter().map(|whole| common_prefix(&prompt, whole)).min().unwrap_or(0);
         let backed_off = prompt.len() - boundary;
         let ours = split.implicit && matches!(split.prompt, Text::Standard(_));
         if backed_off > 0 && !ours {
             match self.options.prompt_mismatch {
-                PromptMismatch::Error => return Err(self.mismatch(&prompt, &chosen, &rejected, boundary)),
+                PromptMismatch::Error => {
+                    return Err(self.mismatch(&prompt, &split.completions, &wholes, boundary));
+                }
                 PromptMismatch::Drop => return Ok(Outcome::Mismatch),
                 PromptMismatch::Diverge => {}
             }
         }
-        for (key, whole) in [("chosen", &chosen), ("rejected", &rejected)] {
-            if whole.len() == boundary {
-                let what = "an empty completion: no token follows the prompt; remove the row or correct the chat template";
-                return Err(self.pair.error(key, what));
-            }
+        let completions = || split.completions.iter().zip(&wholes);
+        if let Some((completion, _)) = completions().find(|(_, whole)| whole.len() == boundary) {
+            let what = "an empty completion: no token follows the prompt; remove the row or correct the chat template";
+            return Err(self.pair.error(&completion.key, what));
         }
-        let lengths = [boundary, chosen.len() - boundary, rejected.len() - boundary];
+        let lengths = (boundary, completions().map(|(c, whole)| (c.role, whole.len() - boundary)).collect());
         if let (Some(limit), TruncationMode::KeepStart) =
             (self.options.max_length, self.options.truncation_mode)
             && boundary >= limit
@@ -194,25 +246,25 @@ impl Row<'_> {
             file: self.pair.file.clone(),
             row: self.pair.row,
             index: self.index,
-            prompt: chosen[..boundary].to_vec(),
-            chosen: self.truncate(boundary, &chosen),
-            rejected: self.truncate(boundary, &rejected),
+            prompt: wholes[0][..boundary].to_vec(),
+            branches: completions().map(|(c, whole)| self.truncate(c.role, boundary, whole)).collect(),
+            labels: self.options.labels.labels(self.pair)?,
             backed_off,
         };
-        for (key, branch) in [("chosen", &tokenized.chosen), ("rejected", &tokenized.rejected)] {
+        for (completion, branch) in split.completions.iter().zip(&tokenized.branches) {
             if tokenized.predicted(branch) == 0 {
                 let what = "a single token with no prompt before it: nothing is predicted; give the row a prompt or raise \
                             `max_length`";
-                return Err(self.pair.error(key, what));
+                return Err(self.pair.error(&completion.key, what));
             }
         }
         Ok(Outcome::Kept(lengths, tokenized))
     }
 
-    /// Token ids of the prompt, and of prompt + completion for both branches.
-    fn encode(&self, split: &SplitPair) -> Result<(Vec<u32>, Vec<u32>, Vec<u32>)> {
-        match (&split.prompt, &split.chosen, &split.rejected) {
-            (Text::Standard(prompt), Text::Standard(chosen), Text::Standard(rejected)) => {
+    /// Token ids of the prompt, and of prompt + completion for every completion.
+    fn encode(&self, split: &SplitPair) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
+        match &split.prompt {
+            Text::Standard(prompt) => {
                 let eos = self.tokenizer.eos_token().ok_or_else(|| {
                     Error::format(
                         self.tokenizer.path(),
@@ -220,13 +272,17 @@ impl Row<'_> {
                          name it in tokenizer_config.json",
                     )
                 })?;
-                let whole = |completion: &str| {
-                    let end = if completion.ends_with(eos) { "" } else { eos };
-                    self.tokenizer.encode(&format!("{prompt}{completion}{end}"), true)
+                let whole = |c: &Completion| match &c.text {
+                    Text::Standard(completion) => {
+                        let end = if completion.ends_with(eos) { "" } else { eos };
+                        self.tokenizer.encode(&format!("{prompt}{completion}{end}"), true)
+                    }
+                    Text::Chat(_) => Err(self.mixed(c)),
                 };
-                Ok((self.tokenizer.encode(prompt, true)?, whole(chosen)?, whole(rejected)?))
+                let wholes = split.completions.iter().map(whole).collect::<Result<_>>()?;
+                Ok((self.tokenizer.encode(prompt, true)?, wholes))
             }
-            (Text::Chat(prompt), Text::Chat(chosen), Text::Chat(rejected)) => {
+            Text::Chat(prompt) => {
                 let variables = self.template_variables()?;
                 let render = |key: &str, completion: &[_]| {
                     let messages = [prompt.as_slice(), completion].concat();
@@ -236,10 +292,19 @@ impl Row<'_> {
                     // The template has written the special tokens itself.
                     self.tokenizer.encode(&text, false)
                 };
-                Ok((render("prompt", &[])?, render("chosen", chosen)?, render("rejected", rejected)?))
+                let whole = |c: &Completion| match &c.text {
+                    Text::Chat(completion) => render(&c.key, completion),
+                    Text::Standard(_) => Err(self.mixed(c)),
+                };
+                let wholes = split.completions.iter().map(whole).collect::<Result<_>>()?;
+                Ok((render("prompt", &[])?, wholes))
             }
-            _ => Err(self.pair.error("prompt", "not of the same kind as `chosen` and `rejected`")),
         }
+    }
+
+    /// `Pair::from_columns` has refused this; an error keeps a hand-made Pair honest too.
+    fn mixed(&self, completion: &Completion) -> Error {
+        self.pair.error(&completion.key, "not of the same kind as the prompt")
     }
 
     /// The columns that TRL hands to the template: `tools` (a list, or JSON text) and
@@ -268,16 +333,18 @@ impl Row<'_> {
     }
 
     /// Cuts a whole sequence (of which `boundary` tokens are prompt) to the maximal length.
-    fn truncate(&self, boundary: usize, whole: &[u32]) -> Branch {
+    fn truncate(&self, role: Role, boundary: usize, whole: &[u32]) -> Branch {
         let limit = self.options.max_length.unwrap_or(usize::MAX);
         let truncated = whole.len().saturating_sub(limit);
         match self.options.truncation_mode {
             TruncationMode::KeepStart => Branch {
+                role,
                 completion: whole[boundary..whole.len() - truncated].to_vec(),
                 prompt_skip: 0,
                 truncated,
             },
             TruncationMode::KeepEnd => Branch {
+                role,
                 completion: whole[boundary.max(truncated)..].to_vec(),
                 prompt_skip: boundary.min(truncated),
                 truncated,
@@ -295,12 +362,15 @@ impl Row<'_> {
         )
     }
 
-    fn mismatch(&self, prompt: &[u32], chosen: &[u32], rejected: &[u32], boundary: usize) -> Error {
-        let (key, whole) = if common_prefix(prompt, chosen) == boundary {
-            ("chosen", chosen)
-        } else {
-            ("rejected", rejected)
-        };
+    fn mismatch(
+        &self,
+        prompt: &[u32],
+        completions: &[Completion],
+        wholes: &[Vec<u32>],
+        boundary: usize,
+    ) -> Error {
+        let at = wholes.iter().position(|w| common_prefix(prompt, w) == boundary).unwrap_or(0);
+        let (key, whole) = (&completions[at].key, &wholes[at]);
         let (alone, together) = (self.show(prompt, boundary), self.show(whole, boundary));
         self.pair.error(
             "prompt",

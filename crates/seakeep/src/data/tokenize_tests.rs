@@ -62,8 +62,8 @@ fn strings_get_bos_from_the_tokenizer_and_eos_once() {
     let (_folder, tokenizer) = tokenizer(None, true);
     let rows = run(&tokenizer, &standard("xab", "ab", "c</s>"), TokenizeOptions::default()).unwrap();
     assert_eq!(text(&tokenizer, &rows[0].prompt), "<s>|x|ab");
-    assert_eq!(text(&tokenizer, &rows[0].chosen.completion), "ab|</s>");
-    assert_eq!(text(&tokenizer, &rows[0].rejected.completion), "c|</s>");
+    assert_eq!(text(&tokenizer, &rows[0].chosen().completion), "ab|</s>");
+    assert_eq!(text(&tokenizer, &rows[0].rejected().completion), "c|</s>");
     assert_eq!((rows[0].index, rows[0].row, rows[0].backed_off), (0, 1, 0));
 }
 
@@ -74,7 +74,7 @@ fn conversations_go_through_the_template_alone() {
     let row = json!({"prompt": turn("user", "q"), "chosen": turn("assistant", "y"), "rejected": turn("assistant", "n")});
     let rows = run(&tokenizer, &pair(1, row), TokenizeOptions::default()).unwrap();
     assert_eq!(text(&tokenizer, &rows[0].prompt), "<u>|q|</s>|<a>");
-    assert_eq!(text(&tokenizer, &rows[0].chosen.completion), "y|</s>");
+    assert_eq!(text(&tokenizer, &rows[0].chosen().completion), "y|</s>");
 }
 
 #[test]
@@ -102,8 +102,8 @@ fn a_prompt_that_is_no_prefix() {
     let diverge = TokenizeOptions { prompt_mismatch: PromptMismatch::Diverge, ..Default::default() };
     let rows = run(&tokenizer, &split, diverge).unwrap();
     assert_eq!(text(&tokenizer, &rows[0].prompt), "x");
-    assert_eq!(text(&tokenizer, &rows[0].chosen.completion), "ab|</s>");
-    assert_eq!(text(&tokenizer, &rows[0].rejected.completion), "a|c|</s>");
+    assert_eq!(text(&tokenizer, &rows[0].chosen().completion), "ab|</s>");
+    assert_eq!(text(&tokenizer, &rows[0].rejected().completion), "a|c|</s>");
     assert_eq!(rows[0].backed_off, 1);
 
     let drop = TokenizeOptions { prompt_mismatch: PromptMismatch::Drop, ..Default::default() };
@@ -153,8 +153,11 @@ fn keep_start_cuts_ends_and_refuses_what_would_be_cut_away() {
     let options = TokenizeOptions { max_length: Some(4), ..Default::default() };
     let pairs = [standard("xy", "12345", "1"), standard("x", "1", "1")];
     let (rows, report) = tokenize_pairs(&pairs, &tokenizer, &options).unwrap();
-    assert_eq!(text(&tokenizer, &rows[0].chosen.completion), "1|2");
-    assert_eq!((rows[0].chosen.truncated, rows[0].rejected.truncated, rows[0].chosen.prompt_skip), (4, 0, 0));
+    assert_eq!(text(&tokenizer, &rows[0].chosen().completion), "1|2");
+    assert_eq!(
+        (rows[0].chosen().truncated, rows[0].rejected().truncated, rows[0].chosen().prompt_skip),
+        (4, 0, 0)
+    );
     assert_eq!(rows[0].shared_prompt(), Some(&rows[0].prompt[..]));
     assert_eq!((report.truncated_chosen, report.truncated_rejected, report.truncated_tokens), (1, 0, 4));
     assert_eq!((report.prompt_tokens, report.chosen_tokens, report.rejected_tokens), (3, 4, 4));
@@ -162,7 +165,7 @@ fn keep_start_cuts_ends_and_refuses_what_would_be_cut_away() {
 
     let long = standard("wxyz", "1", "2");
     row_error(
-        run(&tokenizer, &long, options),
+        run(&tokenizer, &long, options.clone()),
         1,
         &["key `prompt`", "4 tokens", "`max_length` is 4", "keep_end"],
     );
@@ -181,10 +184,10 @@ fn keep_end_cuts_each_branch_by_itself() {
     };
     let rows = run(&tokenizer, &standard("wxyz", "12345", "1"), options).unwrap();
     let row = &rows[0];
-    assert_eq!(text(&tokenizer, &row.chosen.completion), "3|4|5|</s>");
-    assert_eq!((row.prompt_of(&row.chosen), row.predicted(&row.chosen)), (&[][..], 3));
-    assert_eq!(text(&tokenizer, row.prompt_of(&row.rejected)), "y|z");
-    assert_eq!((row.rejected.prompt_skip, row.predicted(&row.rejected)), (2, 2));
+    assert_eq!(text(&tokenizer, &row.chosen().completion), "3|4|5|</s>");
+    assert_eq!((row.prompt_of(row.chosen()), row.predicted(row.chosen())), (&[][..], 3));
+    assert_eq!(text(&tokenizer, row.prompt_of(row.rejected())), "y|z");
+    assert_eq!((row.rejected().prompt_skip, row.predicted(row.rejected())), (2, 2));
     assert_eq!(row.shared_prompt(), None);
     assert_eq!(row.prompt.len(), 4);
 }
@@ -204,8 +207,8 @@ fn the_first_bad_row_is_reported_whatever_the_threads() {
 fn what_the_tokenizer_lacks_is_said() {
     let (folder, tokenizer) = tokenizer(None, false);
     let turn = |text: &str| Text::Chat(vec![Message::new("user", text)]);
-    let chat =
-        Pair { prompt: Some(turn("q")), chosen: turn("y"), rejected: turn("n"), ..standard("x", "y", "z") };
+    let mut chat = Pair { prompt: Some(turn("q")), ..standard("x", "y", "z") };
+    chat.completions.iter_mut().for_each(|c| c.text = turn("y"));
     row_error(run(&tokenizer, &chat, TokenizeOptions::default()), 1, &["no chat template"]);
     std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
     let without = Tokenizer::open(folder.path()).unwrap();

@@ -52,9 +52,9 @@ pub struct Tangents {
     pub branch_logps: Vec<f64>,
 }
 
-/// One seed for each prediction from one for each branch: a branch's log-probability is a plain sum.
+/// One seed for each prediction from one for each branch: a branch's log-probability is a weighted sum.
 fn seeds(batch: &Batch, branches: &[f64]) -> Vec<f32> {
-    batch.predictions.iter().map(|p| branches[p.branch as usize] as f32).collect()
+    batch.predictions.iter().map(|p| (branches[p.branch as usize] * p.weight as f64) as f32).collect()
 }
 
 impl Model {
@@ -146,11 +146,37 @@ impl Model {
 
     /// The forward pass alone: what is predicted, nothing kept.
     pub fn predictions(&self, batch: &Batch) -> Vec<Predicted> {
+        self.predict(batch, &self.last_hidden(batch)).1
+    }
+
+    /// What is predicted, and for each range of rows the mean of the last hidden states (after the final norm, as
+    /// transformers' `hidden_states[-1]`), `[C]`.
+    pub fn predictions_and_means(
+        &self,
+        batch: &Batch,
+        rows: &[std::ops::Range<usize>],
+    ) -> (Vec<Predicted>, Vec<Vec<f32>>) {
+        let (last, c) = (self.last_hidden(batch), self.config.hidden);
+        let mean = |rows: &std::ops::Range<usize>| {
+            let normalised =
+                self.params.final_norm.forward(&self.weights, &last[rows.start * c..rows.end * c]);
+            let mut sums = vec![0.0f64; c];
+            for row in normalised.chunks_exact(c) {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x as f64);
+            }
+            sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
+        };
+        let means = rows.iter().map(mean).collect();
+        (self.predict(batch, &last).1, means)
+    }
+
+    /// The residual stream after the last layer, `[T, C]`.
+    fn last_hidden(&self, batch: &Batch) -> Vec<f32> {
         let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
         for layer in &self.params.layers {
             x = layer.forward(&cx, x).0;
         }
-        self.predict(batch, &x).1
+        x
     }
 
     fn predict(&self, batch: &Batch, last: &[f32]) -> (Vec<f32>, Vec<Predicted>) {

@@ -1,66 +1,79 @@
 //! Objectives: pure functions over a whole global batch. Log-probabilities in (nats, summed over completion
 //! tokens), loss and its derivative with respect to every branch's log-probability out.
 //!
-//! An objective is a *pair loss* (`dpo`), then a *robust rule* over the batch (mean, `kldpo`), then perhaps an
+//! An objective is a *pair loss* (`pair/`), then a *robust rule* over the batch (`rule/`), then perhaps an
 //! *input-gradient penalty* (`wdpo`). Nothing here knows of models: what a penalty needs beyond
 //! log-probabilities it asks for, and the training step provides it.
 
-pub mod dpo;
-pub mod kldpo;
+mod jet;
+mod math;
+mod metrics;
+pub mod pair;
+pub mod rule;
+mod settings;
 pub mod wdpo;
 
-use serde_json::Value;
+pub use math::log_sigmoid;
+pub use pair::{Divergence, KtoWeights, Loss, LossType, PairLoss};
+pub use rule::{Group, Groups, Rule};
 
 use crate::batch::Sharing;
-use crate::logps::{BranchLogps, LogpGrads};
-
-/// How the losses of the pairs become one loss.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// Their mean.
-    Mean,
-    /// The worst case over a KL ball.
-    Kldpo(kldpo::Kldpo),
-}
+use crate::logps::{BranchLogps, Facts, LogpGrads, Role};
+use crate::{Error, Result};
+use rule::{RuleInput, RuleOutput};
 
 /// A complete objective.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Objective {
     /// The pair loss.
-    pub pair: dpo::Dpo,
+    pub pair: PairLoss,
     /// The rule over the batch.
     pub rule: Rule,
     /// The input-gradient penalty, if any.
     pub penalty: Option<wdpo::Penalty>,
 }
 
-/// What one pair contributes: its loss (nats) and derivatives with respect to (chosen, rejected) logps.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PairLoss {
-    /// `l`
-    pub value: f64,
-    /// `dl/d(chosen, rejected)`
-    pub d: [f64; 2],
-    /// Second derivatives.
-    pub dd: [[f64; 2]; 2],
+/// Pairs with their log-probabilities.
+#[derive(Clone, Copy, Debug)]
+pub struct Scored<'a> {
+    /// Under the policy.
+    pub policy: &'a BranchLogps,
+    /// Under the reference; zeros for objectives that have none.
+    pub reference: &'a BranchLogps,
+    /// What else is known of each, `[n]`.
+    pub facts: &'a [Facts],
 }
 
-impl PairLoss {
-    /// The derivative of `d` along a direction in the logps.
-    pub fn d_along(&self, t: [f64; 2]) -> [f64; 2] {
-        self.dd.map(|row| row[0] * t[0] + row[1] * t[1])
-    }
-}
-
-/// What a rule makes of the pairs' losses.
+/// What an objective must know of the global batch, of which it may see a part.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RuleOutput {
-    /// The loss.
-    pub loss: f64,
-    /// Weight of each pair in the gradient, `[n]`.
-    pub weights: Vec<f64>,
-    /// What to log, by name.
-    pub metrics: Vec<(&'static str, f64)>,
+pub struct Context {
+    /// Pairs of the global batch.
+    pub n: usize,
+    /// Predicted tokens of a chosen completion, mean over the global batch.
+    pub chosen_tokens: f64,
+    /// Predicted tokens of a prompt, mean over the global batch.
+    pub prompt_tokens: f64,
+    /// Share of the optimizer steps done, from 0 to 1.
+    pub progress: f64,
+    /// The groups as they stand.
+    pub groups: Groups,
+}
+
+impl Context {
+    /// Of the global batch `facts`.
+    pub fn of(facts: &[Facts], progress: f64, groups: Groups) -> Context {
+        let mean = |role: Role| {
+            let tokens = |f: &Facts| f.branch(role).map_or(0, |b| f.predicted[b]);
+            (facts.iter().map(tokens).sum::<usize>() as f64 / facts.len().max(1) as f64).max(1.0)
+        };
+        let (chosen_tokens, prompt_tokens) = (mean(Role::Chosen), mean(Role::Prompt));
+        Context { n: facts.len(), chosen_tokens, prompt_tokens, progress, groups }
+    }
+
+    /// Of pairs that are evaluated at the end of training.
+    pub fn at_the_end(facts: &[Facts]) -> Context {
+        Context::of(facts, 1.0, Groups::of(facts.iter().map(|f| f.labels.group.clone())))
+    }
 }
 
 /// The objective at a point.
@@ -68,60 +81,84 @@ pub struct RuleOutput {
 pub struct Evaluation {
     /// The loss without the penalty, nats.
     pub loss: f64,
-    /// Every pair by itself, `[n]`.
-    pub pairs: Vec<PairLoss>,
+    /// Every pair by itself, after flips, `[n]`.
+    pub pairs: Vec<Loss>,
     /// Weight of each pair in the gradient, `[n]`.
     pub weights: Vec<f64>,
-    /// What to log, by name: the rewards as TRL has them, and what the rule did.
-    pub metrics: Vec<(&'static str, f64)>,
-}
-
-impl Evaluation {
     /// `dL/dlogps` for the loss without the penalty.
-    pub fn grads(&self) -> LogpGrads {
-        let of = |branch: usize| self.pairs.iter().zip(&self.weights).map(|(p, w)| w * p.d[branch]).collect();
-        LogpGrads { chosen: of(0), rejected: of(1) }
-    }
+    pub grads: LogpGrads,
+    /// The groups after this step.
+    pub groups: Option<Groups>,
+    /// What to log, by name: the rewards as TRL has them, and what the rule did.
+    pub metrics: Vec<(String, f64)>,
 }
 
 impl Objective {
-    /// Whether a pair's weight depends on the other pairs, so that the whole global batch must be seen before
-    /// any pair's backward pass.
-    pub fn couples_pairs(&self) -> bool {
-        match self.rule {
-            Rule::Mean => false,
-            Rule::Kldpo(_) => true,
-        }
+    /// DPO.
+    pub fn dpo(beta: f64) -> Self {
+        Objective { pair: PairLoss::dpo(beta), rule: Rule::Mean, penalty: None }
     }
 
-    /// The settings under the names of their keys, for records.
-    pub fn settings(&self) -> Vec<(&'static str, Value)> {
-        let mut out =
-            vec![("beta", self.pair.beta.into()), ("label_smoothing", self.pair.label_smoothing.into())];
-        match self.rule {
-            Rule::Mean => {}
-            Rule::Kldpo(kldpo::Kldpo::Tau(tau)) => out.push(("kldpo_tau", tau.into())),
-            Rule::Kldpo(kldpo::Kldpo::Rho(rho)) => out.push(("kldpo_rho", rho.into())),
-            Rule::Kldpo(kldpo::Kldpo::Official(tau)) => {
-                out.extend([("kldpo_tau", tau.into()), ("kldpo_form", "official".into())]);
+    /// Refuses what does not go together.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the reason.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |why: String| Err(Error::Usage(why));
+        if let Some(why) = self.pair.objection() {
+            return refuse(why);
+        }
+        let not_flippable = self.pair.terms.iter().find(|t| !t.0.can_be_flipped()).map(|t| t.0.name());
+        if let (true, Some(name)) = (self.rule.flips(), not_flippable) {
+            return refuse(format!(
+                "rule {} asks what a pair would cost with its completions in each other's place, which loss_type {name} \
+                 does not say; use a loss of the margin, such as sigmoid",
+                self.rule.name()
+            ));
+        }
+        if matches!(self.rule, Rule::Causal(_)) && self.pair.any(LossType::is_unpaired) {
+            return refuse(
+                "rule causal compares the rewards of chosen and rejected completions; kto has no pairs"
+                    .into(),
+            );
+        }
+        if self.penalty.is_some() {
+            if self.pair.any(|l| l == LossType::AotUnpaired) {
+                return refuse(
+                    "wdpo_rho penalises how a pair's loss depends on its own texts; loss_type aot_unpaired compares \
+                     completions of different pairs: use aot"
+                        .into(),
+                );
+            }
+            if matches!(self.rule, Rule::Causal(causal) if causal.lambda > 0.0) {
+                return refuse(
+                    "wdpo_rho goes with rules that weight pairs; rule causal adds a term of its own: set causal_lambda = 0 \
+                     or leave wdpo_rho out"
+                        .into(),
+                );
             }
         }
-        if let Some(penalty) = self.penalty {
-            let form = match penalty.form {
-                wdpo::Form::Paper => "paper",
-                wdpo::Form::Official => "official",
-            };
-            let prompt_gradient = match penalty.prompt_gradient {
-                wdpo::PromptGradient::Shared => "shared",
-                wdpo::PromptGradient::Separate => "separate",
-            };
-            out.extend([
-                ("wdpo_rho", penalty.rho.into()),
-                ("wdpo_form", form.into()),
-                ("wdpo_prompt_gradient", prompt_gradient.into()),
-            ]);
-        }
-        out
+        Ok(())
+    }
+
+    /// Whether the whole global batch must be seen before any pair's backward pass.
+    pub fn couples_pairs(&self) -> bool {
+        self.rule.couples_pairs() || self.pair.any(LossType::couples_pairs)
+    }
+
+    /// Whether log-probabilities under a reference are asked for.
+    pub fn needs_reference(&self) -> bool {
+        self.pair.any(LossType::needs_reference) || matches!(self.rule, Rule::Causal(_))
+    }
+
+    /// Whether every completion needs a mismatched one beside it.
+    pub fn needs_mismatched(&self) -> bool {
+        self.pair.any(|l| matches!(l, LossType::Kto(_)))
+    }
+
+    /// Whether the likelihood of prompts is learnt too.
+    pub fn learns_prompts(&self) -> bool {
+        self.pair.any(|l| l == LossType::Orpo)
     }
 
     /// How prompts must lie in the batch.
@@ -132,62 +169,75 @@ impl Objective {
         }
     }
 
-    /// The objective at `policy`, against `reference`. `n` is the size of the global batch, of which these pairs
-    /// may be a part if the objective does not couple pairs; the loss of the parts adds up to the whole's.
+    /// The objective over `scored`: the global batch that `context` describes, or a part of it if the objective does
+    /// not couple pairs; then losses, weights and metrics of the parts add up to the whole's.
     ///
     /// # Panics
-    /// If the two differ in length.
-    pub fn evaluate(&self, policy: &BranchLogps, reference: &BranchLogps, n: usize) -> Evaluation {
-        assert_eq!(
-            policy.len(),
-            reference.len(),
-            "policy and reference log-probabilities of different pairs"
+    /// If policy, reference and facts are of different pairs.
+    pub fn evaluate(&self, scored: &Scored, context: &Context) -> Evaluation {
+        let shape = |logps: &BranchLogps| logps.0.iter().map(Vec::len).collect::<Vec<usize>>();
+        let want: Vec<usize> = scored.facts.iter().map(|f| f.roles.len()).collect();
+        assert!(
+            shape(scored.policy) == want && shape(scored.reference) == want,
+            "policy, reference and facts of different pairs"
         );
-        let ratios = |p: &[f64], r: &[f64]| p.iter().zip(r).map(|(p, r)| p - r).collect::<Vec<f64>>();
-        let chosen = ratios(&policy.chosen, &reference.chosen);
-        let rejected = ratios(&policy.rejected, &reference.rejected);
-        let pairs: Vec<PairLoss> =
-            chosen.iter().zip(&rejected).map(|(&w, &l)| self.pair.loss(w, l)).collect();
-        let losses: Vec<f64> = pairs.iter().map(|p| p.value).collect();
-        let out = match &self.rule {
-            Rule::Mean => mean(&losses, n),
-            Rule::Kldpo(kldpo) => kldpo.rule(&losses),
+        let mut pairs = self.pair.losses(scored, context, false);
+        let flipped = if self.rule.flips() { self.pair.losses(scored, context, true) } else { Vec::new() };
+        let values = |losses: &[Loss]| losses.iter().map(|l| l.value).collect::<Vec<f64>>();
+        let out = self.rule.apply(&RuleInput {
+            losses: &values(&pairs),
+            flipped: &values(&flipped),
+            rewards: &self.rewards(scored),
+            facts: scored.facts,
+            n: context.n,
+            progress: context.progress,
+            groups: &context.groups,
+        });
+        for ((pair, flipped), share) in pairs.iter_mut().zip(&flipped).zip(&out.flips) {
+            let mut mixed = Loss::zero(pair.d.len());
+            mixed.add_scaled(pair, 1.0 - share);
+            mixed.add_scaled(flipped, *share);
+            *pair = mixed;
+        }
+        let mut metrics = metrics::rewards(&self.pair, scored, context.n);
+        metrics.extend(self.pair.metrics(scored, context));
+        metrics.extend(out.metrics.iter().cloned());
+        let grads = self.grads(&pairs, &out, scored.facts);
+        Evaluation { loss: out.loss, pairs, weights: out.weights, grads, groups: out.groups, metrics }
+    }
+
+    /// `(beta u_w, beta u_l)`; of several rejected completions the mean.
+    fn rewards(&self, scored: &Scored) -> Vec<[f64; 2]> {
+        let of = |(policy, reference): (&Vec<f64>, &Vec<f64>), facts: &Facts| {
+            let ratio = |b: usize| self.pair.beta * (policy[b] - reference[b]);
+            let rejected: Vec<f64> =
+                (1..policy.len()).filter(|&b| facts.roles[b] == Role::Rejected).map(ratio).collect();
+            [ratio(0), math::mean(&rejected)]
         };
-        let mut metrics = reward_metrics(self.pair.beta, &chosen, &rejected, policy, n);
-        metrics.extend(out.metrics);
-        Evaluation { loss: out.loss, pairs, weights: out.weights, metrics }
+        scored.policy.0.iter().zip(&scored.reference.0).zip(scored.facts).map(|(p, f)| of(p, f)).collect()
     }
-}
 
-/// `L = (1/n) sum l_i`: plain DPO.
-fn mean(losses: &[f64], n: usize) -> RuleOutput {
-    let n = n as f64;
-    RuleOutput {
-        loss: losses.iter().sum::<f64>() / n,
-        weights: vec![1.0 / n; losses.len()],
-        metrics: Vec::new(),
+    /// `dL/dlogps`: the weighted sum of the pairs' derivatives, and what the rule adds by way of the rewards.
+    fn grads(&self, pairs: &[Loss], out: &RuleOutput, facts: &[Facts]) -> LogpGrads {
+        let mut grads: Vec<Vec<f64>> =
+            pairs.iter().zip(&out.weights).map(|(p, w)| p.d.iter().map(|d| w * d).collect()).collect();
+        for (pair, weight) in pairs.iter().zip(&out.weights) {
+            for &(other, branch, d) in &pair.elsewhere {
+                grads[other][branch] += weight * d;
+            }
+        }
+        for ((grads, [chosen, rejected]), facts) in grads.iter_mut().zip(&out.d_rewards).zip(facts) {
+            let others = facts.roles.iter().filter(|r| **r == Role::Rejected).count() as f64;
+            for (grad, role) in grads.iter_mut().zip(&facts.roles) {
+                match role {
+                    Role::Chosen => *grad += self.pair.beta * chosen,
+                    Role::Rejected => *grad += self.pair.beta * rejected / others,
+                    Role::Mismatched | Role::Prompt => {}
+                }
+            }
+        }
+        BranchLogps(grads)
     }
-}
-
-/// TRL's metrics of the implicit rewards `beta (log pi - log ref)`, means over the batch of `n`.
-fn reward_metrics(
-    beta: f64,
-    chosen: &[f64],
-    rejected: &[f64],
-    policy: &BranchLogps,
-    n: usize,
-) -> Vec<(&'static str, f64)> {
-    let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / n as f64;
-    let right = chosen.iter().zip(rejected).filter(|(c, r)| c > r).count();
-    let margins = |(c, r): (&f64, &f64)| beta * (c - r);
-    vec![
-        ("rewards/chosen", mean(&mut chosen.iter().map(|u| beta * u))),
-        ("rewards/rejected", mean(&mut rejected.iter().map(|u| beta * u))),
-        ("rewards/accuracies", right as f64 / n as f64),
-        ("rewards/margins", mean(&mut chosen.iter().zip(rejected).map(margins))),
-        ("logps/chosen", mean(&mut policy.chosen.iter().copied())),
-        ("logps/rejected", mean(&mut policy.rejected.iter().copied())),
-    ]
 }
 
 #[cfg(test)]

@@ -14,7 +14,11 @@
 //! ```
 //!
 //! one tangent pass seeded with `v_i`, one tangent of the backward pass seeded with `l'' h_dot`
-//! ([`PairLoss::d_along`](super::PairLoss::d_along)). The training step runs them; here are only the numbers.
+//! ([`Loss::d_along`](super::Loss::d_along)). The training step runs them; here are only the numbers.
+//!
+//! With a rule that weights pairs, the ball is around the reweighted data: the penalty is
+//! `rho ( sum_i w_i g_i )^(1/2)`, the weights constant in the gradient, and `l_i` is what the rule made of the pair
+//! (after flips). A pair of weight 0 costs and counts nothing.
 //!
 //! # Where the authors' code differs
 //! `official`: `L = (1/n) sum_i (l_i + rho g_i)`, squared, no root, with two separate sequences. (The paper's
@@ -51,26 +55,21 @@ pub struct Penalty {
 }
 
 impl Penalty {
-    /// The penalty, from the squared gradient norms `g` of the global batch.
-    pub fn value(&self, g: &[f64]) -> f64 {
+    /// The penalty, from the weighted mean `sum_i w_i g_i` of squared gradient norms over the global batch.
+    pub fn value(&self, mean_square: f64) -> f64 {
         match self.form {
-            Form::Paper => self.rho * mean(g).sqrt(),
-            Form::Official => self.rho * mean(g),
+            Form::Paper => self.rho * mean_square.sqrt(),
+            Form::Official => self.rho * mean_square,
         }
     }
 
-    /// Its derivative with respect to each `g_i`: the same for all, since it is a function of their mean.
-    /// 0 where all gradients vanish (the root has none there; the penalty is at its minimum).
-    pub fn derivative(&self, g: &[f64]) -> f64 {
-        let n = g.len() as f64;
+    /// Its derivative with respect to that mean. 0 where all gradients vanish (the root has none there; the penalty is
+    /// at its minimum).
+    pub fn derivative(&self, mean_square: f64) -> f64 {
         match self.form {
-            Form::Paper if mean(g) > 0.0 => self.rho / (2.0 * n * mean(g).sqrt()),
+            Form::Paper if mean_square > 0.0 => self.rho / (2.0 * mean_square.sqrt()),
             Form::Paper => 0.0,
-            Form::Official => self.rho / n,
+            Form::Official => self.rho,
         }
     }
-}
-
-fn mean(g: &[f64]) -> f64 {
-    g.iter().sum::<f64>() / g.len() as f64
 }

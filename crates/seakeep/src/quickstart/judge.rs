@@ -8,7 +8,7 @@ use crate::eval_record::{Answer, Curve, CurvePoint, PolicyEval, Sample};
 use crate::generate::{GenerateOptions, generate_ids};
 use crate::logps::BranchLogps;
 use crate::model::Model;
-use crate::objective::dpo::Dpo;
+use crate::objective::log_sigmoid;
 use crate::progress::Silent;
 use crate::world::{EOS, Mixture, Prompt, Split, World, WorldPair};
 
@@ -94,15 +94,13 @@ impl<'a> Judge<'a> {
 
     /// Accuracy and mean DPO loss on pairs that are those of the first set, some of them turned round.
     fn preferences(&self, logps: &BranchLogps, beta: f64, pairs: &[WorldPair]) -> (f64, f64) {
-        let dpo = Dpo { beta, label_smoothing: 0.0 };
         let (mut right, mut loss) = (0, 0.0);
         for (i, (pair, first)) in pairs.iter().zip(&self.labelled[0].2).enumerate() {
-            let chosen = logps.chosen[i] - self.reference_logps.chosen[i];
-            let rejected = logps.rejected[i] - self.reference_logps.rejected[i];
+            let [chosen, rejected] = [0, 1].map(|b| logps.0[i][b] - self.reference_logps.0[i][b]);
             let (w, l) =
                 if pair.chosen_ids == first.chosen_ids { (chosen, rejected) } else { (rejected, chosen) };
             right += usize::from(w > l);
-            loss += dpo.loss(w, l).value;
+            loss -= log_sigmoid(beta * (w - l));
         }
         (right as f64 / pairs.len() as f64, loss / pairs.len() as f64)
     }
@@ -164,5 +162,5 @@ fn pair_logps(model: &Model, pairs: &[WorldPair]) -> BranchLogps {
         }
         branches.extend(batch.branch_sums(model.predictions(&batch).iter().map(|p| p.logp)));
     }
-    BranchLogps::from_branches(&branches)
+    BranchLogps::from_branches(&branches, pairs.iter().map(|_| 2))
 }

@@ -25,8 +25,7 @@ use crate::eval_record::{
 };
 use crate::formats::{ModelSource, SaveDtype, write_atomic};
 use crate::model::Model;
-use crate::objective::dpo::Dpo;
-use crate::objective::kldpo::Kldpo;
+use crate::objective::rule::Kldpo;
 use crate::objective::wdpo::{Form, Penalty, PromptGradient};
 use crate::objective::{Objective, Rule};
 use crate::optim::{AdamW, Schedule, Warmup};
@@ -68,7 +67,7 @@ struct Method {
 }
 
 fn methods() -> Vec<Method> {
-    let dpo = |beta| Objective { pair: Dpo { beta, label_smoothing: 0.0 }, rule: Rule::Mean, penalty: None };
+    let dpo = Objective::dpo;
     let plain =
         |label, beta| Method { method: "dpo", label, objective: dpo(beta), settings: json!({"beta": beta}) };
     let (tau, rho) = (0.5, 0.1);
@@ -274,7 +273,8 @@ fn align_one(
         output_dir: output_dir.clone(),
         overwrite_output_dir: false,
         method: method.method.into(),
-        objective: method.objective,
+        objective: method.objective.clone(),
+        environments: None,
         tokenize: Default::default(),
         shuffle_dataset: true,
         per_device_train_batch_size: BATCH,

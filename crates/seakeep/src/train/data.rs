@@ -3,8 +3,10 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::{Pair, TokenizeOptions, TokenizeReport, TokenizedPair, read_pairs, tokenize_pairs};
+use super::TrainOptions;
+use crate::data::{Pair, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, tokenize_pairs};
 use crate::formats::Tokenizer;
+use crate::objective::{LossType, Objective};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -70,26 +72,63 @@ fn named(pairs: Vec<Pair>, name: &str) -> Result<Vec<Pair>> {
     )))
 }
 
-/// Reads, selects and tokenises; says what truncation did.
+/// Reads, selects and tokenises; says what truncation did. The rows fit the objective: pairs, or labelled completions
+/// (into which pairs are taken apart) with their mismatched ones.
 ///
 /// # Errors
-/// Data that cannot be read or tokenised, naming file, row and key.
+/// Data that cannot be read or tokenised or does not fit, naming file, row and key.
 pub fn load(
     spec: &str,
     split: &str,
     tokenizer: &Tokenizer,
-    options: &TokenizeOptions,
+    options: &TrainOptions,
     progress: &mut dyn Progress,
 ) -> Result<Vec<TokenizedPair>> {
-    let rows = select(read_pairs(spec)?, split)?;
-    let (pairs, report) = tokenize_pairs(&rows, tokenizer, options)?;
+    let rows = fitting(select(read_pairs(spec)?, split)?, &options.objective)?;
+    let (mut pairs, report) = tokenize_pairs(&rows, tokenizer, &options.tokenize)?;
     progress.note(&summary(spec, split, &report));
     if pairs.is_empty() {
         return Err(Error::Usage(format!(
             "{spec} ({split}): no row is left after truncation; raise `max_length`"
         )));
     }
+    if options.objective.needs_mismatched() {
+        add_mismatched(&mut pairs, &options.tokenize)?;
+    }
     Ok(pairs)
+}
+
+/// The rows as the objective takes them.
+///
+/// # Errors
+/// [`Error::Row`] for the first row that it cannot take.
+pub fn fitting(rows: Vec<Pair>, objective: &Objective) -> Result<Vec<Pair>> {
+    if objective.pair.any(LossType::is_unpaired) {
+        if let Some(several) = rows.iter().find(|r| r.completions.len() > 2) {
+            return Err(
+                several.error("rejected", "several completions; kto takes pairs and labelled completions")
+            );
+        }
+        let taken_apart = |row: Pair| if row.is_unpaired() { Ok(vec![row]) } else { row.unpair() };
+        return Ok(rows.into_iter().map(taken_apart).collect::<Result<Vec<_>>>()?.concat());
+    }
+    let loss = objective.pair.terms.first().map_or("", |t| t.0.name());
+    if let Some(alone) = rows.iter().find(|r| r.is_unpaired()) {
+        let what = format!(
+            "a completion that stands alone; loss_type {loss} compares two: give `chosen` and `rejected`, or use loss_type kto"
+        );
+        return Err(alone.error("completion", what));
+    }
+    match rows.iter().find(|r| r.completions.len() > 2) {
+        Some(several) if !objective.pair.terms.iter().all(|t| t.0 == LossType::Softmax) => {
+            let what = format!(
+                "{} rejected completions; loss_type {loss} compares two: use loss_type softmax, or make a row of each",
+                several.completions.len() - 1
+            );
+            Err(several.error("rejected", what))
+        }
+        _ => Ok(rows),
+    }
 }
 
 fn summary(spec: &str, split: &str, report: &TokenizeReport) -> String {

@@ -47,11 +47,13 @@ pub struct TrainOptions {
     pub output_dir: PathBuf,
     /// Whether an earlier run in `output_dir` may be replaced.
     pub overwrite_output_dir: bool,
-    /// The short name of the objective, for the record (`dpo`, `kldpo`, `wdpo`).
+    /// The name of the method, for the record (`dpo`, `kldpo`, `wdpo`, ...).
     pub method: String,
     /// The objective.
     pub objective: Objective,
-    /// Tokens and truncation.
+    /// How many environments CausalDPO infers; `None`: the objective asks for none.
+    pub environments: Option<usize>,
+    /// Tokens, truncation, and the columns the objective asks for.
     pub tokenize: TokenizeOptions,
     /// Whether each epoch visits the rows in a new random order (a function of `seed` and the epoch).
     pub shuffle_dataset: bool,

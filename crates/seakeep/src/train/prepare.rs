@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::data;
 use super::{Every, TrainOptions};
 use crate::checkpoint;
-use crate::data::TokenizedPair;
+use crate::data::{Labels, TokenizedPair};
 use crate::formats::{AtomicDir, Fingerprint, ModelSource, Tokenizer};
 use crate::optim::Warmup;
 use crate::progress::Progress;
@@ -55,7 +55,7 @@ pub(super) fn check_reference(
         return Ok(());
     }
     let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
-    let rows = data::load(spec, split, &other, &options.tokenize, progress)?;
+    let rows = data::load(spec, split, &other, options, progress)?;
     match rows.iter().zip(train).find(|(a, b)| a != b) {
         None if rows.len() == train.len() => Ok(()),
         found => Err(Error::format(
@@ -87,7 +87,7 @@ pub(super) fn eval_rows(
         }
     };
     let spec = options.eval_dataset_name.as_ref().unwrap_or(&options.dataset_name);
-    data::load(spec, split, tokenizer, &options.tokenize, progress)
+    data::load(spec, split, tokenizer, options, progress)
 }
 
 /// Says so where rows are trained on and evaluated on: their loss is not held out.
@@ -107,13 +107,14 @@ pub(super) fn settings(
 ) -> Map<String, Value> {
     let mut rows = Fingerprint::new();
     for pair in train {
-        for part in [
-            pair.prompt_of(&pair.chosen),
-            &pair.chosen.completion,
-            pair.prompt_of(&pair.rejected),
-            &pair.rejected.completion,
-        ] {
-            rows = rows.field(&part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
+        for branch in &pair.branches {
+            for part in [pair.prompt_of(branch), &branch.completion] {
+                rows = rows.field(&part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
+            }
+        }
+        // As it was before rows had labels, where they have none.
+        if pair.labels != Labels::default() {
+            rows = rows.field(format!("{:?}", pair.labels).as_bytes());
         }
     }
     let (lr_scheduler_type, min_lr_rate) = options.schedule.key();
@@ -127,6 +128,7 @@ pub(super) fn settings(
         "training_rows": rows.hex(),
         "tokenizer": tokenizer.fingerprint(),
         "method": options.method,
+        "causal_environments": options.environments,
         "shuffle_dataset": options.shuffle_dataset,
         "seed": options.seed,
         "pairs_per_step": options.per_device_train_batch_size * options.gradient_accumulation_steps,

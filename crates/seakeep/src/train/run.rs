@@ -7,17 +7,19 @@ use serde_json::{Map, Value};
 
 use super::data::{self, Visits};
 use super::log::MetricsLog;
-use super::step::{Gradients, StepOutput, gradient};
+use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use super::{Every, Resume, TrainOptions, prepare};
-use crate::checkpoint::{self, Interval, ReferenceLogps, TrainerState};
+use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceScores, TrainerState};
 use crate::data::TokenizedPair;
+use crate::environments::Environments;
 use crate::eval::evaluate;
 use crate::formats::ModelSource;
-use crate::logps::BranchLogps;
+use crate::logps::{BranchLogps, Facts};
 use crate::model::Model;
+use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
-use crate::scoring::score;
+use crate::scoring::{Layout, score};
 use crate::{Error, Result};
 
 /// What a run came to.
@@ -39,17 +41,13 @@ pub struct TrainSummary {
 /// that is not finite, and the file system's.
 pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainSummary> {
     let started = Instant::now();
+    options.objective.check()?;
     prepare::check_output(options)?;
     let source = ModelSource::open(&options.model_name_or_path)?;
     Model::config(&source)?;
     let tokenizer = source.tokenizer()?;
-    let train = data::load(
-        &options.dataset_name,
-        &options.dataset_train_split,
-        &tokenizer,
-        &options.tokenize,
-        progress,
-    )?;
+    let train =
+        data::load(&options.dataset_name, &options.dataset_train_split, &tokenizer, options, progress)?;
     let eval = prepare::eval_rows(options, &tokenizer, progress)?;
     prepare::note_overlap(&train, &eval, progress);
     prepare::check_reference(options, &tokenizer, &train, progress)?;
@@ -74,7 +72,7 @@ struct Run<'a> {
     model: Model,
     optimizer: AdamWState,
     state: TrainerState,
-    reference: ReferenceLogps,
+    reference: ReferenceScores,
 }
 
 impl<'a> Run<'a> {
@@ -136,24 +134,33 @@ impl<'a> Run<'a> {
                     epoch: 0.0,
                     num_tokens: 0,
                     pending,
+                    groups: Groups::of(train.iter().map(|p| p.labels.group.clone())),
                     settings,
                 };
-                (model, optimizer, state, ReferenceLogps::default())
+                (model, optimizer, state, ReferenceScores::default())
             }
         };
         Ok(Run { options, source, train, eval, visits, model, optimizer, state, reference })
     }
 
-    /// Log-probabilities under the reference of all rows the run will visit, those that a checkpoint did not bring.
+    /// What the reference says of all rows the run will visit, those that a checkpoint did not bring.
     fn score_reference(&mut self, progress: &mut dyn Progress) -> Result<()> {
         let visited: std::collections::BTreeSet<usize> =
             self.visits.steps(0, self.state.total_steps).flatten().collect();
-        let missing = |known: &BTreeMap<usize, (f64, f64)>,
+        let missing = |known: &BTreeMap<usize, ReferenceRow>,
                        rows: &mut dyn Iterator<Item = usize>|
          -> Vec<usize> { rows.filter(|i| !known.contains_key(i)).collect() };
         let train = missing(&self.reference.train, &mut visited.into_iter());
         let eval = missing(&self.reference.eval, &mut (0..self.eval.len()));
         if train.is_empty() && eval.is_empty() {
+            return Ok(());
+        }
+        if !self.options.objective.needs_reference() {
+            let layout = Layout::of(&self.options.objective);
+            let zeros =
+                |pair| ReferenceRow { logps: vec![0.0; layout.branches(pair)], environments: Vec::new() };
+            self.reference.train.extend(train.into_iter().map(|i| (i, zeros(&self.train[i]))));
+            self.reference.eval.extend(eval.into_iter().map(|i| (i, zeros(&self.eval[i]))));
             return Ok(());
         }
         // The policy serves as its own reference only before its first step.
@@ -163,14 +170,19 @@ impl<'a> Run<'a> {
             None => None,
         };
         let model = fresh.as_ref().unwrap_or(&self.model);
-        let size = self.options.per_device_eval_batch_size;
         progress.start("reference log-probabilities", (train.len() + eval.len()) as u64);
-        for (rows, pairs, known) in
-            [(train, self.train, &mut self.reference.train), (eval, self.eval, &mut self.reference.eval)]
-        {
-            let chosen: Vec<&TokenizedPair> = rows.iter().map(|&i| &pairs[i]).collect();
-            let (logps, _) = score(model, &chosen, size, progress)?;
-            known.extend(rows.into_iter().zip(logps.chosen.into_iter().zip(logps.rejected)));
+        let found =
+            [(train, self.train, &mut self.reference.train), (eval, self.eval, &mut self.reference.eval)];
+        for (rows, pairs, known) in found {
+            reference_rows(
+                self.options,
+                model,
+                &rows,
+                pairs,
+                &mut self.reference.environments,
+                known,
+                progress,
+            )?;
         }
         progress.finish();
         Ok(())
@@ -180,16 +192,32 @@ impl<'a> Run<'a> {
     fn step(&mut self, rows: &[usize], grads: &mut Gradients) -> Result<Stepped> {
         let options = self.options;
         let pairs: Vec<&TokenizedPair> = rows.iter().map(|&i| &self.train[i]).collect();
-        let reference = known(&self.reference.train, rows.iter().copied());
-        let micro_batch = options.per_device_train_batch_size;
-        let out = gradient(&self.model, &options.objective, &pairs, &reference, micro_batch, grads)?;
+        let (facts, reference) =
+            known(&Layout::of(&options.objective), self.train, &self.reference.train, rows.iter().copied());
+        let global = GlobalBatch {
+            pairs: &pairs,
+            facts: &facts,
+            reference: &reference,
+            progress: self.progress(),
+            groups: self.state.groups.clone(),
+        };
+        let out =
+            gradient(&self.model, &options.objective, &global, options.per_device_train_batch_size, grads)?;
         let grad_norm = finite(grads.total.norm())?;
         clip(&mut grads.total, grad_norm, options.max_grad_norm);
         let factor = options.schedule.factor(options.warmup, self.state.step, self.state.total_steps);
         let learning_rate = options.learning_rate * factor;
         let weights = &mut self.model.weights;
         options.optimizer.step(&self.model.map, weights, &grads.total, &mut self.optimizer, learning_rate);
+        if let Some(groups) = &out.groups {
+            self.state.groups = groups.clone();
+        }
         Ok(Stepped { out, grad_norm, learning_rate })
+    }
+
+    /// Share of the optimizer steps done.
+    fn progress(&self) -> f64 {
+        self.state.step as f64 / self.state.total_steps.max(1) as f64
     }
 
     /// All remaining optimizer steps, and what is due after each.
@@ -257,13 +285,42 @@ impl<'a> Run<'a> {
 
     fn evaluate(&self) -> Result<Vec<(String, f64)>> {
         let pairs: Vec<&TokenizedPair> = self.eval.iter().collect();
-        let (policy, stats) =
-            score(&self.model, &pairs, self.options.per_device_eval_batch_size, &mut Silent)?;
-        let reference = known(&self.reference.eval, 0..self.eval.len());
-        let mut metrics = evaluate(&policy, &reference, &self.options.objective);
-        metrics.extend(stats.metrics().map(|(name, value)| (name.to_string(), value)));
+        let (objective, size) = (&self.options.objective, self.options.per_device_eval_batch_size);
+        let layout = Layout::of(objective);
+        let scores = score(&self.model, &pairs, layout, false, size, &mut Silent)?;
+        let (facts, reference) = known(&layout, self.eval, &self.reference.eval, 0..self.eval.len());
+        let scored = Scored { policy: &scores.logps, reference: &reference, facts: &facts };
+        let context = Context::of(&facts, self.progress(), self.state.groups.clone());
+        let mut metrics = evaluate(&scored, &context, objective);
+        metrics.extend(scores.stats.metrics().map(|(name, value)| (name.to_string(), value)));
         Ok(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect())
     }
+}
+
+/// Scores `rows` of `pairs` under the reference; the environments are found once, among the first rows that come.
+fn reference_rows(
+    options: &TrainOptions,
+    model: &Model,
+    rows: &[usize],
+    pairs: &[TokenizedPair],
+    environments: &mut Option<Environments>,
+    known: &mut BTreeMap<usize, ReferenceRow>,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let chosen: Vec<&TokenizedPair> = rows.iter().map(|&i| &pairs[i]).collect();
+    let (layout, size) = (Layout::of(&options.objective), options.per_device_eval_batch_size);
+    let scores = score(model, &chosen, layout, options.environments.is_some(), size, progress)?;
+    if let (None, Some(k), false) = (&environments, options.environments, rows.is_empty()) {
+        *environments = Some(Environments::find(&scores.features, k, options.seed)?);
+    }
+    for (i, (row, logps)) in rows.iter().zip(scores.logps.0).enumerate() {
+        let environments = match (&environments, scores.features.get(i)) {
+            (Some(found), Some(features)) => found.of(features),
+            _ => Vec::new(),
+        };
+        known.insert(*row, ReferenceRow { logps, environments });
+    }
+    Ok(())
 }
 
 /// An evaluation in a line.
@@ -273,9 +330,19 @@ fn told(step: usize, metrics: &[(String, f64)]) -> String {
     format!("step {step}: {}", shown.iter().filter_map(of).collect::<Vec<_>>().join(", "))
 }
 
-fn known(logps: &BTreeMap<usize, (f64, f64)>, rows: impl Iterator<Item = usize>) -> BranchLogps {
-    let (chosen, rejected) = rows.map(|i| logps[&i]).unzip();
-    BranchLogps { chosen, rejected }
+/// What is known of rows before the policy sees them: facts and the reference's log-probabilities.
+fn known(
+    layout: &Layout,
+    pairs: &[TokenizedPair],
+    reference: &BTreeMap<usize, ReferenceRow>,
+    rows: impl Iterator<Item = usize>,
+) -> (Vec<Facts>, BranchLogps) {
+    let of = |i: usize| {
+        let ReferenceRow { logps, environments } = reference[&i].clone();
+        (Facts { environments, ..Facts::of(&pairs[i], layout.prompts) }, logps)
+    };
+    let (facts, logps) = rows.map(of).unzip();
+    (facts, BranchLogps(logps))
 }
 
 /// What a step did.

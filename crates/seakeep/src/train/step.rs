@@ -2,17 +2,17 @@
 
 use crate::batch::Batch;
 use crate::data::TokenizedPair;
-use crate::logps::BranchLogps;
+use crate::logps::{BranchLogps, Facts, Role};
 use crate::model::{Activations, Model, Tensors};
-use crate::objective::{Evaluation, Objective, PairLoss};
-use crate::scoring::{TokenStats, lay_out};
+use crate::objective::{Context, Evaluation, Groups, Loss, Objective, Scored};
+use crate::scoring::{Layout, TokenStats};
 use crate::{Error, Result};
 
 /// The buffers a step fills.
 pub struct Gradients {
     /// Gradient of the whole loss with respect to every parameter.
     pub total: Tensors,
-    /// `sum_i d/d eps [d l_i / d theta at e_i + eps v_i]`, kept apart until the factor on it is known.
+    /// `sum_i w_i d/d eps [d l_i / d theta at e_i + eps v_i]`, kept apart until the factor on it is known.
     penalty: Option<Tensors>,
 }
 
@@ -24,53 +24,75 @@ impl Gradients {
     }
 }
 
+/// A global batch: the pairs of one optimizer step.
+pub struct GlobalBatch<'a> {
+    /// The pairs, `[n]`.
+    pub pairs: &'a [&'a TokenizedPair],
+    /// What the objective may know of them, `[n]`.
+    pub facts: &'a [Facts],
+    /// Their log-probabilities under the reference, `[n]`.
+    pub reference: &'a BranchLogps,
+    /// Share of the optimizer steps done.
+    pub progress: f64,
+    /// The groups as they stand.
+    pub groups: Groups,
+}
+
 /// What a step found.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutput {
     /// The loss of the global batch, the penalty included, nats.
     pub loss: f64,
     /// What to log, by name.
-    pub metrics: Vec<(&'static str, f64)>,
+    pub metrics: Vec<(String, f64)>,
     /// Tokens of all prompts and completions, prompts counted for each branch, as TRL counts `num_tokens`.
     pub tokens: usize,
+    /// The groups after this step, for rules that follow them.
+    pub groups: Option<Groups>,
 }
 
-/// Computes the loss of the global batch `pairs` and, into `grads`, its gradient. `reference` are the pairs' log-
-/// probabilities under the reference. `micro_batch` pairs are run at a time, which does not change the result.
+/// Computes the loss of a global batch and, into `grads`, its gradient. `micro_batch` pairs are run at a time, which
+/// does not change the result.
 ///
 /// # Errors
 /// A token or length the model does not have; a loss that is not finite.
 pub fn gradient(
     model: &Model,
     objective: &Objective,
-    pairs: &[&TokenizedPair],
-    reference: &BranchLogps,
+    global: &GlobalBatch,
     micro_batch: usize,
     grads: &mut Gradients,
 ) -> Result<StepOutput> {
-    let mut step =
-        Step { model, objective, n: pairs.len(), stats: TokenStats::default(), squares: Vec::new() };
-    let mut out = StepOutput { tokens: tokens(pairs), ..StepOutput::default() };
+    let context = Context::of(global.facts, global.progress, global.groups.clone());
+    let mut step = Step {
+        model,
+        objective,
+        layout: Layout::of(objective),
+        stats: TokenStats::default(),
+        mean_square: 0.0,
+    };
+    let mut out = StepOutput { tokens: tokens(global.pairs), ..StepOutput::default() };
     grads.total.clear();
     grads.penalty.iter_mut().for_each(Tensors::clear);
 
     // Pairs that are coupled must all be seen before any backward pass; others go by micro-batch.
-    let together = if objective.couples_pairs() { pairs.len() } else { micro_batch };
-    for (i, coupled) in pairs.chunks(together.max(1)).enumerate() {
-        let batches: Vec<Batch> =
-            coupled.chunks(micro_batch).map(|p| lay_out(p.iter().copied(), objective.sharing())).collect();
-        let (logps, mut kept) = step.forward(&batches)?;
-        let first = i * together;
-        let evaluation = objective.evaluate(&logps, &reference.slice(first..first + coupled.len()), step.n);
+    let together = if objective.couples_pairs() { global.pairs.len() } else { micro_batch };
+    for (i, coupled) in global.pairs.chunks(together.max(1)).enumerate() {
+        let micro: Vec<&[&TokenizedPair]> = coupled.chunks(micro_batch).collect();
+        let batches: Vec<Batch> = micro.iter().map(|p| step.layout.lay_out(p.iter().copied())).collect();
+        let (policy, mut kept) = step.forward(&micro, &batches)?;
+        let range = i * together..i * together + coupled.len();
+        let (reference, facts) = (&global.reference.slice(range.clone()), &global.facts[range]);
+        let evaluation = objective.evaluate(&Scored { policy: &policy, reference, facts }, &context);
         for (b, batch) in batches.iter().enumerate() {
             let activations = kept.take().unwrap_or_else(|| model.forward(batch));
-            let range = b * micro_batch..b * micro_batch + batch.branches / 2;
-            step.backward(batch, &activations, &Part::of(&evaluation, range), grads)?;
+            let range = b * micro_batch..b * micro_batch + micro[b].len();
+            step.backward(batch, &activations, &Part::of(&evaluation, range), grads);
         }
-        out.add(&evaluation);
+        out.add(evaluation);
     }
     step.add_penalty(grads, &mut out);
-    out.metrics.extend(step.stats.metrics());
+    out.metrics.extend(step.stats.metrics().map(|(name, value)| (name.to_string(), value)));
     if out.loss.is_finite() {
         Ok(out)
     } else {
@@ -83,16 +105,18 @@ pub fn gradient(
 
 fn tokens(pairs: &[&TokenizedPair]) -> usize {
     let of = |p: &&TokenizedPair| {
-        [&p.chosen, &p.rejected].map(|b| p.prompt_of(b).len() + b.completion.len()).iter().sum::<usize>()
+        let own = p.branches.iter().filter(|b| b.role != Role::Mismatched);
+        own.map(|b| p.prompt_of(b).len() + b.completion.len()).sum::<usize>()
     };
     pairs.iter().map(of).sum()
 }
 
 impl StepOutput {
     /// Losses and metrics of the parts of a separable objective add up; a coupled one has one part.
-    fn add(&mut self, evaluation: &Evaluation) {
+    fn add(&mut self, evaluation: Evaluation) {
         self.loss += evaluation.loss;
-        for &(name, value) in &evaluation.metrics {
+        self.groups = evaluation.groups;
+        for (name, value) in evaluation.metrics {
             match self.metrics.iter_mut().find(|m| m.0 == name) {
                 Some(m) => m.1 += value,
                 None => self.metrics.push((name, value)),
@@ -103,57 +127,61 @@ impl StepOutput {
 
 /// The pairs of one micro-batch within an evaluation.
 struct Part<'a> {
-    pairs: &'a [PairLoss],
+    pairs: &'a [Loss],
     weights: &'a [f64],
+    d_logps: Vec<f64>,
 }
 
 impl<'a> Part<'a> {
     fn of(evaluation: &'a Evaluation, range: std::ops::Range<usize>) -> Self {
-        Part { pairs: &evaluation.pairs[range.clone()], weights: &evaluation.weights[range] }
-    }
-
-    /// One number for each branch.
-    fn branches(&self, of: impl Fn(usize, &PairLoss) -> [f64; 2]) -> Vec<f64> {
-        self.pairs.iter().enumerate().flat_map(|(i, pair)| of(i, pair)).collect()
+        Part {
+            pairs: &evaluation.pairs[range.clone()],
+            weights: &evaluation.weights[range.clone()],
+            d_logps: evaluation.grads.slice(range).branches(),
+        }
     }
 }
+
+/// Weights below this vanish in f32; so does what such a pair would add.
+const NO_WEIGHT: f64 = 1e-20;
 
 struct Step<'a> {
     model: &'a Model,
     objective: &'a Objective,
-    /// Pairs of the global batch.
-    n: usize,
+    layout: Layout,
     stats: TokenStats,
-    /// `g_i`, in order of pairs.
-    squares: Vec<f64>,
+    /// `sum_i w_i g_i` so far.
+    mean_square: f64,
 }
 
 impl Step<'_> {
     /// Log-probabilities of all branches. Activations are kept only where there is but one batch; otherwise they
     /// are computed again when their turn comes, so that memory stays that of a micro-batch.
-    fn forward(&mut self, batches: &[Batch]) -> Result<(BranchLogps, Option<Activations>)> {
-        let mut branches = Vec::new();
+    fn forward(
+        &mut self,
+        micro: &[&[&TokenizedPair]],
+        batches: &[Batch],
+    ) -> Result<(BranchLogps, Option<Activations>)> {
+        let mut logps = BranchLogps::default();
         let mut kept = None;
-        for batch in batches {
+        for (pairs, batch) in micro.iter().zip(batches) {
             self.model.check(batch)?;
             let activations = self.model.forward(batch);
-            self.stats.add(batch, &activations.predicted);
-            branches.extend(activations.branch_logps(batch));
+            self.stats.add(pairs, self.layout, batch, &activations.predicted);
+            logps.extend(self.layout.logps(pairs, &activations.branch_logps(batch)));
             kept = (batches.len() == 1).then_some(activations);
         }
-        Ok((BranchLogps::from_branches(&branches), kept))
+        Ok((logps, kept))
     }
 
-    fn backward(&mut self, batch: &Batch, a: &Activations, part: &Part, grads: &mut Gradients) -> Result<()> {
-        let d_logps = part.branches(|i, pair| pair.d.map(|d| part.weights[i] * d));
-        let d_embed = self.model.backward(batch, a, &d_logps, &mut grads.total);
+    fn backward(&mut self, batch: &Batch, a: &Activations, part: &Part, grads: &mut Gradients) {
+        let d_embed = self.model.backward(batch, a, &part.d_logps, &mut grads.total);
         if let Some(t_grads) = &mut grads.penalty {
-            self.backward_penalty(batch, a, part, d_embed, t_grads)?;
+            self.backward_penalty(batch, a, part, d_embed, t_grads);
         }
-        Ok(())
     }
 
-    /// The input-gradient penalty's part: `g_i`, and the derivative of every gradient along `v_i = d l_i / d e_i`
+    /// The input-gradient penalty's part: `g_i`, and the derivative of every gradient along `v_i = d l_i / d e_i`, weighted
     /// (see [`objective::wdpo`](crate::objective::wdpo)).
     fn backward_penalty(
         &mut self,
@@ -162,37 +190,34 @@ impl Step<'_> {
         part: &Part,
         d_embed: Vec<f32>,
         t_grads: &mut Tensors,
-    ) -> Result<()> {
-        if part.weights.contains(&0.0) {
-            return Err(Error::Usage(
-                "the input-gradient penalty needs every pair to have a weight; use it with the mean".into(),
-            ));
-        }
+    ) {
         // The backward pass gave w_i v_i.
         let mut v = d_embed;
-        let mut squares = vec![0.0f64; part.pairs.len()];
         for (row, &pair) in v.chunks_exact_mut(self.model.config.hidden).zip(&batch.pair_of_row) {
-            let scale = (1.0 / part.weights[pair as usize]) as f32;
+            let weight = part.weights[pair as usize];
+            let scale = if weight > NO_WEIGHT { (1.0 / weight) as f32 } else { 0.0 };
             row.iter_mut().for_each(|x| *x *= scale);
-            squares[pair as usize] += row.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
+            self.mean_square += weight * row.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
         }
-        self.squares.extend(squares);
         let t = self.model.tangent(batch, a, v);
-        let d = part.branches(|_, pair| pair.d);
-        let td = part.branches(|i, pair| pair.d_along([t.branch_logps[2 * i], t.branch_logps[2 * i + 1]]));
-        self.model.backward_tangent(batch, (a, &t), (&d, &td), t_grads);
-        Ok(())
+        let mut along = t.branch_logps.as_slice();
+        let mut td = Vec::with_capacity(along.len());
+        for (pair, weight) in part.pairs.iter().zip(part.weights) {
+            let (own, others) = along.split_at(pair.d.len());
+            along = others;
+            td.extend(pair.d_along(own).iter().map(|td| weight * td));
+        }
+        self.model.backward_tangent(batch, (a, &t), (&part.d_logps, &td), t_grads);
     }
 
     /// Adds the penalty to the loss and, now that all `g_i` are known, its gradient to the total:
-    /// `dL/dg * d g_i / d theta`, `d g_i / d theta = 2 d/d eps [...]`.
+    /// `dL/d(sum w g) * d(sum w g)/d theta`, `d g_i / d theta = 2 d/d eps [...]`.
     fn add_penalty(&self, grads: &mut Gradients, out: &mut StepOutput) {
         let (Some(penalty), Some(t_grads)) = (self.objective.penalty, &grads.penalty) else { return };
-        let value = penalty.value(&self.squares);
-        grads.total.add_scaled(t_grads, (2.0 * penalty.derivative(&self.squares)) as f32);
+        let value = penalty.value(self.mean_square);
+        grads.total.add_scaled(t_grads, (2.0 * penalty.derivative(self.mean_square)) as f32);
         out.loss += value;
-        let mean = self.squares.iter().sum::<f64>() / self.squares.len() as f64;
-        out.metrics.push(("wdpo/penalty", value));
-        out.metrics.push(("wdpo/input_gradient_norm", mean.sqrt()));
+        out.metrics.push(("wdpo/penalty".to_string(), value));
+        out.metrics.push(("wdpo/input_gradient_norm".to_string(), self.mean_square.sqrt()));
     }
 }

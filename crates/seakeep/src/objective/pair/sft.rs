@@ -1,0 +1,18 @@
+//! The negative log-likelihood of the chosen completion, as TRL's `sft`, `rpo_alpha` and `cpo_alpha` add it: a mean over
+//! all chosen tokens of the batch (not over completions). Per pair that is
+//!
+//! ```text
+//! l_i = -log pi(y_w|x) / (mean number of chosen tokens in the global batch)
+//! ```
+
+use super::{Jet, Sample};
+
+/// The loss.
+pub(super) fn loss(s: &Sample) -> Jet {
+    -s.chosen.logp / s.mean_chosen_tokens
+}
+
+/// The same of prompt and completion: ORPO's.
+pub(super) fn whole(s: &Sample) -> Jet {
+    -(s.prompt + s.chosen.logp) / (s.mean_prompt_tokens + s.mean_chosen_tokens)
+}
