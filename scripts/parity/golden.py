@@ -15,6 +15,7 @@ import random
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.gpt2 import GPT2Config
@@ -149,7 +150,7 @@ class Forward:
     """
 
     def __init__(self, model, pairs, shared):
-        rows, self.leaves, self.logits = [], [], []
+        rows, self.leaves, self.logits, self.lengths = [], [], [], []
         for pair in pairs:
             prompt = common.embed(model, pair["prompt"])
             branches = []
@@ -165,6 +166,7 @@ class Forward:
                 branches.append(common.completion_logits(model, sequence, len(pair[name])))
             self.leaves.append(leaves)
             self.logits.append(branches)
+            self.lengths.append([float(len(pair[name])) for name in ("chosen", "rejected")])
             rows.append(torch.stack([
                 common.token_logps(logits, pair[name]).sum()
                 for logits, name in zip(branches, ("chosen", "rejected"))
@@ -192,6 +194,8 @@ def objective(name, forward, reference):
         return losses.mean(), {}
     if name.startswith("kldpo"):
         return kldpo(name, losses)
+    if name in COMPOSED:
+        return composed(name, forward, reference)
     penalties = forward.input_gradients(losses)
     if name == "wdpo_official":
         return (losses + RHO * penalties).mean(), {"rho": RHO, "g": penalties.detach()}
@@ -211,6 +215,36 @@ def kldpo(name, losses):
     return (weights * losses).sum(), extra
 
 
+def ipo_losses(forward, reference):
+    """TRL's ipo: scores averaged over tokens, squared distance of the margin from 1/(2 beta)."""
+    scores = (forward.logps - reference) / torch.tensor(forward.lengths, dtype=torch.float64)
+    return (scores[:, 0] - scores[:, 1] - 1 / (2 * BETA)) ** 2
+
+
+def bco_losses(forward, reference):
+    """TRL's bco_pair: not a function of the margin, so its curvature differs between the branches."""
+    chosen, rejected = (BETA * (forward.logps - reference)).unbind(1)
+    return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
+
+
+COMPOSED = {
+    "wdpo_kldpo": lambda forward, reference: forward.losses(reference),
+    "wdpo_ipo": ipo_losses,
+    "wdpo_bco": bco_losses,
+}
+"""WDPO's penalty with another rule (KLDPO at TAU) or another pair loss."""
+
+
+def composed(name, forward, reference):
+    """sum w l + RHO sqrt(sum w g), the rule's weights w constant."""
+    losses = COMPOSED[name](forward, reference)
+    uniform = torch.full_like(losses.detach(), 1 / len(losses))
+    weights = common.kldpo_weights(losses, TAU) if name == "wdpo_kldpo" else uniform
+    penalties = forward.input_gradients(losses)
+    loss = (weights * losses).sum() + RHO * (weights * penalties).sum().sqrt()
+    return loss, {"rho": RHO, "tau": TAU, "weights": weights}
+
+
 OBJECTIVES = {
     "dpo": True,
     "kldpo_tau": True,
@@ -219,6 +253,9 @@ OBJECTIVES = {
     "wdpo_shared": True,
     "wdpo_separate": False,
     "wdpo_official": False,
+    "wdpo_kldpo": True,
+    "wdpo_ipo": True,
+    "wdpo_bco": True,
 }
 """Objective -> whether the prompt's embeddings are shared between the branches."""
 
@@ -321,7 +358,8 @@ def make_case(case, config, seed, check):
         records[name], grads = objective_record(model, name, loss, forward.losses(reference), extra)
         if name in FULL_GRADIENTS:
             full |= {f"{name}/{tensor}": grad.float().contiguous() for tensor, grad in grads.items()}
-        if check:
+        # The weights of a composed rule are constant, which a difference of its loss is not.
+        if check and name != "wdpo_kldpo":
             check_direction(model, pairs, reference, name, shared, grads)
             if "g" in extra:
                 check_branchwise(model, pairs, reference, shared, extra["g"])

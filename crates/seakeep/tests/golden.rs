@@ -15,15 +15,25 @@ use seakeep::logps::{BranchLogps, Facts};
 use seakeep::model::{Model, Tensors};
 use seakeep::objective::rule::Kldpo;
 use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
-use seakeep::objective::{Groups, Objective, PairLoss, Rule};
+use seakeep::objective::{Groups, LossType, Objective, PairLoss, Rule};
 use seakeep::progress::Silent;
 use seakeep::scoring::{Layout, score};
 use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use serde_json::Value;
 
 const CASES: [&str; 8] = ["llama", "llama3", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gpt_neox_seq"];
-const OBJECTIVES: [&str; 7] =
-    ["dpo", "kldpo_tau", "kldpo_rho", "kldpo_official", "wdpo_shared", "wdpo_separate", "wdpo_official"];
+const OBJECTIVES: [&str; 10] = [
+    "dpo",
+    "kldpo_tau",
+    "kldpo_rho",
+    "kldpo_official",
+    "wdpo_shared",
+    "wdpo_separate",
+    "wdpo_official",
+    "wdpo_kldpo",
+    "wdpo_ipo",
+    "wdpo_bco",
+];
 
 struct Case {
     name: &'static str,
@@ -77,10 +87,19 @@ fn objective(name: &str, golden: &Value) -> Objective {
         "wdpo_shared" => (Rule::Mean, penalty(Form::Paper, PromptGradient::Shared)),
         "wdpo_separate" => (Rule::Mean, penalty(Form::Paper, PromptGradient::Separate)),
         "wdpo_official" => (Rule::Mean, penalty(Form::Official, PromptGradient::Separate)),
+        "wdpo_kldpo" => {
+            (Rule::Kldpo(Kldpo::Tau(number("tau"))), penalty(Form::Paper, PromptGradient::Shared))
+        }
+        "wdpo_ipo" | "wdpo_bco" => (Rule::Mean, penalty(Form::Paper, PromptGradient::Shared)),
         _ => unreachable!(),
     };
     let beta = golden["beta"].as_f64().unwrap();
-    Objective { pair: PairLoss::dpo(beta), rule, penalty }
+    let loss = match name {
+        "wdpo_ipo" => LossType::Ipo { length_normalize: true },
+        "wdpo_bco" => LossType::BcoPair,
+        _ => LossType::Sigmoid,
+    };
+    Objective { pair: PairLoss::of(loss, beta), rule, penalty }
 }
 
 fn run(case: &Case, objective: &Objective, micro_batch: usize) -> (StepOutput, Tensors) {

@@ -155,7 +155,7 @@ fn contradictions_are_refused() {
         ("--method simpo --loss_type hinge", "method simpo is loss_type simpo"),
         ("--loss_type sigmoid,hinge --loss_weights 1", "--loss_weights has 1 numbers for 2 losses"),
         ("--loss_type exo_pair", "label_smoothing above 0"),
-        ("--method winsor --loss_type aot", "method winsor: rule winsor asks"),
+        ("--method winsor --loss_type softmax", "method winsor: rule winsor asks"),
         ("--loss_type nca_pair --f_divergence_type js_divergence", "f_divergence_type goes with sigmoid"),
         ("--method causaldpo --loss_type kto", "kto has no pairs"),
         ("--method wdpo --rule causal", "causal_lambda = 0"),

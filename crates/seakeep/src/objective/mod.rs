@@ -111,8 +111,8 @@ impl Objective {
         let not_flippable = self.pair.terms.iter().find(|t| !t.0.can_be_flipped()).map(|t| t.0.name());
         if let (true, Some(name)) = (self.rule.flips(), not_flippable) {
             return refuse(format!(
-                "rule {} asks what a pair would cost with its completions in each other's place, which loss_type {name} \
-                 does not say; use a loss of the margin, such as sigmoid",
+                "rule {} asks what a pair would cost if its label were the other, which loss_type {name} does not say; use a \
+                 loss of two completions, such as sigmoid",
                 self.rule.name()
             ));
         }
@@ -206,13 +206,15 @@ impl Objective {
         Evaluation { loss: out.loss, pairs, weights: out.weights, grads, groups: out.groups, metrics }
     }
 
-    /// `(beta u_w, beta u_l)`; of several rejected completions the mean.
+    /// `(beta u_w, beta u_l)`; of several rejected completions the mean. Of a completion that stands alone, its own in its
+    /// place and 0 in the other.
     fn rewards(&self, scored: &Scored) -> Vec<[f64; 2]> {
         let of = |(policy, reference): (&Vec<f64>, &Vec<f64>), facts: &Facts| {
             let ratio = |b: usize| self.pair.beta * (policy[b] - reference[b]);
-            let rejected: Vec<f64> =
-                (1..policy.len()).filter(|&b| facts.roles[b] == Role::Rejected).map(ratio).collect();
-            [ratio(0), math::mean(&rejected)]
+            let of_role = |role: Role| -> Vec<f64> {
+                (0..policy.len()).filter(|&b| facts.roles[b] == role).map(ratio).collect()
+            };
+            [Role::Chosen, Role::Rejected].map(|role| math::mean(&of_role(role)))
         };
         scored.policy.0.iter().zip(&scored.reference.0).zip(scored.facts).map(|(p, f)| of(p, f)).collect()
     }

@@ -230,6 +230,45 @@ fn softmax_of_one_is_dpo_and_of_several_follows_differences() {
     assert!(far.iter().all(|e| e.loss.is_finite() && e.grads.branches().iter().all(|d| d.is_finite())));
 }
 
+/// What a pair would cost if its label were the other is what the pair with its completions exchanged costs; likelihoods
+/// stay those of the chosen completion.
+#[test]
+fn flipped_losses_are_those_of_exchanged_pairs() {
+    let pairs = Pairs::new(5);
+    let mut turned = pairs.clone();
+    for i in 0..5 {
+        for values in [&mut turned.policy.0[i], &mut turned.reference.0[i]] {
+            values.swap(0, 1);
+        }
+        turned.facts[i].tokens.swap(0, 1);
+        turned.facts[i].predicted.swap(0, 1);
+        turned.facts[i].labels.rewards = pairs.facts[i].labels.rewards.map(|[w, l]| [l, w]);
+    }
+    let context = Context::at_the_end(&pairs.facts);
+    for loss in pair_losses().into_iter().filter(|l| l.can_be_flipped()) {
+        if matches!(loss, LossType::Aot | LossType::Sft | LossType::Orpo | LossType::Cpo { .. }) {
+            continue;
+        }
+        let pair = objective(loss, Rule::Mean).pair;
+        let flipped = pair.losses(&pairs.scored(), &context, true);
+        let exchanged = pair.losses(&turned.scored(), &context, false);
+        for (f, e) in flipped.iter().zip(&exchanged) {
+            assert!((f.value - e.value).abs() < 1e-12, "{loss:?}");
+            assert_eq!(
+                (f.d[0], f.d[1], f.dd[0][0], f.dd[0][1]),
+                (e.d[1], e.d[0], e.dd[1][1], e.dd[1][0]),
+                "{loss:?}"
+            );
+        }
+    }
+    let (cpo, sft) = (PairLoss::of(LossType::Cpo { alpha: 2.0 }, 0.2), PairLoss::of(LossType::Sft, 0.2));
+    let margin = PairLoss::of(LossType::Cpo { alpha: 0.0 }, 0.2);
+    let flipped = |pair: &PairLoss| pair.losses(&pairs.scored(), &context, true)[0].clone();
+    let likelihood = sft.losses(&pairs.scored(), &context, false)[0].clone();
+    assert_eq!(flipped(&sft), likelihood);
+    assert!((flipped(&cpo).value - flipped(&margin).value - 2.0 * likelihood.value).abs() < 1e-12);
+}
+
 /// The equalities that the mathematics promises.
 #[test]
 fn rules_end_at_dpo() {
@@ -464,7 +503,7 @@ fn what_does_not_go_together_is_refused_with_the_reason() {
     };
     let of = |loss, rule| Objective { pair: PairLoss::of(loss, 0.1), rule, penalty: None };
     refused(of(LossType::ExoPair, Rule::Mean), "label_smoothing above 0");
-    refused(of(LossType::Sft, Rule::Winsor(Winsor::default())), "loss_type sft does not say");
+    refused(of(LossType::Softmax, Rule::Winsor(Winsor::default())), "loss_type softmax does not say");
     refused(of(LossType::Kto(KTO), causal(1.0)), "kto has no pairs");
     refused(Objective { penalty, ..of(LossType::AotUnpaired, Rule::Mean) }, "use aot");
     refused(Objective { penalty, ..of(LossType::Sigmoid, causal(1.0)) }, "causal_lambda = 0");

@@ -31,13 +31,14 @@ fn margins(logps: &[Vec<f64>]) -> Vec<f64> {
     logps.iter().map(|b| b[0] - b[1]).collect()
 }
 
-/// Margins of the policy against margins of the reference.
-pub(super) fn paired(beta: f64, smoothing: f64, scored: &Scored) -> Vec<Loss> {
+/// Margins of the policy against margins of the reference; with `flipped`, as if each margin had the other sign.
+pub(super) fn paired(beta: f64, smoothing: f64, scored: &Scored, flipped: bool) -> Vec<Loss> {
     let (policy, reference) = (margins(&scored.policy.0), margins(&scored.reference.0));
     let matched = partners(&policy, &reference);
     let one = |i: usize| {
         let [w, l] = [0, 1].map(|b| Jet::variable(scored.policy.0[i][b], b));
-        Loss::of(smoothed(beta * (w - l - reference[matched[i]]), smoothing), scored.policy.0[i].len(), false)
+        let z = beta * (w - l - reference[matched[i]]);
+        Loss::of(smoothed(if flipped { -z } else { z }, smoothing), scored.policy.0[i].len())
     };
     (0..policy.len()).map(one).collect()
 }
@@ -53,7 +54,7 @@ pub(super) fn unpaired(beta: f64, smoothing: f64, scored: &Scored) -> Vec<Loss> 
         let other = matched[i];
         let z = beta * (Jet::variable(chosen[i], 0) - Jet::variable(rejected[other], 1));
         let jet = smoothed(z, smoothing);
-        let mut loss = Loss::of(jet, scored.policy.0[i].len(), false);
+        let mut loss = Loss::of(jet, scored.policy.0[i].len());
         if other != i {
             loss.d[1] = 0.0;
             loss.dd.iter_mut().for_each(|row| row[1] = 0.0);

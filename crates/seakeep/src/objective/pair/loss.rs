@@ -27,17 +27,10 @@ impl Loss {
         }
     }
 
-    /// From a jet in (chosen, rejected, prompt); of a flipped pair the first two have changed places.
-    pub(super) fn of(jet: Jet, branches: usize, flipped: bool) -> Loss {
-        let variable = |branch: usize| if flipped && branch < 2 { 1 - branch } else { branch };
-        let each =
-            |of: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..branches).map(|b| of(variable(b))).collect() };
-        Loss {
-            value: jet.value,
-            d: each(&|b| jet.d[b]),
-            dd: (0..branches).map(|a| each(&|b| jet.dd[variable(a)][b])).collect(),
-            elsewhere: Vec::new(),
-        }
+    /// From a jet in the pair's own branches (chosen, rejected, prompt).
+    pub(super) fn of(jet: Jet, branches: usize) -> Loss {
+        let dd = jet.dd[..branches].iter().map(|row| row[..branches].to_vec()).collect();
+        Loss { value: jet.value, d: jet.d[..branches].to_vec(), dd, elsewhere: Vec::new() }
     }
 
     /// Adds `factor` times another loss of the same pair.

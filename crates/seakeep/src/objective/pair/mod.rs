@@ -138,14 +138,9 @@ impl LossType {
         self.is_unpaired() || matches!(self, LossType::Aot | LossType::AotUnpaired)
     }
 
-    /// Whether it is a function of both completions for which "the other one is better" means: swap them.
+    /// Whether it says what a pair would cost if its label were the other: with two completions, if they changed places.
     pub fn can_be_flipped(self) -> bool {
-        use LossType::{Aot, AotUnpaired, Cpo, Orpo, Sft, Softmax};
-        match self {
-            Cpo { alpha } => alpha == 0.0,
-            Sft | Orpo | Aot | AotUnpaired | Softmax => false,
-            other => !other.is_unpaired(),
-        }
+        !matches!(self, LossType::AotUnpaired | LossType::Softmax)
     }
 
     /// Whether it is built on the difference of two scores, for which TRL allows other divergences than the
@@ -217,7 +212,7 @@ impl PairLoss {
         }
     }
 
-    /// The losses of all pairs; with `flipped`, as if of each the other completion had been chosen.
+    /// The losses of all pairs; with `flipped`, as if the label of each were the other.
     pub(super) fn losses(&self, scored: &Scored, context: &Context, flipped: bool) -> Vec<Loss> {
         let mut total: Vec<Loss> = scored.facts.iter().map(|f| Loss::zero(f.roles.len())).collect();
         for &(loss, weight) in &self.terms {
@@ -233,7 +228,7 @@ impl PairLoss {
         let each = |of: &dyn Fn(&Sample) -> Jet| -> Vec<Loss> {
             let one = |i| {
                 let sample = Sample::new(scored, i, self.f_divergence, context, flipped);
-                Loss::of(of(&sample), scored.facts[i].roles.len(), flipped)
+                Loss::of(of(&sample), scored.facts[i].roles.len())
             };
             (0..scored.policy.len()).map(one).collect()
         };
@@ -247,7 +242,7 @@ impl PairLoss {
             LossType::Robust => each(&|s| robust::loss(beta, smoothing, s)),
             LossType::BcoPair => each(&|s| bco::loss(beta, s)),
             LossType::SppoHard => each(&|s| sppo::loss(beta, s)),
-            LossType::Aot => aot::paired(beta, smoothing, scored),
+            LossType::Aot => aot::paired(beta, smoothing, scored, flipped),
             LossType::AotUnpaired => aot::unpaired(beta, smoothing, scored),
             LossType::ApoZero => each(&|s| apo::zero(beta, s)),
             LossType::ApoDown => each(&|s| apo::down(beta, s)),

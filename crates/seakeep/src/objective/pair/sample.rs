@@ -28,6 +28,8 @@ pub(in crate::objective) struct Sample {
     pub chosen: Branch,
     /// The other.
     pub rejected: Branch,
+    /// Log-probability of the completion that the data call chosen, also where the pair is flipped.
+    pub likelihood: Jet,
     /// Log-probability of the prompt, where it is learnt.
     pub prompt: Jet,
     /// Whether a completion that stands alone is called good.
@@ -39,7 +41,7 @@ pub(in crate::objective) struct Sample {
 }
 
 impl Sample {
-    /// Pair `i`; with `flipped`, with its completions in each other's place.
+    /// Pair `i`; with `flipped`, with its completions in each other's place (or its label turned).
     pub fn new(
         scored: &Scored,
         i: usize,
@@ -61,13 +63,16 @@ impl Sample {
                 reward: facts.labels.rewards.map_or(0.0, |r| r[role.min(1)]),
             }
         };
-        let (chosen, rejected) =
-            if flipped { (branch(1, 0), branch(0, 1)) } else { (branch(0, 0), branch(1, 1)) };
+        // A completion that stands alone has no other to change places with, only its label.
+        let swapped = flipped && facts.branch(Role::Mismatched).is_none() && facts.roles.len() > 1;
+        let (own, other) = (branch(0, 0), branch(1, 1));
+        let (chosen, rejected) = if swapped { (other, own) } else { (own, other) };
         let prompt =
             facts.branch(Role::Prompt).map_or(Jet::default(), |b| Jet::variable(scored.policy.0[i][b], 2));
         Sample {
             chosen,
             rejected,
+            likelihood: own.logp,
             prompt,
             desirable: (facts.roles[0] == Role::Chosen) != flipped,
             mean_chosen_tokens: context.chosen_tokens,

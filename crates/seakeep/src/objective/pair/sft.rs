@@ -4,15 +4,16 @@
 //! ```text
 //! l_i = -log pi(y_w|x) / (mean number of chosen tokens in the global batch)
 //! ```
+//! It is of the completion that the data call chosen, also where a rule asks what the flipped pair would cost.
 
 use super::{Jet, Sample};
 
 /// The loss.
 pub(super) fn loss(s: &Sample) -> Jet {
-    -s.chosen.logp / s.mean_chosen_tokens
+    -s.likelihood / s.mean_chosen_tokens
 }
 
 /// The same of prompt and completion: ORPO's.
 pub(super) fn whole(s: &Sample) -> Jet {
-    -(s.prompt + s.chosen.logp) / (s.mean_prompt_tokens + s.mean_chosen_tokens)
+    -(s.prompt + s.likelihood) / (s.mean_prompt_tokens + s.mean_chosen_tokens)
 }

@@ -124,11 +124,14 @@ fn capped_at_1(shares: &[f64], mass: f64) -> Vec<f64> {
 
 /// `r_i`
 fn capped(m: &[f64], cap: f64, budget: f64) -> Vec<f64> {
-    let tie = worst_case::tie(m);
-    let excess = |m: &f64| if m - cap > tie { m - cap } else { 0.0 };
+    // A tail that is rounding alone is none.
+    if largest(m) - cap <= worst_case::tie(m) {
+        return vec![0.0; m.len()];
+    }
+    let excess = |m: &f64| (m - cap).max(0.0);
     let total: f64 = m.iter().map(excess).sum();
     let mass = budget * m.len() as f64;
-    m.iter().map(|m| if total > 0.0 { (mass * excess(m) / total).min(1.0) } else { 0.0 }).collect()
+    m.iter().map(|m| (mass * excess(m) / total).min(1.0)).collect()
 }
 
 #[cfg(test)]
