@@ -2,8 +2,7 @@
 
 Each trainer is made without its constructor and given only the attributes its loss reads; the model
 is a function whose per-token log-probs sum to the wanted values. What runs is TRL's method, but for
-three words: where it casts to float32 (the alpha divergence, ORPO's odds), its float64 twin casts to
-float64.
+its casts to float32 (the alpha divergence, ORPO's odds): its float64 twin casts to float64.
 """
 
 import inspect
