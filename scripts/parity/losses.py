@@ -20,6 +20,9 @@ import trl_losses
 from objective_cases import Case
 
 BETAS = (0.01, 0.1, 0.5, 2.0)
+PLAIN = ("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
+         "apo_down", "sft", "sigmoid_norm", "cpo", "orpo", "softmax", "rebel")
+"""Losses that need no setting of their own."""
 F_DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 F_DIVERGENCES = (
     {"f_divergence_type": "forward_kl"},
@@ -28,8 +31,8 @@ F_DIVERGENCES = (
     {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.5},
     {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.0},
 )
-REFERENCE_FREE = {"cpo", "simpo", "orpo"}
-UNPAIRED = {"kto", "apo_zero_unpaired"}
+REFERENCE_FREE = ("cpo", "simpo", "orpo")
+UNPAIRED = ("kto", "apo_zero_unpaired")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -39,8 +42,7 @@ UNPAIRED = {"kto", "apo_zero_unpaired"}
 
 def variants():
     """[(label, settings without beta)] of every loss, option and mix."""
-    plain = "sigmoid hinge ipo nca_pair bco_pair sppo_hard aot aot_unpaired apo_zero apo_down sft sigmoid_norm".split()
-    made = [(name, {"loss_type": name}) for name in plain]
+    made = [(name, {"loss_type": name}) for name in PLAIN]
     made += [(name, {"loss_type": name, "label_smoothing": 0.1}) for name in ("sigmoid", "aot", "aot_unpaired")]
     made += [("exo_pair", {"loss_type": "exo_pair", "label_smoothing": value}) for value in (1e-3, 0.1)]
     made += [("robust", {"loss_type": "robust", "label_smoothing": value}) for value in (0.0, 0.1, 0.3)]
@@ -48,10 +50,9 @@ def variants():
     made += [("ipo, summed", {"loss_type": "ipo", "ipo_length_normalize": "false"})]
     made += [("simpo", {"loss_type": "simpo", "simpo_gamma": value}) for value in (0.0, 0.5)]
     made += [("simpo", {"loss_type": "simpo", "simpo_gamma": 1.2, "label_smoothing": 0.1})]
-    made += [("cpo", {"loss_type": "cpo"}), ("cpo", {"loss_type": "cpo", "cpo_alpha": 0.3, "label_smoothing": 0.1})]
-    made += [(name, {"loss_type": name}) for name in ("orpo", "softmax", "rebel")]
-    made += [(name, {"loss_type": name} | weights) for name in ("kto", "apo_zero_unpaired") for weights in
-             ({}, {"desirable_weight": 1.33, "undesirable_weight": 0.8})]
+    made += [("cpo", {"loss_type": "cpo", "cpo_alpha": 0.3, "label_smoothing": 0.1})]
+    weights = {"desirable_weight": 1.33, "undesirable_weight": 0.8}
+    made += [(name, {"loss_type": name} | more) for name in UNPAIRED for more in ({}, weights)]
     return made + f_divergence_variants() + mix_variants()
 
 
@@ -71,11 +72,11 @@ def mix_variants():
         ("hinge,sppo_hard", "1.0,0.001"),
         ("ipo,aot_unpaired,apo_down", "0.01,0.5,2.0"),
         ("nca_pair,sigmoid_norm,discopop,aot", "0.25,0.25,0.25,0.25"),
-        ("apo_zero,hinge", ""),
     )
-    made = [("mix", {"loss_type": names} | ({"loss_weights": weights} if weights else {})) for names, weights in mixes]
-    return made + [("rpo", {"loss_type": name, "rpo_alpha": alpha}) for name, alpha in
-                   (("sigmoid", 0.5), ("hinge", 1.0), ("ipo", 0.1), ("bco_pair", 2.0))]
+    made = [("mix", {"loss_type": names, "loss_weights": weights}) for names, weights in mixes]
+    made += [("mix", {"loss_type": "apo_zero,hinge"})]
+    with_nll = (("sigmoid", 0.5), ("hinge", 1.0), ("ipo", 0.1), ("bco_pair", 2.0))
+    return made + [("rpo", {"loss_type": name, "rpo_alpha": alpha}) for name, alpha in with_nll]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -232,8 +233,8 @@ def trl_options(settings):
     options = {key: value for key, value in settings.items() if not isinstance(value, str)}
     options["f_divergence_type"] = settings.get("f_divergence_type", "reverse_kl")
     options["loss_types"] = settings["loss_type"].split(",")
-    weights = settings.get("loss_weights")
-    options["loss_weights"] = [float(part) for part in weights.split(",")] if weights else [1.0] * len(options["loss_types"])
+    weights = settings.get("loss_weights", ",".join("1" for _ in options["loss_types"]))
+    options["loss_weights"] = [float(part) for part in weights.split(",")]
     if "rpo_alpha" in settings:
         options["loss_types"].append("sft")
         options["loss_weights"].append(settings["rpo_alpha"])
@@ -270,7 +271,8 @@ def gradients(loss, leaves):
     names += [(name, None) for name, value in leaves.items() if not isinstance(value, list)]
     inputs = [leaves[name] if i is None else leaves[name][i] for name, i in names]
     made = {name: {} for name in leaves}
-    for (name, i), grad in zip(names, torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)):
+    found = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+    for (name, i), grad in zip(names, found):
         made[name] |= dict(enumerate(grad.tolist())) if i is None else {i: grad.tolist()}
     return made
 
@@ -323,8 +325,8 @@ def check_formulas():
     rng = random.Random(3)
     rows = [paired_row("moderate", rng) for _ in range(9)]
     wanted = reference({"loss_type": "sigmoid", "beta": 0.1}, rows)[0]
-    smoothed = common.dpo_losses(margins(rows, column(rows, "chosen_logps"), column(rows, "rejected_logps")), 0.1).mean()
-    torch.testing.assert_close(smoothed, wanted, rtol=1e-14, atol=0.0)
+    h = margins(rows, column(rows, "chosen_logps"), column(rows, "rejected_logps"))
+    torch.testing.assert_close(common.dpo_losses(h, 0.1).mean(), wanted, rtol=1e-14, atol=0.0)
     listed = [row | {name: [row[name]] for name in ("rejected_logps", "ref_rejected_logps")} for row in rows]
     torch.testing.assert_close(softmax_loss(listed, 0.1)[0], wanted, rtol=1e-14, atol=0.0)
     free = [reference_free_row("moderate", rng) for _ in range(9)]

@@ -130,20 +130,27 @@ def errors(case, answer):
     return made
 
 
+def kind_of(what):
+    """Which of a line's three figures an error counts towards."""
+    return what if what == "loss" else "weight" if what.endswith("weight") else "derivative"
+
+
 def report(label, judged, shown=3):
     """Print one line for the (case, errors) of a label, and its worst failures; True if it passes."""
-    found = [(error, what, case, ours, reference) for case, rows in judged for error, what, ours, reference in rows]
+    found = [(case, *item) for case, items in judged for item in items]
     worst = {"loss": 0.0, "derivative": 0.0, "weight": 0.0}
-    for error, what, *_ in found:
-        key = what if what == "loss" else "weight" if what.endswith("weight") else "derivative"
-        worst[key] = max(worst[key], error)
-    failures = sorted((item for item in found if item[0] > TOLERANCE), key=lambda item: -item[0])
-    examples, only_finite = sum(len(case.rows) for case, _ in judged), sum(case.expect is None for case, _ in judged)
-    note = f", {only_finite} batches only finite" if only_finite else ""
+    for _, error, what, *_ in found:
+        worst[kind_of(what)] = max(worst[kind_of(what)], error)
+    failures = sorted((item for item in found if item[1] > TOLERANCE), key=lambda item: -item[1])
+    cases = [case for case, _ in judged]
+    unknown = sum(case.expect is None for case in cases)
+    counts = f"{len(cases)} batches, {sum(len(case.rows) for case in cases)} rows"
+    counts += f", {unknown} batches only finite" if unknown else ""
     figures = ", ".join(f"{key} {value:.1e}" for key, value in worst.items())
-    print(f"{'ok  ' if not failures else 'FAIL'} {label}: {len(judged)} batches, {examples} rows{note}; worst {figures}")
-    for error, what, case, ours, reference in failures[:shown]:
-        print(f"     {case.name} {as_text(case.settings)}: {what}: {ours!r}, reference {reference!r} ({error:.1e})")
+    print(f"{'FAIL' if failures else 'ok  '} {label}: {counts}; worst {figures}")
+    for case, error, what, ours, wanted in failures[:shown]:
+        print(f"     {case.name} {as_text(case.settings)}")
+        print(f"       {what}: {ours!r}, reference {wanted!r} ({error:.1e})")
     if failures:
         print(f"     {len(failures)} of {len(found)} comparisons failed")
     return not failures

@@ -17,6 +17,7 @@ import cvxpy
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
 
 import common
 import losses as pair_cases
@@ -74,7 +75,8 @@ class Batch:
 def load(rows, settings):
     """The batch of some rows."""
     chosen, rejected = pair_cases.leaf(rows, "chosen_logps"), pair_cases.leaf(rows, "rejected_logps")
-    u_w, u_l = chosen - pair_cases.column(rows, "ref_chosen_logps"), rejected - pair_cases.column(rows, "ref_rejected_logps")
+    u_w = chosen - pair_cases.column(rows, "ref_chosen_logps")
+    u_l = rejected - pair_cases.column(rows, "ref_rejected_logps")
     winner = (u_w, pair_cases.column(rows, "chosen_tokens"))
     loser = (u_l, pair_cases.column(rows, "rejected_tokens"))
     straight, swapped = pair_losses(settings, winner, loser), pair_losses(settings, loser, winner)
@@ -152,10 +154,11 @@ def group_weights(values, names, step_size):
     """One multiplicative update of uniform group weights, with the shares of these rows."""
     count, groups = len(values), sorted(set(names))
     members = {name: np.array([other == name for other in names]) for name in groups}
-    estimates = np.array([(count / members[name].sum()) * values[members[name]].sum() / count for name in groups])
+    share = {name: members[name].sum() / count for name in groups}
+    estimates = np.array([values[members[name]].sum() / count / share[name] for name in groups])
     alpha = np.exp(step_size * (estimates - estimates.max()))
     alpha = dict(zip(groups, alpha / alpha.sum()))
-    return np.array([alpha[name] / members[name].sum() for name in names])
+    return np.array([alpha[name] / share[name] / count for name in names])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -178,7 +181,8 @@ def kldpo_rule(batch):
     """At a temperature, at a radius, or with the authors' weights."""
     settings = batch.settings
     if settings.get("kldpo_form") == "official":
-        return weighted(batch, common.kldpo_official_weights(batch.losses, settings["kldpo_tau"]) / len(batch.rows))
+        weights = common.kldpo_official_weights(batch.losses, settings["kldpo_tau"])
+        return weighted(batch, weights / len(batch.rows))
     if "kldpo_tau" in settings:
         return weighted(batch, common.kldpo_weights(batch.losses, settings["kldpo_tau"]))
     return weighted(batch, kl_weights(batch.values, settings["kldpo_rho"]))
@@ -276,6 +280,12 @@ def causal_rule(batch):
     return loss + settings["causal_lambda"] * apart, weights
 
 
+def group_rule(batch):
+    """Multiplicative weights over the named groups."""
+    names = [row["group"] for row in batch.rows]
+    return weighted(batch, group_weights(batch.values, names, batch.settings["group_step_size"]))
+
+
 RULES = {
     "mean": mean_rule,
     "kldpo": kldpo_rule,
@@ -286,9 +296,7 @@ RULES = {
     "chi2": lambda batch: weighted(batch, chi2_weights(batch.values, batch.settings["chi2_rho"])),
     "cvar": lambda batch: weighted(batch, cvar_weights(batch.values, batch.settings["cvar_alpha"])),
     "tv": lambda batch: weighted(batch, tv_weights(batch.values, batch.settings["tv_rho"])),
-    "group": lambda batch: weighted(
-        batch, group_weights(batch.values, [row["group"] for row in batch.rows], batch.settings["group_step_size"])
-    ),
+    "group": group_rule,
 }
 
 
@@ -338,7 +346,7 @@ def winsor_variants():
     """The official numbers, others that reach the caps, and the warm-up."""
     others = {"winsor_flip_budget": 0.6, "winsor_tau": 0.3, "winsor_quantile": 0.45,
               "winsor_budget_min": 0.3, "winsor_budget_max": 0.95}
-    early = [{"progress": 0.1}, {"progress": 0.1, "winsor_budget_warmup": 0.4}, {"progress": 0.1, "winsor_warmup": 0.05}]
+    early = [{"progress": 0.1} | more for more in ({}, {"winsor_budget_warmup": 0.4}, {"winsor_warmup": 0.05})]
     return [("winsor", {"rule": "winsor"} | more) for more in ({}, others, {"winsor_tau": 10.0}, *early)]
 
 
@@ -377,7 +385,8 @@ def random_rows(kind, size, rng):
 def add_columns(rows, rule, rng):
     """The columns that a rule reads."""
     if rule == "dpo_pro":
-        return [row | {"soft_label": rng.choice((0.0, 0.5, 1.0, *(round(rng.random(), 6) for _ in range(9))))} for row in rows]
+        sure = lambda: rng.choice((0.0, 0.5, 1.0)) if rng.random() < 0.25 else round(rng.random(), 6)
+        return [row | {"soft_label": sure()} for row in rows]
     if rule == "group":
         return [row | {"group": rng.choice("abcd"[: rng.randint(1, 4)])} for row in rows]
     if rule == "causal":
@@ -404,7 +413,7 @@ OTHER_LOSSES = (
 
 
 def goldens():
-    """(file name, cases): every variant on a plain and on a special batch of the DPO loss, and one other loss."""
+    """(file name, cases): every variant on a plain and a special batch of DPO's loss, and with another loss."""
     check_everything()
     rng, made = random.Random(2603), []
     special = itertools.cycle((("ties", 6), ("outlier", 5), ("extreme", 4), ("equal", 3), ("small", 1)))
@@ -428,9 +437,9 @@ def fresh(seed):
     plan = [("moderate", size) for size in (1, 2, 3, 11, 32, 64)]
     plan += [("small", 16), ("small", 64), ("extreme", 5), ("extreme", 24), ("ties", 9), ("ties", 40),
              ("outlier", 16), ("equal", 7)]
-    made = [make_case(label, SIGMOID | rule, kind, size, rng) for label, rule in variants() for kind, size in plan]
-    other = itertools.product(variants(), OTHER_LOSSES, [("small", 8), ("moderate", 20)])
-    return made + [make_case(label, allowed(loss, rule), kind, size, rng) for (label, rule), loss, (kind, size) in other]
+    todo = list(itertools.product(variants(), [SIGMOID], plan))
+    todo += itertools.product(variants(), OTHER_LOSSES, [("small", 8), ("moderate", 20)])
+    return [make_case(label, allowed(loss, rule), kind, size, rng) for (label, rule), loss, (kind, size) in todo]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -471,8 +480,26 @@ def check_sparsemax():
     for size in (1, 3, 12):
         values = rng.normal(0.0, 1.0, size)
         p = cvxpy.Variable(size, nonneg=True)
-        cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(p - values)), [cvxpy.sum(p) == 1]).solve(solver=cvxpy.CLARABEL)
+        distance = cvxpy.Minimize(cvxpy.sum_squares(p - values))
+        cvxpy.Problem(distance, [cvxpy.sum(p) == 1]).solve(solver=cvxpy.CLARABEL)
         np.testing.assert_allclose(sparsemax(values), p.value, atol=1e-5)
+
+
+def check_flips():
+    """Capped and given on in proportion is `min(1, c s)` with c such that the whole budget is spent."""
+    rng = random.Random(7)
+    for size, budget in itertools.product((1, 4, 15, 40), (0.15, 0.6, 0.95)):
+        settings = SIGMOID | {"rule": "winsor", "winsor_flip_budget": budget}
+        batch = load(random_rows("moderate", size, rng), settings)
+        if batch.z.min() > 0:
+            continue
+        share = sparsemax(np.maximum(0.0, batch.values - batch.swapped.detach().numpy()))
+        spent = lambda scale: np.minimum(1.0, scale * share)
+        if budget * size >= (share > 0).sum():
+            wanted = (share > 0).astype(float)
+        else:
+            wanted = spent(brentq(lambda scale: spent(scale).sum() - budget * size, 0.0, 1e9, xtol=1e-13))
+        np.testing.assert_allclose(flip_probabilities(batch), wanted, rtol=1e-9, atol=1e-12)
 
 
 def check_dpo_pro():
@@ -492,18 +519,16 @@ def check_mmd():
     rng = random.Random(4)
     rows = add_columns(random_rows("moderate", 9, rng), "causal", rng)
     settings = SIGMOID | {"rule": "causal", "causal_prior": "uniform"}
-    with_term, without = (causal_rule(load(rows, settings | {"causal_lambda": value}))[0].item() for value in (1.0, 0.0))
+    value = lambda strength: causal_rule(load(rows, settings | {"causal_lambda": strength}))[0].item()
     points = [[0.1 * (row[f"{b}_logps"] - row[f"ref_{b}_logps"]) for b in ("chosen", "rejected")] for row in rows]
     sigma = np.median([math.dist(points[i], points[j]) for i in range(9) for j in range(i)])
-    count, total, couples = len(rows[0]["environments"]), 0.0, 0
+    count, apart = len(rows[0]["environments"]), []
     masses = [sum(row["environments"][e] for row in rows) for e in range(count)]
-    for a in range(count):
-        for b in range(a + 1, count):
-            couples += 1
-            for i, j in itertools.product(range(9), repeat=2):
-                c = [rows[k]["environments"][a] / masses[a] - rows[k]["environments"][b] / masses[b] for k in (i, j)]
-                total += c[0] * c[1] * math.exp(-math.dist(points[i], points[j]) ** 2 / (2 * sigma**2))
-    assert abs(with_term - without - total / couples) < 1e-12
+    for a, b in itertools.combinations(range(count), 2):
+        c = [row["environments"][a] / masses[a] - row["environments"][b] / masses[b] for row in rows]
+        kernel = lambda i, j: math.exp(-math.dist(points[i], points[j]) ** 2 / (2 * sigma**2))
+        apart.append(sum(c[i] * c[j] * kernel(i, j) for i, j in itertools.product(range(9), repeat=2)))
+    assert abs(value(1.0) - value(0.0) - sum(apart) / len(apart)) < 1e-12
 
 
 def check_pair_losses():
@@ -515,7 +540,7 @@ def check_pair_losses():
 
 
 def check_slopes(step=1e-5):
-    """Where the derivative is that of the loss itself (Danskin's theorem, or no constants), central differences."""
+    """Where the derivative is that of the loss itself (Danskin, or no constants), central differences."""
     rng = random.Random(6)
     constant = {"kldpo, tau", "kldpo, official", "winsor", "group"}
     for label, rule in variants():
@@ -532,7 +557,8 @@ def check_slopes(step=1e-5):
 
 def check_everything():
     """All checks of the references."""
-    for check in (check_balls, check_sparsemax, check_dpo_pro, check_mmd, check_pair_losses, check_slopes):
+    checks = (check_balls, check_sparsemax, check_flips, check_dpo_pro, check_mmd, check_pair_losses, check_slopes)
+    for check in checks:
         check()
 
 

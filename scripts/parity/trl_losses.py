@@ -122,7 +122,8 @@ def kto(logps, tokens, labels, kl, options):
         _compute_kl_logps=lambda model, batch: kl[0],
     )
     mask = spans(tokens)
-    inputs = completion_inputs(mask) | {"label": torch.tensor(labels), "ref_logps": logps[1], "ref_KL_logps": kl[1]}
+    inputs = completion_inputs(mask) | {"label": torch.tensor(labels), "ref_logps": logps[1]}
+    inputs["ref_KL_logps"] = kl[1]
     return KTO_LOSS(trainer, fused_model(logps[0], mask), inputs, False)
 
 
