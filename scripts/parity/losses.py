@@ -8,7 +8,6 @@ sigmoid, softmax over several rejected, rebel) are written from their formulas.
 """
 
 import itertools
-import math
 import random
 
 import torch
@@ -278,12 +277,12 @@ def gradients(loss, leaves):
 
 
 def expectation(settings, rows):
-    """What a case expects: the loss and every row's derivatives; None where the reference is not finite."""
+    """What a case expects: the loss and every row's derivatives; None where TRL's numbers, float32, overflow."""
     loss, leaves = reference(settings, rows)
     grads = gradients(loss, leaves)
     made = [{f"d_{name}": grads[name][i] for name in leaves} for i in range(len(rows))]
     numbers = [number for row in made for value in row.values() for number in objective_cases.flat(value)]
-    if not all(math.isfinite(number) for number in [loss.item(), *numbers]):
+    if not all(abs(number) <= torch.finfo(torch.float32).max for number in [loss.item(), *numbers]):
         return None
     return {"loss": loss.item(), "rows": made}
 

@@ -1,7 +1,7 @@
 """Cases for `seakeep objective`: writing them as goldens, and comparing the built program with them.
 
 A case is one global batch: settings, input rows and what is expected of them. `expect` is None where
-the reference itself is not finite; then the program's answer only has to be finite.
+the reference overflows or hangs on a near tie; then the program's answer only has to be finite.
 """
 
 import argparse

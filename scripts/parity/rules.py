@@ -34,16 +34,24 @@ NEAR = 1e-5
 
 
 def pair_losses(settings, chosen, rejected):
-    """l_i [n]; `chosen` and `rejected` are (log-ratios u [n], token counts [n])."""
-    (u_w, t_w), (u_l, t_l), beta = chosen, rejected, settings["beta"]
-    z = beta * (u_w - u_l)
+    """l_i [n]; `chosen` and `rejected` are (log-ratios u [n], token counts [n], rewards [n])."""
+    (u_w, t_w, r_w), (u_l, t_l, r_l), beta = chosen, rejected, settings["beta"]
+    z, smoothing = beta * (u_w - u_l), settings.get("label_smoothing", 0.0)
+    log_q, log_p = F.logsigmoid(z), F.logsigmoid(-z)
+    exo = lambda: log_q.exp() * (log_q - math.log1p(-smoothing)) + log_p.exp() * (log_p - math.log(smoothing))
     formulas = {
-        "sigmoid": lambda: common.dpo_losses(u_w - u_l, beta, settings.get("label_smoothing", 0.0)),
+        "sigmoid": lambda: -(1 - smoothing) * log_q - smoothing * log_p,
+        "robust": lambda: (smoothing * log_p - (1 - smoothing) * log_q) / (1 - 2 * smoothing),
+        "exo_pair": exo,
         "hinge": lambda: F.relu(1 - z),
         "ipo": lambda: (u_w / t_w - u_l / t_l - 1 / (2 * beta)) ** 2,
+        "sigmoid_norm": lambda: -F.logsigmoid(beta * (u_w / t_w - u_l / t_l)),
         "sppo_hard": lambda: (u_w - 0.5 / beta) ** 2 + (u_l + 0.5 / beta) ** 2,
         "bco_pair": lambda: -F.logsigmoid(beta * u_w) - F.logsigmoid(-beta * u_l),
+        "nca_pair": lambda: -F.logsigmoid(beta * u_w) - F.logsigmoid(-beta * torch.stack([u_w, u_l])).mean(0),
         "apo_zero": lambda: torch.sigmoid(-beta * u_w) + torch.sigmoid(beta * u_l),
+        "apo_down": lambda: torch.sigmoid(beta * u_w) + torch.sigmoid(-z),
+        "rebel": lambda: (z - (r_w - r_l)) ** 2,
     }
     return formulas[settings["loss_type"]]()
 
@@ -72,14 +80,20 @@ class Batch:
         return self.settings["beta"] * (self.u_w - self.u_l).detach().numpy()
 
 
+def smoothing_is_label(settings):
+    """Whether the label smoothing says how sure the labels are (dpo_pro of DPO's loss) and not how to smooth."""
+    return settings["rule"] == "dpo_pro" and settings["loss_type"] == "sigmoid"
+
+
 def load(rows, settings):
     """The batch of some rows."""
     chosen, rejected = pair_cases.leaf(rows, "chosen_logps"), pair_cases.leaf(rows, "rejected_logps")
     u_w = chosen - pair_cases.column(rows, "ref_chosen_logps")
     u_l = rejected - pair_cases.column(rows, "ref_rejected_logps")
-    winner = (u_w, pair_cases.column(rows, "chosen_tokens"))
-    loser = (u_l, pair_cases.column(rows, "rejected_tokens"))
-    straight, swapped = pair_losses(settings, winner, loser), pair_losses(settings, loser, winner)
+    winner = (u_w, pair_cases.column(rows, "chosen_tokens"), pair_cases.column(rows, "score_chosen"))
+    loser = (u_l, pair_cases.column(rows, "rejected_tokens"), pair_cases.column(rows, "score_rejected"))
+    plain = settings | {"label_smoothing": 0.0} if smoothing_is_label(settings) else settings
+    straight, swapped = pair_losses(plain, winner, loser), pair_losses(plain, loser, winner)
     return Batch(rows, settings, chosen, rejected, u_w, u_l, straight, swapped)
 
 
@@ -232,23 +246,33 @@ def winsor_budget(batch):
     return low + (high - low) * doubt
 
 
-def winsor_rule(batch):
-    """Likely flips mixed with their swap, then the tail of the losses drawn in to its threshold."""
+def mixed_losses(batch):
+    """m [n]: the losses with likely flips mixed with their swap."""
     flips = torch.tensor(flip_probabilities(batch))
-    mixed = (1 - flips) * batch.losses + flips * batch.swapped
-    values = mixed.detach().numpy()
-    threshold = np.quantile(values, batch.settings.get("winsor_quantile", 0.7))
-    excess = np.maximum(0.0, values - threshold)
-    total = excess.sum()
-    budget = winsor_budget(batch) * len(values)
-    drawn = np.minimum(1.0, budget * excess / total) if total > 0 else np.zeros(len(values))
+    return (1 - flips) * batch.losses + flips * batch.swapped
+
+
+def winsor_excess(batch):
+    """How far each m lies beyond the threshold."""
+    values = mixed_losses(batch).detach().numpy()
+    return np.maximum(0.0, values - np.quantile(values, batch.settings.get("winsor_quantile", 0.7)))
+
+
+def winsor_rule(batch):
+    """The tail of the mixed losses drawn in to its threshold; (1 - r) m + r T = m - r (m - T)."""
+    excess = winsor_excess(batch)
+    total, budget = excess.sum(), winsor_budget(batch) * len(excess)
+    drawn = np.minimum(1.0, budget * excess / total) if total > 0 else excess
+    mixed = mixed_losses(batch)
+    threshold = mixed.detach() - torch.tensor(excess)
     drawn = torch.tensor(drawn)
     return ((1 - drawn) * mixed + drawn * threshold).mean(), None
 
 
 def dpo_pro_rule(batch):
-    """The worst case over how sure the data are of each pair."""
-    q = torch.tensor([row.get("soft_label", 1.0) for row in batch.rows])
+    """The worst case over how sure the data are of each pair; without a column, 1 - label_smoothing."""
+    unsaid = 1.0 - batch.settings.get("label_smoothing", 0.0)
+    q = torch.tensor([row.get("soft_label", unsaid) for row in batch.rows])
     bound = torch.where(batch.losses > batch.swapped, 1 - q, q)
     shift = torch.minimum((batch.settings["dpo_pro_rho"] * q * (1 - q)).sqrt(), bound)
     made = q * batch.losses + (1 - q) * batch.swapped + shift * (batch.losses - batch.swapped).abs()
@@ -298,24 +322,35 @@ RULES = {
     "tv": lambda batch: weighted(batch, tv_weights(batch.values, batch.settings["tv_rho"])),
     "group": group_rule,
 }
+WITH_TIES = ("kldpo", "chi2", "cvar", "tv", "winsor", "dpo_pro")
 
 
-def nearly_tied(values, weights):
-    """Whether two losses that are almost but not quite equal carry different weights."""
+def nearly_tied(batch, weights):
+    """Whether two losses that are almost but not quite equal are treated differently."""
+    values, near = batch.values, NEAR * np.abs(batch.values).max()
+    gains = values - batch.swapped.detach().numpy()
+    slight = lambda sizes: bool(np.any((sizes > 0) & (sizes < near)))
+    if batch.settings["rule"] == "winsor":
+        return slight(winsor_excess(batch)) or slight(gains.max())
+    if batch.settings["rule"] == "dpo_pro":
+        return slight(np.abs(gains))
     order = np.argsort(values)
     gaps, jumps = np.diff(values[order]), np.abs(np.diff(weights[order]))
-    return bool(np.any((gaps > 0) & (gaps < NEAR * np.abs(values).max()) & (jumps > 1e-9)))
+    return bool(np.any((gaps > 0) & (gaps < near) & (jumps > 1e-9)))
 
 
 def expectation(settings, rows):
-    """What a case expects."""
+    """What a case expects. Near ties leave only the loss to compare; with winsor, which draws the few
+    large losses in to small ones, not even that."""
     batch = load(rows, settings)
     loss, weights = RULES[settings["rule"]](batch)
     chosen, rejected = torch.autograd.grad(loss, (batch.chosen, batch.rejected))
     made = [{"d_chosen_logps": a, "d_rejected_logps": b} for a, b in zip(chosen.tolist(), rejected.tolist())]
     if weights is not None:
         made = [row | {"weight": weight} for row, weight in zip(made, weights.tolist())]
-    if settings["rule"] in ("kldpo", "chi2", "cvar", "tv") and nearly_tied(batch.values, weights):
+    if settings["rule"] in WITH_TIES and nearly_tied(batch, weights):
+        if settings["rule"] == "winsor":
+            return None
         made = [{} for _ in rows]
     return {"loss": loss.item(), "rows": made}
 
@@ -372,7 +407,7 @@ def random_environments(size, count, rng):
 def random_rows(kind, size, rng):
     """A batch: plain kinds of losses.py, `equal` rows, rows with `ties`, or one `outlier`."""
     plain = kind if kind in ("small", "moderate", "extreme") else "moderate"
-    rows = [pair_cases.paired_row(plain, rng) for _ in range(size)]
+    rows = [pair_cases.scored_row(plain, rng) for _ in range(size)]
     if kind == "equal":
         return [dict(rows[0]) for _ in rows]
     if kind == "ties":
@@ -386,7 +421,7 @@ def add_columns(rows, rule, rng):
     """The columns that a rule reads."""
     if rule == "dpo_pro":
         sure = lambda: rng.choice((0.0, 0.5, 1.0)) if rng.random() < 0.25 else round(rng.random(), 6)
-        return [row | {"soft_label": sure()} for row in rows]
+        return [row | ({"soft_label": sure()} if rng.random() < 0.8 else {}) for row in rows]
     if rule == "group":
         return [row | {"group": rng.choice("abcd"[: rng.randint(1, 4)])} for row in rows]
     if rule == "causal":
@@ -409,6 +444,12 @@ OTHER_LOSSES = (
     {"loss_type": "sppo_hard", "beta": 0.05},
     {"loss_type": "bco_pair", "beta": 0.1},
     {"loss_type": "apo_zero", "beta": 0.3},
+    {"loss_type": "robust", "beta": 0.1, "label_smoothing": 0.1},
+    {"loss_type": "exo_pair", "beta": 0.1, "label_smoothing": 0.05},
+    {"loss_type": "sigmoid_norm", "beta": 1.0},
+    {"loss_type": "nca_pair", "beta": 0.1},
+    {"loss_type": "apo_down", "beta": 0.1},
+    {"loss_type": "rebel", "beta": 0.2},
 )
 
 
@@ -421,13 +462,8 @@ def goldens():
     for label, settings in variants():
         made.append(make_case(label, SIGMOID | settings, "moderate", 6, rng))
         made.append(make_case(label, SIGMOID | settings, *next(special), rng))
-        made.append(make_case(label, allowed(next(other), settings), "moderate", 4, rng))
+        made.append(make_case(label, next(other) | settings, "moderate", 4, rng))
     return "rules.json", made
-
-
-def allowed(loss, settings):
-    """`loss` under a rule; dpo_pro has its own use for the label smoothing."""
-    return (SIGMOID if settings["rule"] == "dpo_pro" and "label_smoothing" in loss else loss) | settings
 
 
 def fresh(seed):
@@ -439,7 +475,7 @@ def fresh(seed):
              ("outlier", 16), ("equal", 7)]
     todo = list(itertools.product(variants(), [SIGMOID], plan))
     todo += itertools.product(variants(), OTHER_LOSSES, [("small", 8), ("moderate", 20)])
-    return [make_case(label, allowed(loss, rule), kind, size, rng) for (label, rule), loss, (kind, size) in todo]
+    return [make_case(label, loss | rule, kind, size, rng) for (label, rule), loss, (kind, size) in todo]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -507,7 +543,7 @@ def check_dpo_pro():
     rng = random.Random(3)
     settings = SIGMOID | {"rule": "dpo_pro", "dpo_pro_rho": 0.3}
     for row in add_columns(random_rows("moderate", 60, rng), "dpo_pro", rng):
-        batch, q = load([row], settings), row["soft_label"]
+        batch, q = load([row], settings), row.get("soft_label", 1.0)
         grid = np.linspace(0.0, 1.0, 20_001)
         ball = grid[(grid - q) ** 2 <= 0.3 * q * (1 - q) + 1e-12]
         values = ball * batch.losses.item() + (1 - ball) * batch.swapped.item()
@@ -536,7 +572,8 @@ def check_pair_losses():
     rows = random_rows("moderate", 12, random.Random(5))
     for settings in (SIGMOID, *OTHER_LOSSES):
         wanted = pair_cases.reference(settings, rows)[0]
-        torch.testing.assert_close(load(rows, settings).losses.mean(), wanted, rtol=1e-13, atol=0.0)
+        found = load(rows, settings | {"rule": "mean"}).losses.mean()
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=0.0)
 
 
 def check_slopes(step=1e-5):
@@ -557,9 +594,10 @@ def check_slopes(step=1e-5):
 
 def check_everything():
     """All checks of the references."""
-    checks = (check_balls, check_sparsemax, check_flips, check_dpo_pro, check_mmd, check_pair_losses, check_slopes)
-    for check in checks:
+    for check in (check_balls, check_sparsemax, check_flips, check_dpo_pro, check_mmd):
         check()
+    check_pair_losses()
+    check_slopes()
 
 
 if __name__ == "__main__":
