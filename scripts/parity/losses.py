@@ -8,6 +8,7 @@ sigmoid, softmax over several rejected, rebel) are written from their formulas.
 """
 
 import itertools
+import math
 import random
 
 import torch
@@ -31,6 +32,7 @@ F_DIVERGENCES = (
     {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.0},
 )
 REFERENCE_FREE = ("cpo", "simpo", "orpo")
+FLOAT32_MAX = torch.finfo(torch.float32).max
 UNPAIRED = ("kto", "apo_zero_unpaired")
 
 
@@ -49,6 +51,7 @@ def variants():
     made += [("ipo, summed", {"loss_type": "ipo", "ipo_length_normalize": "false"})]
     made += [("simpo", {"loss_type": "simpo", "simpo_gamma": value}) for value in (0.0, 0.5)]
     made += [("simpo", {"loss_type": "simpo", "simpo_gamma": 1.2, "label_smoothing": 0.1})]
+    made += [("simpo", {"loss_type": "simpo", "simpo_gamma": 0.5, "cpo_alpha": 0.7})]
     made += [("cpo", {"loss_type": "cpo", "cpo_alpha": 0.3, "label_smoothing": 0.1})]
     weights = {"desirable_weight": 1.33, "undesirable_weight": 0.8}
     made += [(name, {"loss_type": name} | more) for name in UNPAIRED for more in ({}, weights)]
@@ -256,7 +259,7 @@ def reference(settings, rows):
     if first == "rebel" or (first == "sigmoid" and options.get("label_smoothing")):
         return formula_loss(rows, options, chosen, rejected), leaves
     if first in REFERENCE_FREE:
-        options["cpo_alpha"] = 0.0 if first == "simpo" else options.get("cpo_alpha", 1.0)
+        options.setdefault("cpo_alpha", 0.0 if first == "simpo" else 1.0)
         return trl_losses.cpo((chosen, rejected), tokens, options), leaves
     if settings.get("ipo_length_normalize") == "false":
         tokens = ([1] * len(rows), [1] * len(rows))
@@ -276,13 +279,22 @@ def gradients(loss, leaves):
     return made
 
 
+def score_overflows(settings, rows):
+    """Whether the forward KL's score 1 - exp(-u) of some completion is too large for TRL's float32."""
+    if settings.get("f_divergence_type") != "forward_kl":
+        return False
+    ratios = (row[f"{b}_logps"] - row[f"ref_{b}_logps"] for row in rows for b in ("chosen", "rejected"))
+    return min(ratios) < -math.log(FLOAT32_MAX)
+
+
 def expectation(settings, rows):
     """What a case expects: the loss and every row's derivatives; None where TRL's numbers, float32, overflow."""
     loss, leaves = reference(settings, rows)
     grads = gradients(loss, leaves)
     made = [{f"d_{name}": grads[name][i] for name in leaves} for i in range(len(rows))]
     numbers = [number for row in made for value in row.values() for number in objective_cases.flat(value)]
-    if not all(abs(number) <= torch.finfo(torch.float32).max for number in [loss.item(), *numbers]):
+    held = all(abs(number) <= FLOAT32_MAX for number in [loss.item(), *numbers])
+    if not held or score_overflows(settings, rows):
         return None
     return {"loss": loss.item(), "rows": made}
 
