@@ -395,7 +395,7 @@ def check_direction(model, pairs, reference, name, shared, grads):
     generator = torch.Generator().manual_seed(1)
     directions = {n: torch.randn(g.shape, generator=generator, dtype=torch.float64) for n, g in grads.items()}
     weights = kldpo_constants(model, pairs, reference, name, shared)
-    values, step = [], 1e-6
+    values, step = [], 1e-7
     for sign in (1.0, -1.0):
         moved = copy.deepcopy(model)
         with torch.no_grad():
