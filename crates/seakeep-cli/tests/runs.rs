@@ -156,6 +156,30 @@ fn evaluation_during_training_is_that_of_eval() {
 }
 
 #[test]
+fn the_reference_is_scored_once_for_all_runs_and_its_files_are_checked() {
+    let place = Place::new();
+    let train = |output: &str, more: &[&str]| {
+        place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--output_dir", output], more].concat())
+    };
+    let told = "6 of 6 rows: the reference's log-probabilities are known from before";
+    assert!(!train("first", &[]).stderr.contains(told));
+    assert!(
+        train("second", &["--method", "wdpo", "--wdpo_prompt_gradient", "separate"]).stderr.contains(told)
+    );
+    assert!(!train("third", &["--reference_cache_dir", "none"]).stderr.contains(told));
+    let weights = |name: &str| std::fs::read(place.path(name).join("model.safetensors")).unwrap();
+    train("again", &[]);
+    assert!(weights("first") == weights("again") && weights("first") == weights("third"));
+    // Another text is another row.
+    let changed = std::fs::read_to_string(place.path("pairs.jsonl")).unwrap().replace("bad bad", "very bad");
+    place.write("changed.jsonl", &changed);
+    assert!(train("fourth", &["--dataset_name", "changed.jsonl"]).stderr.contains("5 of 6 rows"));
+    let cache = std::fs::read_dir(place.path("cache")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&cache, "what\n").unwrap();
+    place.fail(&[&TRAIN[..], &FOUR_STEPS].concat(), 1, &["reference-", "line 1", "remove the file"]);
+}
+
+#[test]
 fn a_resumed_run_ends_as_the_uninterrupted_one_and_another_run_is_refused() {
     let place = Place::new();
     // The checkpoint stands in the middle of a log interval.

@@ -25,6 +25,7 @@ pub mod objective;
 pub mod optim;
 pub mod progress;
 pub mod quickstart;
+pub mod reference;
 pub mod report;
 pub mod scoring;
 pub mod train;

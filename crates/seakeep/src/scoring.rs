@@ -32,6 +32,11 @@ impl Layout {
         Layout { sharing, prompts, ld_alpha: objective.pair.ld_alpha }
     }
 
+    /// For the reference of an objective, whose log-probabilities do not depend on how prompts lie.
+    pub fn of_reference(objective: &Objective) -> Layout {
+        Layout { sharing: Sharing::Shared, ..Layout::of(objective) }
+    }
+
     /// Branches of a pair.
     pub fn branches(self, pair: &TokenizedPair) -> usize {
         pair.branches.len() + usize::from(self.prompts)

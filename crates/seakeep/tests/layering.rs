@@ -16,7 +16,7 @@ const RANKS: [&[&str]; 16] = [
     &["environments", "optim"],
     &["checkpoint"],
     &["scoring"],
-    &["eval"],
+    &["reference", "eval"],
     &["train"],
     &["generate"],
     &["eval_record"],

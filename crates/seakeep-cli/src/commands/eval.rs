@@ -9,13 +9,14 @@ use seakeep::logps::{BranchLogps, Facts};
 use seakeep::model::Model;
 use seakeep::objective::{Context, Scored};
 use seakeep::progress::{Progress, Silent};
+use seakeep::reference::{self, Known};
 use seakeep::scoring::{Layout, Scores};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::logps::{self, RUN_KEYS};
 use crate::config::keys::objective_keys;
-use crate::config::{Settings, objective};
+use crate::config::{Settings, objective, plan};
 use crate::{args, output, progress};
 
 /// The command line.
@@ -25,7 +26,7 @@ pub fn command() -> Command {
         "Measure the held-out loss and the reward metrics of a policy on data sets",
         "seakeep eval --model_name_or_path runs/a --ref_model_name_or_path models/m --dataset_name near.jsonl far.jsonl",
     );
-    let own = ["model_name_or_path", "ref_model_name_or_path", "dataset_test_split"];
+    let own = ["model_name_or_path", "ref_model_name_or_path", "dataset_test_split", "reference_cache_dir"];
     let keys = [&own, args::DATA_KEYS, &objective_keys(), RUN_KEYS, &["seed"]].concat();
     let command = args::keyed(command, &keys)
         .mut_arg("dataset_name", |arg| arg.num_args(1..).action(ArgAction::Append))
@@ -60,6 +61,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let layout = Layout::of(&objective);
     let environments = objective::environments(&settings, &objective);
     // One model in memory at a time.
+    let reference_path = settings.text("ref_model_name_or_path");
     let mut score_all = |source: &ModelSource, who: &str, with_features: bool| -> Result<Vec<Scores>> {
         let model = Model::load(source)?;
         let scored = specs.iter().zip(&sets).map(|(spec, pairs)| {
@@ -68,15 +70,12 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         });
         scored.collect()
     };
-    let reference = settings.text("ref_model_name_or_path");
-    let policy = score_all(&source, "policy", environments.is_some() && reference.is_none())?;
-    let reference: Vec<Scores> = match reference {
+    let policy = score_all(&source, "policy", environments.is_some() && reference_path.is_none())?;
+    let reference: Vec<Vec<Known>> = match reference_path {
         _ if !objective.needs_reference() => {
             let zeros =
-                |pairs: &Vec<TokenizedPair>| pairs.iter().map(|p| vec![0.0; layout.branches(p)]).collect();
-            sets.iter()
-                .map(|pairs| Scores { logps: BranchLogps(zeros(pairs)), ..Scores::default() })
-                .collect()
+                |p: &TokenizedPair| Known { logps: vec![0.0; layout.branches(p)], ..Known::default() };
+            sets.iter().map(|pairs| pairs.iter().map(zeros).collect()).collect()
         }
         Some(path) => {
             let reference = ModelSource::open(&path)?;
@@ -86,24 +85,36 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
                     check_tokens(pairs, &read(spec, &tokenizer, &mut Silent)?)?;
                 }
             }
-            score_all(&reference, "reference", environments.is_some())?
+            let (model, cache) = (Model::load(&reference)?, plan::reference_cache_dir(&settings));
+            let size = settings.count("per_device_eval_batch_size").unwrap_or(1);
+            let mut all = Vec::with_capacity(specs.len());
+            for (spec, pairs) in specs.iter().zip(&sets) {
+                progress.start(&format!("reference on {spec}"), pairs.len() as u64);
+                let rows: Vec<&TokenizedPair> = pairs.iter().collect();
+                let how = (Layout::of_reference(&objective), environments.is_some());
+                all.push(reference::reference(&model, &rows, how, cache.as_deref(), size, &mut *progress)?);
+                progress.finish();
+            }
+            all
         }
         None => {
             progress
                 .note("no --ref_model_name_or_path: the policy is its own reference, so every reward is 0");
-            policy.clone()
+            policy.iter().map(Known::of).collect()
         }
     };
     let mut results = Vec::with_capacity(specs.len());
     for ((spec, pairs), (policy, reference)) in specs.iter().zip(&sets).zip(policy.iter().zip(&reference)) {
         let mut facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, layout.prompts)).collect();
         if let Some(k) = environments {
-            let found = Environments::find(&reference.features, k, settings.seed("seed"))?;
-            for (facts, features) in facts.iter_mut().zip(&reference.features) {
+            let features: Vec<Vec<f32>> = reference.iter().map(|r| r.features.clone()).collect();
+            let found = Environments::find(&features, k, settings.seed("seed"))?;
+            for (facts, features) in facts.iter_mut().zip(&features) {
                 facts.environments = found.of(features);
             }
         }
-        let scored = Scored { policy: &policy.logps, reference: &reference.logps, facts: &facts };
+        let reference = BranchLogps(reference.iter().map(|r| r.logps.clone()).collect());
+        let scored = Scored { policy: &policy.logps, reference: &reference, facts: &facts };
         let mut result = Map::from_iter([
             ("dataset_name".to_string(), json!(spec)),
             ("rows".to_string(), json!(pairs.len())),

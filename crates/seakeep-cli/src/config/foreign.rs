@@ -77,7 +77,7 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("no_cuda", Nil, "the processor computes anyway"),
 
     foreign("disable_dropout", Only(&["true"]), "dropout is never applied"),
-    foreign("precompute_ref_log_probs", Nil, REFERENCE),
+    foreign("precompute_ref_log_probs", Nil, "they always are, and kept for other runs in reference_cache_dir"),
     foreign("precompute_ref_batch_size", Nil, "use per_device_eval_batch_size; it does not change the result"),
     foreign("reference_free", Only(OFF), "use loss_type simpo, cpo or orpo, which have no reference"),
     foreign("force_use_ref_model", Nil, "ref_model_name_or_path is always used where it is given"),

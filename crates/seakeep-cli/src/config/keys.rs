@@ -78,6 +78,9 @@ pub const KEYS: &[Key] = &[
         "The model: a Hugging Face directory (config.json, safetensors, tokenizer.json) or a .gguf file."),
     key(MODEL, "ref_model_name_or_path", Kind::Path, None,
         "The reference model. Default: the model itself, as it is at the start."),
+    key(MODEL, "reference_cache_dir", Kind::Path, None,
+        "Where what the reference says of each row is kept for other runs, by the model's weights and the row's tokens; none: \
+         nowhere. Default: $SEAKEEP_CACHE, or seakeep in $XDG_CACHE_HOME or ~/.cache. (Seakeep's own.)"),
     key(MODEL, "dtype", Kind::Choice(&["float32"]), Some("float32"),
         "Number format of the computation."),
     key(MODEL, "save_dtype", Kind::Choice(&["float32", "bfloat16", "float16"]), Some("float32"),

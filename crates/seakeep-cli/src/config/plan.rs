@@ -1,5 +1,7 @@
 //! From settings to the library's options: what follows from what, and what contradicts.
 
+use std::path::PathBuf;
+
 use seakeep::data::{PromptMismatch, TokenizeOptions, TruncatedCompletion, TruncationMode};
 use seakeep::formats::SaveDtype;
 use seakeep::objective::Objective;
@@ -32,6 +34,7 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
         dataset_train_split: settings.required("dataset_train_split")?,
         dataset_test_split,
         eval_dataset_name,
+        reference_cache_dir: reference_cache_dir(settings),
         output_dir: settings.required("output_dir")?.into(),
         overwrite_output_dir: switch(settings, "overwrite_output_dir"),
         method,
@@ -68,6 +71,18 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
         tensorboard: settings.words("report_to").iter().any(|word| word == "tensorboard"),
         save_dtype: save_dtype(settings),
     })
+}
+
+/// Where the reference's log-probabilities are kept from run to run.
+pub fn reference_cache_dir(settings: &Settings) -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    match settings.text("reference_cache_dir").as_deref() {
+        Some("none") => None,
+        Some(path) => Some(path.into()),
+        None => variable("SEAKEEP_CACHE")
+            .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("seakeep")))
+            .or_else(|| variable("HOME").map(|dir| dir.join(".cache/seakeep"))),
+    }
 }
 
 /// How to tokenise, and which columns the objective asks for.

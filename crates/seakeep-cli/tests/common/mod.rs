@@ -88,6 +88,7 @@ impl Place {
         let output = Command::new(env!("CARGO_BIN_EXE_seakeep"))
             .args(args)
             .current_dir(self.directory.path())
+            .env("SEAKEEP_CACHE", self.path("cache"))
             .output()
             .unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

@@ -30,6 +30,14 @@ impl Fingerprint {
         self
     }
 
+    /// Adds numbers of 32 bits, a word at a time: four times as fast as their bytes, and another name than theirs.
+    pub fn words(mut self, words: impl IntoIterator<Item = u32>) -> Fingerprint {
+        for word in words {
+            self.0 = (self.0 ^ u128::from(word)).wrapping_mul(PRIME);
+        }
+        self
+    }
+
     fn absorb(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.0 = (self.0 ^ u128::from(byte)).wrapping_mul(PRIME);

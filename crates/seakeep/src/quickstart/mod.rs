@@ -270,6 +270,7 @@ fn align_one(
         dataset_train_split: "train".into(),
         dataset_test_split: None,
         eval_dataset_name: None,
+        reference_cache_dir: None,
         output_dir: output_dir.clone(),
         overwrite_output_dir: false,
         method: method.method.into(),

@@ -19,6 +19,7 @@ use crate::model::Model;
 use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
+use crate::reference::{Known, reference};
 use crate::scoring::{Layout, score};
 use crate::{Error, Result};
 
@@ -308,16 +309,15 @@ fn reference_rows(
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let chosen: Vec<&TokenizedPair> = rows.iter().map(|&i| &pairs[i]).collect();
-    let (layout, size) = (Layout::of(&options.objective), options.per_device_eval_batch_size);
-    let scores = score(model, &chosen, layout, options.environments.is_some(), size, progress)?;
+    let how = (Layout::of_reference(&options.objective), options.environments.is_some());
+    let (cache, size) = (options.reference_cache_dir.as_deref(), options.per_device_eval_batch_size);
+    let found = reference(model, &chosen, how, cache, size, progress)?;
     if let (None, Some(k), false) = (&environments, options.environments, rows.is_empty()) {
-        *environments = Some(Environments::find(&scores.features, k, options.seed)?);
+        let features: Vec<Vec<f32>> = found.iter().map(|f| f.features.clone()).collect();
+        *environments = Some(Environments::find(&features, k, options.seed)?);
     }
-    for (i, (row, logps)) in rows.iter().zip(scores.logps.0).enumerate() {
-        let environments = match (&environments, scores.features.get(i)) {
-            (Some(found), Some(features)) => found.of(features),
-            _ => Vec::new(),
-        };
+    for (row, Known { logps, features }) in rows.iter().zip(found) {
+        let environments = environments.as_ref().map(|e| e.of(&features)).unwrap_or_default();
         known.insert(*row, ReferenceRow { logps, environments });
     }
     Ok(())
