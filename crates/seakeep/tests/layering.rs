@@ -19,7 +19,7 @@ const RANKS: [&[&str]; 16] = [
     &["reference", "eval"],
     &["train"],
     &["generate"],
-    &["eval_record"],
+    &["preferences", "eval_record"],
     &["report", "world"],
     &["quickstart"],
 ];

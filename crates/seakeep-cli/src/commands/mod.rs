@@ -10,6 +10,7 @@ mod inspect_data;
 mod inspect_model;
 mod logps;
 mod objective;
+mod pairs;
 mod quickstart;
 mod train;
 
@@ -41,6 +42,7 @@ pub fn cli() -> Command {
             logps::command(),
             eval::command(),
             objective::command(),
+            pairs::command(),
             generate::command(),
             inspect::command(),
             init::command(),
@@ -55,6 +57,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("train", matches)) => train::run(matches),
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
+        Some(("pairs", matches)) => pairs::run(matches),
         Some(("objective", matches)) => objective::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),

@@ -32,13 +32,13 @@ pub fn read_pairs(spec: &str) -> Result<Vec<Pair>> {
 }
 
 /// One row of a data file on its way: its columns by name.
-pub(super) type Columns = Map<String, Value>;
+pub type Columns = Map<String, Value>;
 
-/// The rows of `spec`, each made into a `T` from its file, its number and its columns.
-pub(super) fn read_rows<T>(
-    spec: &str,
-    make: impl Fn(Arc<Path>, usize, Columns) -> Result<T>,
-) -> Result<Vec<T>> {
+/// The rows of `spec` (as [`read_pairs`] takes it), each made into a `T` from its file, its number and its columns.
+///
+/// # Errors
+/// As [`read_pairs`], and whatever `make` refuses.
+pub fn read_rows<T>(spec: &str, make: impl Fn(Arc<Path>, usize, Columns) -> Result<T>) -> Result<Vec<T>> {
     let mut rows = Vec::new();
     for path in data_files(spec)? {
         let before = rows.len();

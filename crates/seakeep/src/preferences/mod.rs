@@ -1,0 +1,242 @@
+//! Preferences out of scored completions, as the papers make them (arXiv 2502.01930, section 7): a mixture of objectives,
+//! Bradley-Terry labels, filters, and a card that says what came of it.
+//!
+//! ```text
+//! r(y) = sum_k w_k r_k(y)      convex            P(1 beats 2) = sigmoid(scale (r(1) - r(2)))
+//! r(y) = prod_k r_k(y)^w_k     geometric
+//! ```
+//! Everything random is a function of the seed and the prompt: neither the order of the rows nor the other prompts change
+//! what becomes of one.
+
+mod card;
+mod read;
+
+pub use card::{Card, Spread};
+pub use read::{Completion, read_completions};
+
+use std::collections::BTreeMap;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Map, Value, json};
+
+use crate::formats::Fingerprint;
+use crate::objective::sigmoid;
+use crate::{Error, Result};
+
+/// How several objectives become one reward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Their weighted sum.
+    Convex,
+    /// Their weighted product; no score may be negative.
+    Geometric,
+}
+
+/// Which completions meet, and who wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// Drawn pairs, won with the Bradley-Terry probability.
+    BradleyTerry,
+    /// Drawn pairs, won by the higher reward.
+    Higher,
+    /// The best completion of each prompt against its worst.
+    BestWorst,
+}
+
+/// How to make preferences.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairOptions {
+    /// Objectives and their weights.
+    pub weights: Vec<(String, f64)>,
+    /// How they are mixed.
+    pub form: Form,
+    /// Who meets and who wins.
+    pub labels: Labels,
+    /// Bradley-Terry's factor on the difference of rewards.
+    pub scale: f64,
+    /// Pairs drawn of each prompt; `None`: all there are.
+    pub pairs_per_prompt: Option<usize>,
+    /// Pairs whose rewards differ by less are left out.
+    pub min_margin: f64,
+    /// Pairs whose rewards differ by more are left out.
+    pub max_margin: f64,
+    /// Share of the labels that are turned in the end.
+    pub flip_rate: f64,
+    /// Share of the prompts that go to the test set.
+    pub test_share: f64,
+    /// Columns of the completions' rows that pairs keep, such as a group.
+    pub keep: Vec<String>,
+    /// Seed.
+    pub seed: u64,
+}
+
+/// What was made.
+pub struct Made {
+    /// Rows for training: `prompt`, `chosen`, `rejected`, `score_chosen`, `score_rejected`, `soft_label`, ...
+    pub train: Vec<Value>,
+    /// The same of other prompts.
+    pub test: Vec<Value>,
+    /// What came of it.
+    pub card: Card,
+}
+
+impl PairOptions {
+    /// The mixed reward of a completion.
+    ///
+    /// # Errors
+    /// [`Error::Row`] for a score that the mixture cannot take.
+    pub fn reward(&self, completion: &Completion) -> Result<f64> {
+        let mut mixed = if self.form == Form::Convex { 0.0 } else { 1.0 };
+        for (name, weight) in &self.weights {
+            let score = completion.score(name)?;
+            match self.form {
+                Form::Convex => mixed += weight * score,
+                Form::Geometric if score < 0.0 => {
+                    let what = format!("`{name}` is {score}; a geometric mixture takes no negative score");
+                    return Err(completion.error("scores", what));
+                }
+                Form::Geometric => mixed *= score.powf(*weight),
+            }
+        }
+        Ok(mixed)
+    }
+}
+
+/// Makes pairs of completions of the same prompt.
+///
+/// # Errors
+/// A score that is missing or cannot be mixed; no pair at all.
+pub fn make_pairs(completions: &[Completion], options: &PairOptions) -> Result<Made> {
+    let mut prompts: BTreeMap<String, Vec<(&Completion, f64)>> = BTreeMap::new();
+    let mut order: Vec<String> = Vec::new();
+    let mut card = Card::of(completions, options)?;
+    for completion in completions {
+        let key = completion.prompt.to_string();
+        let reward = options.reward(completion)?;
+        let same = prompts.entry(key.clone()).or_default();
+        if same.is_empty() {
+            order.push(key);
+        }
+        if same.iter().any(|(other, _)| other.completion == completion.completion) {
+            card.duplicates += 1;
+        } else {
+            same.push((completion, reward));
+        }
+    }
+    card.prompts = order.len();
+    let (mut train, mut test) = (Vec::new(), Vec::new());
+    for key in &order {
+        let mut rng = rng_of(key, options.seed);
+        // Drawn first, so that no other option moves a prompt to the other side.
+        let to = if rng.random::<f64>() < options.test_share { &mut test } else { &mut train };
+        let rivals = &prompts[key];
+        card.lone_prompts += usize::from(rivals.len() < 2);
+        for (first, second) in meetings(rivals, options, &mut rng) {
+            let margin = (first.1 - second.1).abs();
+            if !(options.min_margin..=options.max_margin).contains(&margin) {
+                card.filtered += 1;
+                continue;
+            }
+            let pair = judge(first, second, options, &mut rng);
+            card.add(&pair);
+            to.push(pair.row(options));
+        }
+    }
+    if train.is_empty() && test.is_empty() {
+        return Err(Error::Usage(format!(
+            "no pair came of {} completions of {} prompts: {} prompts have one completion only, {} pairs lie outside the margins",
+            completions.len(),
+            card.prompts,
+            card.lone_prompts,
+            card.filtered
+        )));
+    }
+    (card.train_pairs, card.test_pairs) = (train.len(), test.len());
+    Ok(Made { train, test, card: card.finished() })
+}
+
+/// The prompt's own source of chance.
+fn rng_of(prompt: &str, seed: u64) -> ChaCha8Rng {
+    let print = Fingerprint::new().field(prompt.as_bytes()).field(&seed.to_le_bytes()).hex();
+    let word = u64::from_str_radix(&print[16..], 16).unwrap_or_default();
+    ChaCha8Rng::seed_from_u64(word)
+}
+
+type Rival<'a> = (&'a Completion, f64);
+
+/// The pairs of one prompt.
+fn meetings<'a>(
+    rivals: &[Rival<'a>],
+    options: &PairOptions,
+    rng: &mut ChaCha8Rng,
+) -> Vec<(Rival<'a>, Rival<'a>)> {
+    let n = rivals.len();
+    if options.labels == Labels::BestWorst {
+        let best = (0..n).reduce(|a, b| if rivals[b].1 > rivals[a].1 { b } else { a });
+        let worst = (0..n).reduce(|a, b| if rivals[b].1 < rivals[a].1 { b } else { a });
+        return match (best, worst) {
+            (Some(best), Some(worst)) if best != worst => vec![(rivals[best], rivals[worst])],
+            _ => Vec::new(),
+        };
+    }
+    let mut all: Vec<(usize, usize)> = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j))).collect();
+    // The first few of a random order.
+    let wanted = options.pairs_per_prompt.unwrap_or(all.len()).min(all.len());
+    for k in 0..wanted {
+        let other = rng.random_range(k..all.len());
+        all.swap(k, other);
+    }
+    all[..wanted].iter().map(|&(i, j)| (rivals[i], rivals[j])).collect()
+}
+
+/// A labelled pair.
+struct Judged<'a> {
+    chosen: Rival<'a>,
+    rejected: Rival<'a>,
+    /// The probability that `chosen` is the better one.
+    probability: f64,
+    flipped: bool,
+}
+
+fn judge<'a>(first: Rival<'a>, second: Rival<'a>, options: &PairOptions, rng: &mut ChaCha8Rng) -> Judged<'a> {
+    let probability = sigmoid(options.scale * (first.1 - second.1));
+    let luck: f64 = rng.random();
+    let wins = match options.labels {
+        Labels::BradleyTerry => luck < probability,
+        // A draw is decided by chance.
+        Labels::Higher | Labels::BestWorst if first.1 == second.1 => luck < 0.5,
+        Labels::Higher | Labels::BestWorst => first.1 > second.1,
+    };
+    let flipped = rng.random::<f64>() < options.flip_rate;
+    if wins != flipped {
+        Judged { chosen: first, rejected: second, probability, flipped }
+    } else {
+        Judged { chosen: second, rejected: first, probability: 1.0 - probability, flipped }
+    }
+}
+
+impl Judged<'_> {
+    fn row(&self, options: &PairOptions) -> Value {
+        let ((chosen, score_chosen), (rejected, score_rejected)) = (self.chosen, self.rejected);
+        let mut row = Map::new();
+        row.insert("prompt".into(), chosen.prompt.clone());
+        row.insert("chosen".into(), chosen.answer());
+        row.insert("rejected".into(), rejected.answer());
+        row.insert("score_chosen".into(), json!(score_chosen));
+        row.insert("score_rejected".into(), json!(score_rejected));
+        row.insert("soft_label".into(), json!(self.probability));
+        row.insert("scores_chosen".into(), json!(chosen.scores));
+        row.insert("scores_rejected".into(), json!(rejected.scores));
+        if options.flip_rate > 0.0 {
+            row.insert("flipped".into(), json!(self.flipped));
+        }
+        for name in &options.keep {
+            row.insert(name.clone(), chosen.columns.get(name).cloned().unwrap_or_default());
+        }
+        Value::Object(row)
+    }
+}
+
+#[cfg(test)]
+mod tests;
