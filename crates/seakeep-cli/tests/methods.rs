@@ -91,6 +91,11 @@ fn labelled_completions_and_pairs_train_kto() {
         place.succeed(&["logps", "--model_name_or_path", "model", "--dataset_name", "unpaired.jsonl"]);
     let first: Value = serde_json::from_str(logps.stdout.lines().next().unwrap()).unwrap();
     assert!(first["label"] == true && has(&first, "completion_logps"), "{first}");
+    // The same prompt for all: nothing to compare with.
+    let same = json!({"prompt": "you", "completion": " thanks", "label": 1});
+    place.write("same.jsonl", &format!("{same}\n{same}\n"));
+    let flags = [&TRAIN[..], &STEPS, &["--dataset_name", "same.jsonl", "--method", "kto"]].concat();
+    place.fail(&flags, 1, &["same.jsonl: all rows have the same prompt"]);
     place.fail(
         &[&TRAIN[..], &STEPS, &["--dataset_name", "unpaired.jsonl"]].concat(),
         1,

@@ -154,8 +154,10 @@ fn table(results: &[Value]) -> String {
     let columns = ["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"];
     let mut lines = vec![format!("{:>6} {:>10} {:>10} {:>10}  data", "rows", "loss", "accuracy", "margin")];
     for result in results {
-        let numbers: String =
-            columns.iter().map(|c| format!(" {:>10.4}", result[*c].as_f64().unwrap_or(f64::NAN))).collect();
+        let numbers: String = columns
+            .iter()
+            .map(|c| result[*c].as_f64().map_or(format!(" {:>10}", "-"), |x| format!(" {x:>10.4}")))
+            .collect();
         let name = result["dataset_name"].as_str().unwrap_or_default();
         lines.push(format!("{:>6}{numbers}  {name}", result["rows"].to_string()));
     }

@@ -5,8 +5,8 @@ use seakeep::{Error, Result};
 
 use crate::args;
 use crate::config::foreign::{FOREIGN, Fate};
-use crate::config::keys::{self, KEYS, RULES};
-use crate::config::methods::METHODS;
+use crate::config::keys::{KEYS, RULES};
+use crate::config::methods::{GUIDE, LOSSES, METHODS};
 use crate::output;
 
 /// A metric: name, unit, meaning.
@@ -14,13 +14,14 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "loss",
         "nats",
-        "What is minimised, penalty included. ln 2 = 0.6931 (DPO) where policy and reference are equal.",
+        "What is minimised, penalty included (eval_loss leaves WDPO's penalty out). ln 2 = 0.6931 (DPO) where policy and \
+         reference are equal.",
     ),
     (
         "rewards/chosen",
         "nats x beta",
-        "Mean of beta (log pi - log ref) of the chosen completions. Negative is common: both branches may become less \
-         likely while the margin grows.",
+        "Mean of beta (log pi - log ref) of the chosen completions; without a reference (cpo) of beta log pi, for simpo and \
+         orpo averaged over tokens. Negative is common: both branches may become less likely while the margin grows.",
     ),
     ("rewards/rejected", "nats x beta", "The same of the rejected completions."),
     (
@@ -29,7 +30,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Pairs whose chosen reward is above the rejected one. Pair by pair, not of means.",
     ),
     ("rewards/margins", "nats x beta", "Mean of chosen reward - rejected reward."),
-    ("logps/chosen", "nats", "Mean log-probability of the chosen completions, each summed over its tokens."),
+    (
+        "logps/chosen",
+        "nats",
+        "Mean log-probability of the chosen completions, each summed over its tokens (simpo, orpo: averaged; ld_alpha: its weights).",
+    ),
     ("logps/rejected", "nats", "The same of the rejected completions."),
     ("logits/chosen", "logits", "Mean logit over the vocabulary and the tokens of chosen completions."),
     ("logits/rejected", "logits", "The same of rejected completions."),
@@ -157,11 +162,12 @@ fn objectives() -> String {
     let mut text = format!(
         "Methods, for --method NAME.\n{}\n\n",
         wrapped(
-            "Each is a preset of keys; what is given besides wins, so that --method wdpo --rule kldpo --loss_type hinge is the \
-             Wasserstein penalty on hinge losses under the KL worst case. A rule sees the whole batch of an optimizer step, \
-             however it is split into passes."
+            "Each is a preset of keys. Knobs that are given besides win, and what a method leaves open can be chosen: --method \
+             wdpo --rule kldpo --loss_type hinge is the Wasserstein penalty on hinge losses under the KL worst case. A rule \
+             sees the whole batch of an optimizer step, however it is split into passes."
         )
     );
+    text += &format!("Which one?\n{}\n\n", wrapped(GUIDE));
     for m in METHODS {
         let sets: Vec<String> = m.sets.iter().map(|(key, value)| format!("{key} = {value}")).collect();
         text += &format!("{}\n{}\n", m.name, wrapped(&format!("{}.", m.does)));
@@ -172,9 +178,11 @@ fn objectives() -> String {
         text += &format!("{}\n", wrapped(&format!("Knobs: {}. Cost: {}.", m.knobs, m.cost)));
         text += &format!("{}\n\n", wrapped(&format!("Paper: {}.", m.paper)));
     }
-    let losses = keys::find("loss_type").map_or(String::new(), |key| key.kind.expectation());
-    let losses = losses.trim_start_matches("one or several of: ");
-    text += &format!("Losses of a pair, for --loss_type\n{}\n\n", wrapped(losses));
+    text += "Losses of a pair, for --loss_type (several, separated by commas, are mixed)\n";
+    for (name, meaning) in LOSSES {
+        text += &format!("{}\n", wrapped(&format!("{name}: {meaning}.")));
+    }
+    text.push('\n');
     text += &format!("Rules over the batch, for --rule\n{}\n", wrapped(&RULES.join(", ")));
     text
 }

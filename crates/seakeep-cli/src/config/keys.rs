@@ -109,8 +109,8 @@ pub const KEYS: &[Key] = &[
         "What to do where a prompt alone fills max_length: stop, or leave the row out (TRL's rule). (Seakeep's own.)"),
 
     key(OBJECTIVE, "method", Kind::Method, Some("dpo"),
-        "A preset: sets loss_type, rule and knobs as a paper has them (`seakeep help objectives`). What is given besides \
-         wins. (Seakeep's own.)"),
+        "A preset: sets loss_type, rule and knobs as a paper has them (`seakeep help objectives`). Knobs that are given \
+         besides win; a loss_type or rule that the method has is not replaced. (Seakeep's own.)"),
     key(OBJECTIVE, "loss_type", Kind::Choices(LOSS_TYPES), Some("sigmoid"),
         "The loss of a pair; several, separated by commas, are mixed by loss_weights."),
     key(OBJECTIVE, "loss_weights", Kind::Numbers, None,
@@ -148,9 +148,9 @@ pub const KEYS: &[Key] = &[
         "rebel: column with the chosen completion's reward. (Seakeep's own.)"),
     key(OBJECTIVE, "rejected_reward_column", Kind::Text, Some("score_rejected"),
         "rebel: column with the rejected completion's reward. (Seakeep's own.)"),
-    key(OBJECTIVE, "kldpo_tau", Kind::Number(Range::Positive), Some("0.05"),
-        "kldpo: temperature in nats: the smaller, the more the worst pairs weigh (the paper, at beta 0.01: 0.05-0.1 at 1B \
-         parameters, 0.005-0.01 at 3B and 8B; at beta 0.1: 0.5-1)."),
+    key(OBJECTIVE, "kldpo_tau", Kind::Number(Range::Positive), None,
+        "kldpo: temperature in nats: the smaller, the more the worst pairs weigh. Default: 5 beta (the paper, at beta 0.01: \
+         0.05-0.1 at 1B parameters, 0.005-0.01 at 3B and 8B; at beta 0.1: 0.5-1)."),
     key(OBJECTIVE, "kldpo_rho", Kind::Number(Range::NotNegative), None,
         "kldpo: radius in nats, in place of kldpo_tau: the temperature is then solved for in each batch."),
     key(OBJECTIVE, "kldpo_form", Kind::Choice(&["paper", "official"]), Some("paper"),

@@ -154,14 +154,24 @@ impl Kind {
             Kind::Choice(words) => match value.as_array().map(Vec::as_slice) {
                 Some([one]) => return word(words, one).then(|| one.clone()),
                 Some(_) => false,
-                None => word(words, value),
+                // `dpo-pro` and `dpo_pro` are the same name.
+                None => {
+                    let plain = value.as_str().map(|text| Value::from(text.replace('-', "_")));
+                    let found = [Some(value.clone()), plain].into_iter().flatten().find(|v| word(words, v));
+                    return found;
+                }
             },
             Kind::Choices(words) => match value {
-                Value::Array(list) => list.iter().all(|v| word(words, v)),
-                one => return word(words, one).then(|| Value::from(vec![one.clone()])),
+                Value::Array(list) => !list.is_empty() && list.iter().all(|v| word(words, v)),
+                // As a flag would spell several.
+                Value::String(text) => {
+                    let list: Vec<Value> = text.split(',').map(|w| Value::from(w.trim())).collect();
+                    return list.iter().all(|v| word(words, v)).then(|| Value::from(list));
+                }
+                _ => false,
             },
             Kind::Method => {
-                let name = value.as_str().map(|name| name.replace('_', "-"));
+                let name = value.as_str().map(|name| name.to_lowercase().replace('_', "-"));
                 return name.filter(|name| methods::find(name).is_some()).map(Value::from);
             }
             Kind::Numbers => match value {

@@ -143,6 +143,40 @@ pub const METHODS: &[Method] = &[
         knobs: "beta", cost: "as DPO, prompts are learnt too; no reference", paper: "Hong et al., arXiv 2403.07691" },
 ];
 
+/// How to choose, in a paragraph.
+pub const GUIDE: &str = "If you fear that some labels are wrong, take a method that leans away from large losses (drdpo, winsor, \
+    rdpo). If you fear that some people are rare in your data and common later, take one that leans on them (kldpo, chi2, cvar; \
+    group where you know them). The two are opposites: a wrong label and a rare opinion both show as a large loss, and no rule \
+    can tell them apart. wdpo guards against texts that move, dpo-pro against labels that were never sure, causaldpo against \
+    preferences that go with the kind of prompt.";
+
+/// The losses of a pair, in a line each.
+#[rustfmt::skip]
+pub const LOSSES: &[(&str, &str)] = &[
+    ("sigmoid", "DPO; with label_smoothing conservative DPO"),
+    ("hinge", "SLiC, RSO: no more push beyond a margin of 1/beta"),
+    ("ipo", "draws the margin to 1/(2 beta) instead of ever further (averaged over tokens; ipo_length_normalize)"),
+    ("exo_pair", "EXO: reverse KL to the smoothed preference; needs label_smoothing"),
+    ("nca_pair", "NCA: raises the chosen one absolutely, not only against the rejected"),
+    ("robust", "unbiased where a share label_smoothing of the labels is flipped"),
+    ("bco_pair", "BCO: each completion by itself good or bad"),
+    ("sppo_hard", "SPPO: draws log-ratios to +-1/(2 beta)"),
+    ("aot", "the margins' distribution dominates the reference's, quantile by quantile"),
+    ("aot_unpaired", "the chosen completions' distribution dominates the rejected ones'"),
+    ("apo_zero", "APO: chosen up, rejected down; for chosen texts better than the model's"),
+    ("apo_down", "APO: both down, the rejected more; for chosen texts worse than the model's"),
+    ("discopop", "DiscoPOP: a mixture of logistic and exponential found by search"),
+    ("sft", "likelihood of the chosen completion; mostly as a part of a mix"),
+    ("sigmoid_norm", "DPO of log-ratios averaged over tokens: against length bias"),
+    ("simpo", "no reference: mean log-probabilities and a target margin"),
+    ("cpo", "no reference: margin of log-probabilities, and likelihood (TRL's CPOTrainer with loss_type sigmoid)"),
+    ("orpo", "no reference: likelihood of prompt and chosen completion, and the odds ratio"),
+    ("kto", "completions called good or bad, against a reference point"),
+    ("apo_zero_unpaired", "the same without the reference point"),
+    ("softmax", "one chosen completion against any number of rejected ones"),
+    ("rebel", "the margin regressed on a difference of rewards"),
+];
+
 /// The method of this name.
 pub fn find(name: &str) -> Option<&'static Method> {
     METHODS.iter().find(|method| method.name == name)
@@ -178,6 +212,13 @@ mod tests {
                 assert!(key.kind.check(&key.kind.of_flag(value)).is_some(), "{}: {name}", method.name);
             }
         }
+    }
+
+    #[test]
+    fn every_loss_has_its_line() {
+        let names: Vec<&str> = LOSSES.iter().map(|l| l.0).collect();
+        let expected = keys::find("loss_type").unwrap().kind.expectation();
+        assert_eq!(expected, format!("one or several of: {}", names.join(", ")));
     }
 
     #[test]

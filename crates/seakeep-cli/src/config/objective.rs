@@ -47,6 +47,9 @@ pub fn environments(settings: &Settings, objective: &Objective) -> Option<usize>
     matches!(objective.rule, Rule::Causal(_)).then(|| settings.count("causal_environments").unwrap_or(1))
 }
 
+/// Which method has the penalty, and how it goes with others.
+const WDPO: &str = "wdpo, whose penalty goes with any loss_type and rule (--method wdpo --rule kldpo)";
+
 /// Whether the settings ask for the input-gradient penalty: by the method, or beside a rule or loss of their own.
 fn is_penalised(settings: &Settings) -> bool {
     let composed = settings.is_given("rule") || settings.is_given("loss_type");
@@ -74,9 +77,7 @@ fn check_knobs(settings: &Settings) -> Result<()> {
         let owner = if key.name == "soft_label_column" { Some(&"dpo_pro") } else { owner };
         let (belongs, choose) = match owner {
             Some(owner) => (*owner == rule, preset_of(owner)),
-            None if key.name.starts_with("wdpo_") => {
-                (is_penalised(settings), "wdpo (it goes with any rule: --method wdpo --rule kldpo)")
-            }
+            None if key.name.starts_with("wdpo_") => (is_penalised(settings), WDPO),
             None => (true, ""),
         };
         if !belongs {
@@ -85,8 +86,43 @@ fn check_knobs(settings: &Settings) -> Result<()> {
                 settings.place(key.name)
             ));
         }
+        // A moved configuration may spell out the default of a knob that it does not use.
+        if let Some(owners) = losses_of(key.name)
+            && !settings.words("loss_type").iter().any(|name| owners.contains(&name.as_str()))
+            && !settings.is_default(key.name)
+        {
+            return usage(format!(
+                "{} has no meaning with loss_type {}; leave it out or use loss_type {}",
+                settings.place(key.name),
+                settings.words("loss_type").join(","),
+                owners.join(" or ")
+            ));
+        }
+    }
+    let alpha = settings.text("f_divergence_type").as_deref() == Some("alpha_divergence");
+    if !alpha
+        && settings.is_given("f_alpha_divergence_coef")
+        && !settings.is_default("f_alpha_divergence_coef")
+    {
+        return usage(format!(
+            "{} has no meaning without f_divergence_type alpha_divergence",
+            settings.place("f_alpha_divergence_coef")
+        ));
     }
     Ok(())
+}
+
+/// The losses that a knob belongs to; `None`: it is of no loss in particular.
+fn losses_of(knob: &str) -> Option<&'static [&'static str]> {
+    match knob {
+        "discopop_tau" => Some(&["discopop"]),
+        "simpo_gamma" => Some(&["simpo"]),
+        "cpo_alpha" => Some(&["cpo", "simpo"]),
+        "ipo_length_normalize" => Some(&["ipo"]),
+        "desirable_weight" | "undesirable_weight" => Some(&["kto", "apo_zero_unpaired"]),
+        "chosen_reward_column" | "rejected_reward_column" => Some(&["rebel"]),
+        _ => None,
+    }
 }
 
 /// The method that stands for a rule.
@@ -96,6 +132,9 @@ fn preset_of(rule: &str) -> &'static str {
     };
     super::methods::METHODS.iter().find(stands).map_or("", |m| m.name)
 }
+
+/// The losses that smooth labels.
+const SMOOTHED: [&str; 7] = ["sigmoid", "robust", "exo_pair", "aot", "aot_unpaired", "simpo", "cpo"];
 
 fn pair(settings: &Settings, rule: Rule) -> Result<PairLoss> {
     let names = settings.words("loss_type");
@@ -124,11 +163,19 @@ fn pair(settings: &Settings, rule: Rule) -> Result<PairLoss> {
         Some("alpha_divergence") => Divergence::AlphaDivergence(number(settings, "f_alpha_divergence_coef")),
         _ => Divergence::ReverseKl,
     };
-    // DPO-PRO has its own use for how unsure labels are.
+    let smoothing = number(settings, "label_smoothing");
     let label_smoothing = match rule {
-        Rule::DpoPro(_) if names == ["sigmoid"] => 0.0,
-        _ => number(settings, "label_smoothing"),
+        // DPO-PRO has its own use for how unsure labels are, but for losses that are made of it.
+        Rule::DpoPro(_) if !names.iter().any(|n| ["robust", "exo_pair"].contains(&n.as_str())) => 0.0,
+        _ => smoothing,
     };
+    if label_smoothing > 0.0 && !names.iter().any(|name| SMOOTHED.contains(&name.as_str())) {
+        return usage(format!(
+            "label_smoothing is {label_smoothing}, which loss_type {} takes no notice of; it belongs to {}",
+            names.join(","),
+            SMOOTHED.join(", ")
+        ));
+    }
     Ok(PairLoss {
         terms,
         beta: number(settings, "beta"),
@@ -176,6 +223,13 @@ fn rule(settings: &Settings) -> Result<Rule> {
         "mean" => Rule::Mean,
         "kldpo" => Rule::Kldpo(kldpo(settings)?),
         "drdpo" => Rule::Drdpo { beta: of("drdpo_beta") },
+        "winsor" if of("winsor_budget_min") > of("winsor_budget_max") => {
+            return usage(format!(
+                "winsor_budget_min is {}, above winsor_budget_max, {}",
+                of("winsor_budget_min"),
+                of("winsor_budget_max")
+            ));
+        }
         "winsor" => Rule::Winsor(Winsor {
             warmup: of("winsor_warmup"),
             tau: of("winsor_tau"),
@@ -216,8 +270,11 @@ fn kldpo(settings: &Settings) -> Result<Kldpo> {
             settings.place("kldpo_rho")
         )),
         Some(rho) => Ok(Kldpo::Rho(rho)),
-        None if official => Ok(Kldpo::Official(number(settings, "kldpo_tau"))),
-        None => Ok(Kldpo::Tau(number(settings, "kldpo_tau"))),
+        None => {
+            // The paper's pairs of the two: (0.01, 0.05) for language models, (0.1, 0.5) for Emotion.
+            let tau = settings.number("kldpo_tau").unwrap_or(5.0 * number(settings, "beta"));
+            Ok(if official { Kldpo::Official(tau) } else { Kldpo::Tau(tau) })
+        }
     }
 }
 

@@ -155,6 +155,13 @@ fn contradictions_are_refused() {
         ("--method simpo --loss_type hinge", "method simpo is loss_type simpo"),
         ("--loss_type sigmoid,hinge --loss_weights 1", "--loss_weights has 1 numbers for 2 losses"),
         ("--loss_type exo_pair", "label_smoothing above 0"),
+        (
+            "--simpo_gamma 1",
+            "--simpo_gamma has no meaning with loss_type sigmoid; leave it out or use loss_type simpo",
+        ),
+        ("--f_alpha_divergence_coef 0.7", "without f_divergence_type alpha_divergence"),
+        ("--method cdpo --loss_type ipo", "label_smoothing is 0.1, which loss_type ipo takes no notice of"),
+        ("--rule winsor --winsor_budget_min 0.6", "above winsor_budget_max"),
         ("--method winsor --loss_type softmax", "method winsor: rule winsor asks"),
         ("--loss_type nca_pair --f_divergence_type js_divergence", "f_divergence_type goes with sigmoid"),
         ("--method causaldpo --loss_type kto", "kto has no pairs"),
@@ -187,7 +194,8 @@ fn what_is_needed_is_asked_for() {
 fn methods_have_their_knobs() {
     let objective = |flags: &str| planned(flags).objective;
     let penalty = |flags: &str| objective(flags).penalty.unwrap();
-    assert_eq!(objective("--method kldpo").rule, Rule::Kldpo(Kldpo::Tau(0.05)));
+    assert_eq!(objective("--method kldpo").rule, Rule::Kldpo(Kldpo::Tau(0.5)));
+    assert_eq!(objective("--method kldpo --beta 0.01").rule, Rule::Kldpo(Kldpo::Tau(0.05)));
     assert_eq!(objective("--method kldpo --kldpo_rho 0.2").rule, Rule::Kldpo(Kldpo::Rho(0.2)));
     let official = objective("--method kldpo --kldpo_tau 2 --kldpo_form official").rule;
     assert_eq!(official, Rule::Kldpo(Kldpo::Official(2.0)));
@@ -225,6 +233,9 @@ fn losses_rules_and_the_penalty_compose() {
     let o = objective("--method wdpo --rule kldpo --kldpo_rho 0.3 --loss_type hinge --wdpo_rho 2");
     assert_eq!((o.rule, o.penalty.map(|p| p.rho)), (Rule::Kldpo(Kldpo::Rho(0.3)), Some(2.0)));
     assert_eq!(o.pair.terms, [(LossType::Hinge, 1.0)]);
+    assert_eq!(objective("--rule dpo-pro").rule.name(), "dpo_pro");
+    let (_keep, path) = file("text.yaml", "loss_type: sigmoid, sft\n");
+    assert_eq!(objective(&format!("--config {}", path.display())).pair.terms.len(), 2);
     let o = planned("--rule cvar --cvar_alpha 0.2 --wdpo_rho 0.1");
     assert_eq!((o.method.as_str(), o.objective.rule), ("custom", Rule::Cvar { alpha: 0.2 }));
     assert!(o.objective.penalty.is_some());

@@ -88,6 +88,16 @@ impl Settings {
         self.given.contains_key(key(name).name)
     }
 
+    /// Whether a key that was given has the value it would have without.
+    pub fn is_default(&self, name: &str) -> bool {
+        let default = key(name).default.and_then(|d| key(name).kind.check(&key(name).kind.of_flag(d)));
+        let given = self.given.get(key(name).name).map(|(value, _)| value);
+        match (given.and_then(Value::as_f64), default.as_ref().and_then(Value::as_f64)) {
+            (Some(given), Some(default)) => given == default,
+            _ => given == default.as_ref(),
+        }
+    }
+
     /// The key and where it was given, to begin an error with; a key not given is named as its flag.
     pub fn place(&self, name: &str) -> String {
         self.given.get(name).map_or(&Source::Flag, |(_, source)| source).place(name)

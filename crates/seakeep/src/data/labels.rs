@@ -58,7 +58,8 @@ impl LabelColumns {
 
 fn column<'a>(pair: &'a Pair, key: &str) -> Result<&'a Value> {
     pair.extra.get(key).filter(|v| !v.is_null()).ok_or_else(|| {
-        let found: Vec<String> = pair.extra.keys().map(|k| format!("`{k}`")).collect();
+        let others = pair.extra.keys().filter(|k| *k != key);
+        let found: Vec<String> = others.map(|k| format!("`{k}`")).collect();
         let found = if found.is_empty() { "none".to_string() } else { found.join(", ") };
         pair.error(
             key,

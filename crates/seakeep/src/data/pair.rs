@@ -109,8 +109,11 @@ impl Pair {
                 let role = match required("label", take("label"))? {
                     Value::Bool(true) => Role::Chosen,
                     Value::Bool(false) => Role::Rejected,
+                    // As TRL reads them.
+                    number if number.as_f64() == Some(1.0) => Role::Chosen,
+                    number if number.as_f64() == Some(0.0) => Role::Rejected,
                     other => {
-                        let what = format!("{}, expected true (good) or false (bad)", kind_of(&other));
+                        let what = format!("{other}, expected true (good) or false (bad), or 1 or 0");
                         return Err(Error::row(&file, row, "label", what));
                     }
                 };

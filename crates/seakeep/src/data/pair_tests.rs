@@ -135,6 +135,7 @@ fn several_rejected_completions_and_labelled_ones() {
     let user = json!([{"role": "user", "content": "q"}]);
     let row = json!({"prompt": user, "chosen": turn("c"), "rejected": [turn("a"), turn("b")]});
     assert_eq!(roles(row).len(), 3);
+    assert_eq!(roles(json!({"prompt": "p", "completion": "c", "label": 1}))[0].1, Role::Chosen);
     // A column `label` beside a pair is just a column.
     let labelled = pair(json!({"prompt": "p", "chosen": "c", "rejected": "r", "label": 1})).unwrap();
     assert_eq!((labelled.completions.len(), &labelled.extra["label"]), (2, &json!(1)));

@@ -169,26 +169,29 @@ pub fn tokenize_pairs(
     Ok((kept, counts.into_report(pairs.len())))
 }
 
-/// Gives every row, after its own completion, that of the row before it (of the last row, for the first): the
-/// mismatched pairs `(x, y')` on which KTO estimates its reference point, as TRL makes them, but over the whole data
-/// in place of a batch, so that they do not depend on how it is split.
+/// Gives every row, after its own completion, that of the nearest row before it with another prompt (the data taken as a
+/// ring): the mismatched pairs `(x, y')` on which KTO estimates its reference point. TRL cycles them within a batch; over the
+/// whole data they do not depend on how it is split.
 ///
 /// # Errors
-/// [`Error::Usage`] for fewer than two rows.
+/// [`Error::Format`] for rows that all have the same prompt.
 pub fn add_mismatched(rows: &mut [TokenizedPair], options: &TokenizeOptions) -> Result<()> {
-    if rows.len() < 2 {
-        return Err(Error::Usage(
-            "KTO compares a completion with that of another row, and there is only one row".into(),
-        ));
+    let n = rows.len();
+    let mut partners = Vec::with_capacity(n);
+    for i in 0..n {
+        let other = (1..n).map(|back| (i + n - back) % n).find(|&j| rows[j].prompt != rows[i].prompt);
+        let other = other.ok_or_else(|| {
+            let what = "all rows have the same prompt; KTO compares with the completions of other prompts";
+            Error::format(&rows[i].file, what)
+        })?;
+        partners.push(rows[other].chosen().completion.clone());
     }
-    let completions: Vec<Vec<u32>> = rows.iter().map(|r| r.chosen().completion.clone()).collect();
-    for (i, row) in rows.iter_mut().enumerate() {
-        let prompt = row.prompt_of(row.chosen());
-        let other = &completions[if i == 0 { completions.len() - 1 } else { i - 1 }];
-        let room = options.max_length.unwrap_or(usize::MAX).saturating_sub(prompt.len()).max(1);
+    for (row, other) in rows.iter_mut().zip(partners) {
+        let own = row.chosen();
+        let (prompt_skip, prompt) = (own.prompt_skip, row.prompt_of(own).len());
+        let room = options.max_length.unwrap_or(usize::MAX).saturating_sub(prompt).max(1);
         let completion = other[..other.len().min(room)].to_vec();
         let truncated = other.len() - completion.len();
-        let prompt_skip = row.chosen().prompt_skip;
         row.branches.push(Branch { role: Role::Mismatched, completion, prompt_skip, truncated });
     }
     Ok(())

@@ -288,7 +288,9 @@ impl PairLoss {
 
     /// A log-probability as TRL logs it: a sum over tokens; SimPO's and ORPO's trainers report the mean.
     pub fn reported_logp(&self, logp: f64, predicted: usize) -> f64 {
-        let averages = self.terms.iter().all(|t| matches!(t.0, LossType::Simpo { .. } | LossType::Orpo));
+        // Also where a likelihood is mixed in, as TRL's CPO-SimPO does.
+        let of = |l: LossType| matches!(l, LossType::Simpo { .. } | LossType::Orpo);
+        let averages = self.any(of) && self.terms.iter().all(|t| of(t.0) || t.0 == LossType::Sft);
         if averages { logp / predicted.max(1) as f64 } else { logp }
     }
 }
