@@ -148,7 +148,8 @@ pub const GUIDE: &str = "If you fear that some labels are wrong, take a method t
     rdpo). If you fear that some people are rare in your data and common later, take one that leans on them (kldpo, chi2, cvar; \
     group where you know them). The two are opposites: a wrong label and a rare opinion both show as a large loss, and no rule \
     can tell them apart. wdpo guards against texts that move, dpo-pro against labels that were never sure, causaldpo against \
-    preferences that go with the kind of prompt.";
+    preferences that go with the kind of prompt. None is sure to help: try dpo at several betas first, and compare at equal distance \
+    from the reference.";
 
 /// The losses of a pair, in a line each.
 #[rustfmt::skip]
