@@ -19,7 +19,9 @@ pub fn command() -> Command {
     );
     let path =
         |name: &'static str, help: &'static str| -> Arg { args::spelled(name).value_name("PATH").help(help) };
-    args::keyed(command, &["output_dir", "seed", "save_dtype"])
+    args::keyed(command, &["output_dir", "seed", "save_dtype", "num_threads"])
+        .mut_arg("seed", |arg| arg.help("Seed of the weights [default: 42]"))
+        .mut_arg("output_dir", |arg| arg.help("Where the model goes: a new directory"))
         .arg(path("config_json", "The architecture: a Hugging Face config.json").required(true))
         .arg(path("tokenizer", "A directory whose tokenizer is copied beside the model"))
 }
@@ -27,6 +29,7 @@ pub fn command() -> Command {
 /// Makes it.
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
+    super::set_threads(&settings)?;
     let target = settings.required("output_dir")?;
     let config_path = args::texts(matches, "config_json").pop().unwrap_or_default();
     let bytes = std::fs::read(&config_path).map_err(Error::io("read", &config_path))?;

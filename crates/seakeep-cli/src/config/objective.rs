@@ -26,9 +26,11 @@ pub fn objective(settings: &Settings) -> Result<(String, Objective)> {
         }
         other => other,
     })?;
-    let composed =
-        !settings.is_given("method") && (settings.is_given("rule") || settings.is_given("loss_type"));
-    Ok((if composed { "custom" } else { settings.method().name }.to_string(), objective))
+    let name = settings.method().name;
+    // `dpo` with a rule or loss of another kind is no longer what the word means.
+    let other = |key: &str| settings.is_given(key) && !settings.is_default(key);
+    let composed = name == "dpo" && (other("rule") || other("loss_type") || objective.penalty.is_some());
+    Ok((if composed { "custom" } else { name }.to_string(), objective))
 }
 
 /// The columns that the objective reads.
@@ -150,12 +152,10 @@ fn pair(settings: &Settings, rule: Rule) -> Result<PairLoss> {
     let mut terms: Vec<(LossType, f64)> =
         names.iter().map(|name| loss_type(settings, name)).zip(weights).collect();
     let simpo = names.iter().any(|name| name == "simpo");
-    let likelihood = [
-        ("rpo_alpha", settings.is_given("rpo_alpha")),
-        ("cpo_alpha", simpo && settings.is_given("cpo_alpha")),
-    ];
-    for (key, _) in likelihood.into_iter().filter(|(_, given)| *given) {
-        terms.push((LossType::Sft, number(settings, key)));
+    for (key, counts) in [("rpo_alpha", true), ("cpo_alpha", simpo)] {
+        if counts && settings.is_given(key) {
+            terms.push((LossType::Sft, number(settings, key)));
+        }
     }
     let f_divergence = match settings.text("f_divergence_type").as_deref() {
         Some("forward_kl") => Divergence::ForwardKl,

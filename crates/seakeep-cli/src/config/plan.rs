@@ -76,12 +76,12 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
 /// Where the reference's log-probabilities are kept from run to run.
 pub fn reference_cache_dir(settings: &Settings) -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    match settings.text("reference_cache_dir").as_deref() {
-        Some("none") => None,
-        Some(path) => Some(path.into()),
-        None => variable("SEAKEEP_CACHE")
-            .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("seakeep")))
-            .or_else(|| variable("HOME").map(|dir| dir.join(".cache/seakeep"))),
+    let given = settings.path("reference_cache_dir").or_else(|| variable("SEAKEEP_CACHE"));
+    let home = || variable("HOME").map(|dir| dir.join(".cache"));
+    match given {
+        Some(none) if none.as_os_str() == "none" => None,
+        Some(directory) => Some(directory),
+        None => variable("XDG_CACHE_HOME").or_else(home).map(|dir| dir.join("seakeep")),
     }
 }
 

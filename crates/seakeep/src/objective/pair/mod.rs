@@ -1,5 +1,5 @@
 //! Pair losses: from a pair's log-probabilities to one number and its derivatives. One file each, written as a formula
-//! of [`Jet`]s; the names are TRL's `loss_type`s where TRL has them.
+//! of `Jet`s; the names are TRL's `loss_type`s where TRL has them.
 
 mod aot;
 mod apo;
