@@ -2,24 +2,8 @@
 
 mod common;
 
-use common::{Place, TRAIN};
+use common::{FOUR_STEPS, Place, TRAIN};
 use serde_json::{Value, json};
-
-/// Four steps of two rows, in the file's order.
-const STEPS: [&str; 12] = [
-    "--max_steps",
-    "4",
-    "--per_device_train_batch_size",
-    "2",
-    "--learning_rate",
-    "0.01",
-    "--logging_steps",
-    "1",
-    "--save_steps",
-    "2",
-    "--report_to",
-    "none",
-];
 
 /// The pairs of the place with further columns.
 fn labelled(place: &Place) {
@@ -34,7 +18,7 @@ fn labelled(place: &Place) {
 
 fn trained(place: &Place, data: &str, output: &str, flags: &[&str]) -> Vec<Value> {
     let own = ["--dataset_name", data, "--output_dir", output];
-    place.succeed(&[&TRAIN[..], &STEPS, &own, flags].concat());
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &own, flags].concat());
     place.lines(&format!("{output}/metrics.jsonl"))
 }
 
@@ -58,7 +42,7 @@ fn columns_reach_the_objectives_that_ask_for_them() {
     assert!(rebel[0]["loss"].as_f64().unwrap() > 0.25, "{}", rebel[0]);
 
     for (method, key) in [("group", "group"), ("rebel", "score_chosen")] {
-        let flags = [&TRAIN[..], &STEPS, &["--method", method]].concat();
+        let flags = [&TRAIN[..], &FOUR_STEPS, &["--method", method]].concat();
         place.fail(&flags, 1, &["pairs.jsonl, row 1", &format!("key `{key}`: missing")]);
     }
 }
@@ -94,10 +78,10 @@ fn labelled_completions_and_pairs_train_kto() {
     // The same prompt for all: nothing to compare with.
     let same = json!({"prompt": "you", "completion": " thanks", "label": 1});
     place.write("same.jsonl", &format!("{same}\n{same}\n"));
-    let flags = [&TRAIN[..], &STEPS, &["--dataset_name", "same.jsonl", "--method", "kto"]].concat();
+    let flags = [&TRAIN[..], &FOUR_STEPS, &["--dataset_name", "same.jsonl", "--method", "kto"]].concat();
     place.fail(&flags, 1, &["same.jsonl: all rows have the same prompt"]);
     place.fail(
-        &[&TRAIN[..], &STEPS, &["--dataset_name", "unpaired.jsonl"]].concat(),
+        &[&TRAIN[..], &FOUR_STEPS, &["--dataset_name", "unpaired.jsonl"]].concat(),
         1,
         &["unpaired.jsonl, row 1, key `completion`", "use loss_type kto"],
     );
@@ -124,7 +108,7 @@ fn several_rejected_completions_train_the_softmax() {
     let shown = ["objective", "--loss_type", "softmax", "--input", "rows.jsonl"];
     place.fail(&shown, 1, &["row 1, key `ref_chosen_logps`"]);
     place.fail(
-        &[&TRAIN[..], &STEPS, &["--dataset_name", "many.jsonl"]].concat(),
+        &[&TRAIN[..], &FOUR_STEPS, &["--dataset_name", "many.jsonl"]].concat(),
         1,
         &["many.jsonl, row 1, key `rejected`", "use loss_type softmax"],
     );

@@ -2,32 +2,12 @@
 
 mod common;
 
-use common::{Place, TRAIN};
+use common::{FOUR_STEPS, Place, TRAIN};
 use serde_json::Value;
 
 fn number(line: &Value, key: &str) -> f64 {
     line[key].as_f64().unwrap_or_else(|| panic!("no number `{key}` in {line}"))
 }
-
-/// Four steps on the six pairs, in the file's order.
-const FOUR_STEPS: [&str; 16] = [
-    "--max_steps",
-    "4",
-    "--per_device_train_batch_size",
-    "2",
-    "--learning_rate",
-    "0.01",
-    "--logging_steps",
-    "1",
-    "--save_steps",
-    "2",
-    "--shuffle_dataset",
-    "false",
-    "--report_to",
-    "none",
-    "--lr_scheduler_type",
-    "constant",
-];
 
 #[test]
 fn init_is_a_function_of_its_seed() {

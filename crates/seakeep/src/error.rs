@@ -86,3 +86,12 @@ impl Error {
         }
     }
 }
+
+/// The known name that is spelled most like `name`, if any is like it: for messages.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // Less alike than this is a guess that misleads.
+    const ALIKE: f64 = 0.75;
+    let name = name.to_lowercase();
+    let scored = known.into_iter().map(|k| (strsim::jaro_winkler(&name, k), k));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|best| best.0 >= ALIKE).map(|best| best.1)
+}

@@ -12,7 +12,7 @@
 //! Log-probabilities are those of the batch in which the row was first scored; in a batch of another size the last bit may
 //! differ.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -53,32 +53,30 @@ impl Known {
 
 /// A line of the file.
 #[derive(Serialize, Deserialize)]
-struct Line {
-    row: String,
+struct Line<Row, What> {
+    row: Row,
     #[serde(flatten)]
-    known: Known,
+    known: What,
 }
 
 /// What is on disk for one model and layout.
-pub struct ReferenceCache {
+struct Cache {
     path: PathBuf,
-    rows: HashMap<String, Known>,
+    /// By the name of the row; sorted, as they stand in the file.
+    rows: BTreeMap<String, Known>,
 }
 
-impl ReferenceCache {
+impl Cache {
     /// Opens the cache in `directory`, which need not exist.
-    ///
-    /// # Errors
-    /// A file that is not what this module writes.
-    pub fn open(directory: &Path, model: &Model, layout: Layout, with_features: bool) -> Result<Self> {
+    fn open(directory: &Path, model: &Model, layout: Layout, with_features: bool) -> Result<Self> {
         let kind = format!("{VERSION} {layout:?} {with_features} {:?}", model.config);
         let print = Fingerprint::new().field(kind.as_bytes()).field(weights(model).as_bytes());
         let path = directory.join(format!("reference-{}.jsonl", print.hex()));
-        let mut rows = HashMap::new();
+        let mut rows = BTreeMap::new();
         if path.is_file() {
             let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
             for (i, line) in text.lines().enumerate() {
-                let line: Line = serde_json::from_str(line).map_err(|e| {
+                let line: Line<String, Known> = serde_json::from_str(line).map_err(|e| {
                     Error::format(
                         &path,
                         format!("line {} is no row of a reference cache ({e}); remove the file", i + 1),
@@ -87,18 +85,15 @@ impl ReferenceCache {
                 rows.insert(line.row, line.known);
             }
         }
-        Ok(ReferenceCache { path, rows })
+        Ok(Cache { path, rows })
     }
 
-    /// Adds rows and writes the file, which appears whole or not at all.
-    fn add(&mut self, rows: impl IntoIterator<Item = (String, Known)>) -> Result<()> {
-        self.rows.extend(rows);
-        let mut lines: Vec<Line> =
-            self.rows.iter().map(|(row, known)| Line { row: row.clone(), known: known.clone() }).collect();
-        lines.sort_by(|a, b| a.row.cmp(&b.row));
+    /// Writes the file, which appears whole or not at all.
+    fn save(&self) -> Result<()> {
         let mut text = String::new();
-        for line in &lines {
-            text += &serde_json::to_string(line).map_err(|e| Error::format(&self.path, e.to_string()))?;
+        for (row, known) in &self.rows {
+            let line = serde_json::to_string(&Line { row, known });
+            text += &line.map_err(|e| Error::format(&self.path, e.to_string()))?;
             text.push('\n');
         }
         let directory = self.path.parent().unwrap_or(Path::new("."));
@@ -121,60 +116,61 @@ fn weights(model: &Model) -> String {
     print.hex()
 }
 
-/// The name of a row: all tokens it is scored on, and which of them are predicted.
-fn name(pair: &TokenizedPair) -> String {
-    let bytes = |tokens: &[u32]| tokens.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>();
-    let add = |print: Fingerprint, branch: &crate::data::Branch| {
-        print.field(&bytes(pair.prompt_of(branch))).field(&bytes(&branch.completion))
-    };
-    pair.branches.iter().fold(Fingerprint::new(), add).hex()
+/// A reference model, and what it is known to say.
+pub struct Reference<'a> {
+    model: &'a Model,
+    layout: Layout,
+    with_features: bool,
+    batch_size: usize,
+    cache: Option<Cache>,
 }
 
-/// What `model` says of `pairs`, in their order: from the cache in `directory`, if there is one, and by scoring what is not
-/// there, `batch_size` pairs at a time.
-///
-/// # Errors
-/// As [`score`]; a broken cache. A cache that cannot be written is only remarked on.
-pub fn reference(
-    model: &Model,
-    pairs: &[&TokenizedPair],
-    (layout, with_features): (Layout, bool),
-    directory: Option<&Path>,
-    batch_size: usize,
-    progress: &mut dyn Progress,
-) -> Result<Vec<Known>> {
-    let Some(directory) = directory else {
-        return fresh(model, pairs, (layout, with_features), batch_size, progress);
-    };
-    let mut cache = ReferenceCache::open(directory, model, layout, with_features)?;
-    let names: Vec<String> = pairs.par_iter().map(|p| name(p)).collect();
-    let missing: Vec<usize> = (0..pairs.len()).filter(|&i| !cache.rows.contains_key(&names[i])).collect();
-    let known = pairs.len() - missing.len();
-    if known > 0 {
-        progress.note(&format!(
-            "{known} of {} rows: the reference's log-probabilities are known from before",
-            pairs.len()
-        ));
-        progress.advance(known as u64, "");
+impl<'a> Reference<'a> {
+    /// With the cache in `directory`, if there is one, which need not exist; `batch_size` pairs are scored at a time.
+    ///
+    /// # Errors
+    /// A file in the cache that is not what this module writes.
+    pub fn open(
+        model: &'a Model,
+        (layout, with_features): (Layout, bool),
+        directory: Option<&Path>,
+        batch_size: usize,
+    ) -> Result<Self> {
+        let cache = directory.map(|d| Cache::open(d, model, layout, with_features)).transpose()?;
+        Ok(Reference { model, layout, with_features, batch_size, cache })
     }
-    if !missing.is_empty() {
-        let rows: Vec<&TokenizedPair> = missing.iter().map(|&i| pairs[i]).collect();
-        let found = fresh(model, &rows, (layout, with_features), batch_size, progress)?;
-        if let Err(e) = cache.add(missing.iter().map(|&i| names[i].clone()).zip(found)) {
-            progress.note(&format!("the reference's log-probabilities are not kept for other runs: {e}"));
+
+    /// What the model says of `pairs`, in their order: from the cache, and by scoring what is not there.
+    ///
+    /// # Errors
+    /// As [`score`]. A cache that cannot be written is only remarked on.
+    pub fn score(&mut self, pairs: &[&TokenizedPair], progress: &mut dyn Progress) -> Result<Vec<Known>> {
+        let fresh = |pairs: &[&TokenizedPair], progress: &mut dyn Progress| {
+            let scores =
+                score(self.model, pairs, self.layout, self.with_features, self.batch_size, progress)?;
+            Ok(Known::of(&scores))
+        };
+        let Some(cache) = &mut self.cache else { return fresh(pairs, progress) };
+        let name = |pair: &&TokenizedPair| pair.fingerprint(Fingerprint::new()).hex();
+        let names: Vec<String> = pairs.par_iter().map(name).collect();
+        let missing: Vec<usize> = (0..pairs.len()).filter(|&i| !cache.rows.contains_key(&names[i])).collect();
+        let known = pairs.len() - missing.len();
+        if known > 0 {
+            progress.note(&format!(
+                "{known} of {} rows: the reference's log-probabilities are known from before",
+                pairs.len()
+            ));
+            progress.advance(known as u64, "");
         }
+        if !missing.is_empty() {
+            let rows: Vec<&TokenizedPair> = missing.iter().map(|&i| pairs[i]).collect();
+            cache.rows.extend(missing.iter().map(|&i| names[i].clone()).zip(fresh(&rows, progress)?));
+            if let Err(e) = cache.save() {
+                progress.note(&format!("the reference's log-probabilities are not kept for other runs: {e}"));
+            }
+        }
+        Ok(names.iter().map(|name| cache.rows[name].clone()).collect())
     }
-    Ok(names.iter().map(|name| cache.rows[name].clone()).collect())
-}
-
-fn fresh(
-    model: &Model,
-    pairs: &[&TokenizedPair],
-    (layout, with_features): (Layout, bool),
-    batch_size: usize,
-    progress: &mut dyn Progress,
-) -> Result<Vec<Known>> {
-    Ok(Known::of(&score(model, pairs, layout, with_features, batch_size, progress)?))
 }
 
 #[cfg(test)]
@@ -217,7 +213,8 @@ mod tests {
         let ask = |model: &Model, rows: &[TokenizedPair], features: bool| {
             let rows: Vec<&TokenizedPair> = rows.iter().collect();
             let directory = Some(directory.path());
-            reference(model, &rows, (Layout::PLAIN, features), directory, 2, &mut Silent).unwrap()
+            let mut reference = Reference::open(model, (Layout::PLAIN, features), directory, 2).unwrap();
+            reference.score(&rows, &mut Silent).unwrap()
         };
         let first = ask(&model(1), &rows, false);
         let files = || std::fs::read_dir(directory.path()).unwrap().count();
@@ -238,7 +235,8 @@ mod tests {
         assert_eq!(ask(&model(1), &rows, true)[0].features.len(), 8);
         assert_eq!(files(), 3);
         // The boundary of the prompt is part of a row.
-        assert_ne!(name(&pair(&[1, 2], &[3], &[4])), name(&pair(&[1], &[2, 3], &[2, 4])));
+        let name = |pair: TokenizedPair| pair.fingerprint(Fingerprint::new()).hex();
+        assert_ne!(name(pair(&[1, 2], &[3], &[4])), name(pair(&[1], &[2, 3], &[2, 4])));
     }
 
     #[test]
@@ -246,7 +244,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (model, row) = (model(1), pair(&[1, 2], &[3], &[4]));
         let ask = |directory: &Path| {
-            reference(&model, &[&row], (Layout::PLAIN, false), Some(directory), 1, &mut Silent)
+            let mut reference = Reference::open(&model, (Layout::PLAIN, false), Some(directory), 1)?;
+            reference.score(&[&row], &mut Silent)
         };
         ask(directory.path()).unwrap();
         let path = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();

@@ -42,6 +42,11 @@ impl Layout {
         pair.branches.len() + usize::from(self.prompts)
     }
 
+    /// Log-probabilities of a pair's branches for objectives that have no reference.
+    pub fn no_reference(self, pair: &TokenizedPair) -> Vec<f64> {
+        vec![0.0; self.branches(pair)]
+    }
+
     /// Lays out pairs: the branches of each, the prompt shared where all of them keep the same.
     pub fn lay_out<'a>(self, pairs: impl IntoIterator<Item = &'a TokenizedPair>) -> Batch {
         let mut batch = Batch::default();

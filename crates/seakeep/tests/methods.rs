@@ -17,7 +17,7 @@ use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
 use seakeep::objective::{Groups, KtoWeights, LossType, Objective, PairLoss, Rule};
 use seakeep::progress::Silent;
 use seakeep::scoring::{Layout, score};
-use seakeep::train::data::fitting;
+use seakeep::train::data::tokenize_for;
 use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 
 const KTO: KtoWeights = KtoWeights { desirable: 1.0, undesirable: 1.0 };
@@ -249,9 +249,9 @@ fn smollm2(rows: usize) -> Place {
     let tokenizer = source.tokenizer().unwrap();
     let options = TokenizeOptions::default();
     let pairs = tokenize_pairs(&rows, &tokenizer, &options).unwrap().0;
-    let labelled = fitting(rows, &of(LossType::Kto(KTO), Rule::Mean)).unwrap();
-    let mut unpaired = tokenize_pairs(&labelled[..count], &tokenizer, &options).unwrap().0;
-    add_mismatched(&mut unpaired, &options).unwrap();
+    let kto = of(LossType::Kto(KTO), Rule::Mean);
+    let mut unpaired = tokenize_for(&kto, rows, &tokenizer, &options).unwrap().0;
+    unpaired.truncate(count);
     Place { model: Model::load(&source).unwrap(), pairs, unpaired }
 }
 

@@ -9,7 +9,7 @@ use seakeep::logps::{BranchLogps, Facts};
 use seakeep::model::Model;
 use seakeep::objective::{Context, Scored};
 use seakeep::progress::{Progress, Silent};
-use seakeep::reference::{self, Known};
+use seakeep::reference::{Known, Reference};
 use seakeep::scoring::{Layout, Scores};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -62,19 +62,17 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let environments = objective::environments(&settings, &objective);
     // One model in memory at a time.
     let reference_path = settings.text("ref_model_name_or_path");
-    let mut score_all = |source: &ModelSource, who: &str, with_features: bool| -> Result<Vec<Scores>> {
-        let model = Model::load(source)?;
-        let scored = specs.iter().zip(&sets).map(|(spec, pairs)| {
-            let what = format!("{who} on {spec}");
-            logps::score(&model, pairs, (layout, with_features), &settings, &what, &mut *progress)
-        });
-        scored.collect()
+    let policy: Vec<Scores> = {
+        let (model, how) =
+            (Model::load(&source)?, (layout, environments.is_some() && reference_path.is_none()));
+        let score = |(spec, pairs): (&String, &Vec<TokenizedPair>)| {
+            logps::score(&model, pairs, how, &settings, &format!("policy on {spec}"), &mut *progress)
+        };
+        specs.iter().zip(&sets).map(score).collect::<Result<_>>()?
     };
-    let policy = score_all(&source, "policy", environments.is_some() && reference_path.is_none())?;
     let reference: Vec<Vec<Known>> = match reference_path {
         _ if !objective.needs_reference() => {
-            let zeros =
-                |p: &TokenizedPair| Known { logps: vec![0.0; layout.branches(p)], ..Known::default() };
+            let zeros = |p: &TokenizedPair| Known { logps: layout.no_reference(p), ..Known::default() };
             sets.iter().map(|pairs| pairs.iter().map(zeros).collect()).collect()
         }
         Some(path) => {
@@ -87,12 +85,12 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
             }
             let (model, cache) = (Model::load(&reference)?, plan::reference_cache_dir(&settings));
             let size = settings.count("per_device_eval_batch_size").unwrap_or(1);
+            let how = (Layout::of_reference(&objective), environments.is_some());
+            let mut reference = Reference::open(&model, how, cache.as_deref(), size)?;
             let mut all = Vec::with_capacity(specs.len());
             for (spec, pairs) in specs.iter().zip(&sets) {
                 progress.start(&format!("reference on {spec}"), pairs.len() as u64);
-                let rows: Vec<&TokenizedPair> = pairs.iter().collect();
-                let how = (Layout::of_reference(&objective), environments.is_some());
-                all.push(reference::reference(&model, &rows, how, cache.as_deref(), size, &mut *progress)?);
+                all.push(reference.score(&pairs.iter().collect::<Vec<_>>(), &mut *progress)?);
                 progress.finish();
             }
             all

@@ -4,16 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command};
-use seakeep::data::{
-    Branch, Role, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, tokenize_pairs,
-};
+use seakeep::data::{Branch, Role, TokenizeReport, TokenizedPair, read_pairs, tokenize_pairs};
 use seakeep::formats::{ModelSource, Tokenizer};
 use seakeep::logps::BranchLogps;
 use seakeep::model::Model;
 use seakeep::objective::Objective;
 use seakeep::progress::Progress;
 use seakeep::scoring::{self, Layout, Scores};
-use seakeep::train::data::{fitting, select};
+use seakeep::train::data::{select, tokenize_for};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -90,12 +88,10 @@ pub fn read_and_tokenize(
     if let Some(split) = split {
         rows = select(rows, split)?;
     }
-    let mut options = plan::tokens(settings);
-    if let Some(objective) = objective {
-        rows = fitting(rows, objective)?;
-        options = plan::tokenize(settings, objective);
-    }
-    let (mut pairs, report) = tokenize_pairs(&rows, tokenizer, &options)?;
+    let (pairs, report) = match objective {
+        Some(objective) => tokenize_for(objective, rows, tokenizer, &plan::tokenize(settings, objective))?,
+        None => tokenize_pairs(&rows, tokenizer, &plan::tokens(settings))?,
+    };
     if pairs.is_empty() {
         return Err(Error::Usage(format!("{spec}: no row is left under these settings; raise max_length")));
     }
@@ -107,9 +103,6 @@ pub fn read_and_tokenize(
             report.dropped(),
             report.rows
         ));
-    }
-    if objective.is_some_and(Objective::needs_mismatched) {
-        add_mismatched(&mut pairs, &options)?;
     }
     Ok(pairs)
 }

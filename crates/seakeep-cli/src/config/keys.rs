@@ -4,6 +4,7 @@
 //! `TrainingArguments`; "Seakeep's own" marks the others.
 
 use super::kind::{Kind, Range};
+use super::methods::LOSSES;
 
 /// A key.
 pub struct Key {
@@ -36,31 +37,16 @@ const fn key(
     Key { name, kind, default, group, help }
 }
 
-/// The pair losses, TRL's names first.
-const LOSS_TYPES: &[&str] = &[
-    "sigmoid",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sft",
-    "sigmoid_norm",
-    "simpo",
-    "cpo",
-    "orpo",
-    "kto",
-    "apo_zero_unpaired",
-    "softmax",
-    "rebel",
-];
+/// The names of the pair losses.
+const LOSS_TYPES: &[&str] = &{
+    let mut names = [""; LOSSES.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = LOSSES[i].0;
+        i += 1;
+    }
+    names
+};
 
 /// The robust rules.
 pub const RULES: &[&str] =

@@ -9,6 +9,7 @@ use seakeep::{Error, Result};
 
 use super::Settings;
 use super::keys::{KEYS, RULES};
+use super::methods::METHODS;
 use super::plan::{number, switch, usage};
 
 /// The objective, and the name of the method for the record.
@@ -127,12 +128,9 @@ fn losses_of(knob: &str) -> Option<&'static [&'static str]> {
     }
 }
 
-/// The method that stands for a rule.
+/// The method that stands for a rule: the first that sets it.
 fn preset_of(rule: &str) -> &'static str {
-    let stands = |m: &&super::methods::Method| {
-        m.sets.first() == Some(&("rule", RULES.iter().find(|r| **r == rule).unwrap_or(&"")))
-    };
-    super::methods::METHODS.iter().find(stands).map_or("", |m| m.name)
+    METHODS.iter().find(|m| m.sets("rule") == Some(rule)).map_or("", |m| m.name)
 }
 
 /// The losses that smooth labels.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
-use seakeep::{Error, Result};
+use seakeep::{Error, Result, error};
 use serde_json::{Map, Value};
 
 use super::foreign::{self, FOREIGN};
@@ -228,10 +228,8 @@ fn read_file(path: &Path) -> Result<Map<String, Value>> {
 /// The known key that is spelled most like `name`.
 fn nearest(name: &str) -> String {
     let known = KEYS.iter().map(|k| k.name).chain(FOREIGN.iter().map(|k| k.name));
-    let scored = known.map(|k| (strsim::jaro_winkler(&name.to_lowercase(), k), k));
-    match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
-        // Less alike than this is a guess that misleads.
-        Some((score, best)) if score >= 0.75 => format!("did you mean `{best}`?"),
-        _ => "`seakeep help keys` lists them all".to_string(),
+    match error::nearest(name, known) {
+        Some(best) => format!("did you mean `{best}`?"),
+        None => "`seakeep help keys` lists them all".to_string(),
     }
 }

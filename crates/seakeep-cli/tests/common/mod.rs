@@ -25,6 +25,26 @@ const WORDS: [&str; 12] =
 pub const TRAIN: [&str; 7] =
     ["train", "--model_name_or_path", "model", "--dataset_name", "pairs.jsonl", "--output_dir", "out"];
 
+/// Four steps on the six pairs, in the file's order.
+pub const FOUR_STEPS: [&str; 16] = [
+    "--max_steps",
+    "4",
+    "--per_device_train_batch_size",
+    "2",
+    "--learning_rate",
+    "0.01",
+    "--logging_steps",
+    "1",
+    "--save_steps",
+    "2",
+    "--shuffle_dataset",
+    "false",
+    "--report_to",
+    "none",
+    "--lr_scheduler_type",
+    "constant",
+];
+
 impl Place {
     /// A directory with nothing in it.
     pub fn empty() -> Place {

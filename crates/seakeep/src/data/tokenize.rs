@@ -15,7 +15,7 @@ use super::labels::{LabelColumns, Labels, Role};
 use super::pair::{Completion, Pair, SplitPair, Text};
 use super::report::{Counts, TokenizeReport};
 use crate::error::{Error, Result};
-use crate::formats::Tokenizer;
+use crate::formats::{Fingerprint, Tokenizer};
 
 /// Which end of a sequence longer than `max_length` is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +111,15 @@ impl TokenizedPair {
     pub fn shared_prompt(&self) -> Option<&[u32]> {
         let first = &self.branches[0];
         self.branches.iter().all(|b| b.prompt_skip == first.prompt_skip).then(|| self.prompt_of(first))
+    }
+
+    /// Adds the tokens of every branch, the prompt that it keeps apart from its completion.
+    pub fn fingerprint(&self, print: Fingerprint) -> Fingerprint {
+        let bytes = |tokens: &[u32]| tokens.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>();
+        let add = |print: Fingerprint, branch: &Branch| {
+            print.field(&bytes(self.prompt_of(branch))).field(&bytes(&branch.completion))
+        };
+        self.branches.iter().fold(print, add)
     }
 
     /// The longest prompt that a branch keeps.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::data::read_rows;
-use crate::{Error, Result};
+use crate::error::{Error, Result, nearest};
 
 /// A completion and what it was given for each objective.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,9 +39,8 @@ impl Completion {
     pub fn score(&self, objective: &str) -> Result<f64> {
         self.scores.get(objective).copied().ok_or_else(|| {
             let known: Vec<&str> = self.scores.keys().map(String::as_str).collect();
-            let near = known.iter().map(|k| (strsim::jaro_winkler(k, objective), *k));
-            let near = near.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|n| n.0 >= 0.75);
-            let hint = near.map(|n| format!("; did you mean `{}`?", n.1)).unwrap_or_default();
+            let near = nearest(objective, known.iter().copied());
+            let hint = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
             self.error("scores", format!("no score `{objective}`{hint} The row has: {}", known.join(", ")))
         })
     }

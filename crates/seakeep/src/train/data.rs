@@ -4,7 +4,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::TrainOptions;
-use crate::data::{Pair, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, tokenize_pairs};
+use crate::data::{
+    Pair, TokenizeOptions, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, tokenize_pairs,
+};
 use crate::formats::Tokenizer;
 use crate::objective::{LossType, Objective};
 use crate::progress::Progress;
@@ -72,8 +74,7 @@ fn named(pairs: Vec<Pair>, name: &str) -> Result<Vec<Pair>> {
     )))
 }
 
-/// Reads, selects and tokenises; says what truncation did. The rows fit the objective: pairs, or labelled completions
-/// (into which pairs are taken apart) with their mismatched ones.
+/// Reads, selects and tokenises (see [`tokenize_for`]); says what truncation did.
 ///
 /// # Errors
 /// Data that cannot be read or tokenised or does not fit, naming file, row and key.
@@ -84,25 +85,40 @@ pub fn load(
     options: &TrainOptions,
     progress: &mut dyn Progress,
 ) -> Result<Vec<TokenizedPair>> {
-    let rows = fitting(select(read_pairs(spec)?, split)?, &options.objective)?;
-    let (mut pairs, report) = tokenize_pairs(&rows, tokenizer, &options.tokenize)?;
+    let rows = select(read_pairs(spec)?, split)?;
+    let (pairs, report) = tokenize_for(&options.objective, rows, tokenizer, &options.tokenize)?;
     progress.note(&summary(spec, split, &report));
     if pairs.is_empty() {
         return Err(Error::Usage(format!(
             "{spec} ({split}): no row is left after truncation; raise `max_length`"
         )));
     }
-    if options.objective.needs_mismatched() {
-        add_mismatched(&mut pairs, &options.tokenize)?;
-    }
     Ok(pairs)
+}
+
+/// The rows as tokens, in the shape in which the objective takes them: pairs, or labelled completions (into which pairs are
+/// taken apart) with their mismatched ones.
+///
+/// # Errors
+/// [`Error::Row`] for the first row that the objective cannot take or that cannot be tokenised.
+pub fn tokenize_for(
+    objective: &Objective,
+    rows: Vec<Pair>,
+    tokenizer: &Tokenizer,
+    options: &TokenizeOptions,
+) -> Result<(Vec<TokenizedPair>, TokenizeReport)> {
+    let (mut pairs, report) = tokenize_pairs(&fitting(rows, objective)?, tokenizer, options)?;
+    if objective.needs_mismatched() {
+        add_mismatched(&mut pairs, options)?;
+    }
+    Ok((pairs, report))
 }
 
 /// The rows as the objective takes them.
 ///
 /// # Errors
 /// [`Error::Row`] for the first row that it cannot take.
-pub fn fitting(rows: Vec<Pair>, objective: &Objective) -> Result<Vec<Pair>> {
+fn fitting(rows: Vec<Pair>, objective: &Objective) -> Result<Vec<Pair>> {
     if objective.pair.any(LossType::is_unpaired) {
         if let Some(several) = rows.iter().find(|r| r.completions.len() > 2) {
             return Err(

@@ -107,11 +107,7 @@ pub(super) fn settings(
 ) -> Map<String, Value> {
     let mut rows = Fingerprint::new();
     for pair in train {
-        for branch in &pair.branches {
-            for part in [pair.prompt_of(branch), &branch.completion] {
-                rows = rows.field(&part.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>());
-            }
-        }
+        rows = pair.fingerprint(rows);
         // As it was before rows had labels, where they have none.
         if pair.labels != Labels::default() {
             rows = rows.field(format!("{:?}", pair.labels).as_bytes());

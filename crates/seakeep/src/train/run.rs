@@ -19,7 +19,7 @@ use crate::model::Model;
 use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
-use crate::reference::{Known, reference};
+use crate::reference::{Known, Reference};
 use crate::scoring::{Layout, score};
 use crate::{Error, Result};
 
@@ -158,8 +158,7 @@ impl<'a> Run<'a> {
         }
         if !self.options.objective.needs_reference() {
             let layout = Layout::of(&self.options.objective);
-            let zeros =
-                |pair| ReferenceRow { logps: vec![0.0; layout.branches(pair)], environments: Vec::new() };
+            let zeros = |pair| ReferenceRow { logps: layout.no_reference(pair), environments: Vec::new() };
             self.reference.train.extend(train.into_iter().map(|i| (i, zeros(&self.train[i]))));
             self.reference.eval.extend(eval.into_iter().map(|i| (i, zeros(&self.eval[i]))));
             return Ok(());
@@ -171,19 +170,26 @@ impl<'a> Run<'a> {
             None => None,
         };
         let model = fresh.as_ref().unwrap_or(&self.model);
+        let options = self.options;
+        let how = (Layout::of_reference(&options.objective), options.environments.is_some());
+        let (cache, size) = (options.reference_cache_dir.as_deref(), options.per_device_eval_batch_size);
+        let mut reference = Reference::open(model, how, cache, size)?;
         progress.start("reference log-probabilities", (train.len() + eval.len()) as u64);
         let found =
             [(train, self.train, &mut self.reference.train), (eval, self.eval, &mut self.reference.eval)];
+        let environments = &mut self.reference.environments;
         for (rows, pairs, known) in found {
-            reference_rows(
-                self.options,
-                model,
-                &rows,
-                pairs,
-                &mut self.reference.environments,
-                known,
-                progress,
-            )?;
+            let chosen: Vec<&TokenizedPair> = rows.iter().map(|&i| &pairs[i]).collect();
+            let found = reference.score(&chosen, progress)?;
+            // The environments are found once, among the first rows that come.
+            if let (None, Some(k), false) = (&environments, options.environments, rows.is_empty()) {
+                let features: Vec<Vec<f32>> = found.iter().map(|f| f.features.clone()).collect();
+                *environments = Some(Environments::find(&features, k, options.seed)?);
+            }
+            for (row, Known { logps, features }) in rows.iter().zip(found) {
+                let environments = environments.as_ref().map(|e| e.of(&features)).unwrap_or_default();
+                known.insert(*row, ReferenceRow { logps, environments });
+            }
         }
         progress.finish();
         Ok(())
@@ -296,31 +302,6 @@ impl<'a> Run<'a> {
         metrics.extend(scores.stats.metrics().map(|(name, value)| (name.to_string(), value)));
         Ok(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect())
     }
-}
-
-/// Scores `rows` of `pairs` under the reference; the environments are found once, among the first rows that come.
-fn reference_rows(
-    options: &TrainOptions,
-    model: &Model,
-    rows: &[usize],
-    pairs: &[TokenizedPair],
-    environments: &mut Option<Environments>,
-    known: &mut BTreeMap<usize, ReferenceRow>,
-    progress: &mut dyn Progress,
-) -> Result<()> {
-    let chosen: Vec<&TokenizedPair> = rows.iter().map(|&i| &pairs[i]).collect();
-    let how = (Layout::of_reference(&options.objective), options.environments.is_some());
-    let (cache, size) = (options.reference_cache_dir.as_deref(), options.per_device_eval_batch_size);
-    let found = reference(model, &chosen, how, cache, size, progress)?;
-    if let (None, Some(k), false) = (&environments, options.environments, rows.is_empty()) {
-        let features: Vec<Vec<f32>> = found.iter().map(|f| f.features.clone()).collect();
-        *environments = Some(Environments::find(&features, k, options.seed)?);
-    }
-    for (row, Known { logps, features }) in rows.iter().zip(found) {
-        let environments = environments.as_ref().map(|e| e.of(&features)).unwrap_or_default();
-        known.insert(*row, ReferenceRow { logps, environments });
-    }
-    Ok(())
 }
 
 /// An evaluation in a line.

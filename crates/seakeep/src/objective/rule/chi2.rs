@@ -7,14 +7,13 @@
 //! `rho >= n/m - 1` puts all weight on the m worst pairs; `rho = 0` is the mean. The weights are the exact gradient.
 
 use super::super::math::largest;
-use super::{RuleOutput, weighted, worst_case};
+use super::{RuleOutput, worst, worst_case};
 
 /// The rule over the losses of the global batch (nats).
 pub(super) fn rule(rho: f64, losses: &[f64]) -> RuleOutput {
     let top = largest(losses);
     let (weights, below) = worst_case::in_ball(losses, rho, |scale| above(losses, top - scale), divergence);
-    let dual = losses.iter().zip(&weights).map(|(l, p)| l * p).sum();
-    weighted(losses, weights, vec![("chi2/eta", top - below), ("chi2/dual", dual)])
+    worst(losses, weights, ("chi2/eta", top - below), "chi2/dual")
 }
 
 /// The weights in proportion to what exceeds `eta`.

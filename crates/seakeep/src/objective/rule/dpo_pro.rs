@@ -8,7 +8,6 @@
 //! ```
 //! `q = 1` gives DPO back. With DPO's loss `|l - l'| = |z|`: a penalty on confidence where the votes were split.
 
-use super::super::math;
 use super::{RuleInput, RuleOutput, worst_case};
 
 /// The rule.
@@ -28,10 +27,9 @@ impl DpoPro {
         let flips: Vec<f64> =
             both().zip(&q).map(|((l, flipped), q)| 1.0 - self.worst_q(*q, *l, *flipped)).collect();
         let loss = both().zip(&flips).map(|((l, flipped), f)| (1.0 - f) * l + f * flipped).sum::<f64>() / n;
-        let share = input.losses.len() as f64 / n;
         let moved = flips.iter().zip(&q).map(|(f, q)| (1.0 - f - q).abs()).sum::<f64>() / n;
         let metrics = vec![
-            ("dpo_pro/soft_label".to_string(), share * math::mean(&q)),
+            ("dpo_pro/soft_label".to_string(), q.iter().sum::<f64>() / n),
             ("dpo_pro/label_shift".to_string(), moved),
         ];
         let weights = vec![1.0 / n; input.losses.len()];

@@ -15,7 +15,7 @@
 //! `official`: weights `min(exp((l_i - mean l) / tau), 10)`, not normalised, averaged over n.
 
 use super::super::math::{largest, mean};
-use super::{RuleOutput, weighted, worst_case};
+use super::{RuleOutput, weighted, worst, worst_case};
 
 /// The size of the ball, or its temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,8 +38,7 @@ impl Kldpo {
             Kldpo::Tau(tau) => weighted(losses, tilted(losses, tau), vec![("kldpo/tau", tau)]),
             Kldpo::Rho(rho) => {
                 let (weights, tau) = worst_case::in_ball(losses, rho, |tau| tilted(losses, tau), divergence);
-                let dual = losses.iter().zip(&weights).map(|(l, p)| l * p).sum();
-                weighted(losses, weights, vec![("kldpo/tau", tau), ("kldpo/dual", dual)])
+                worst(losses, weights, ("kldpo/tau", tau), "kldpo/dual")
             }
             Kldpo::Official(tau) => {
                 let (n, mean) = (losses.len() as f64, mean(losses));

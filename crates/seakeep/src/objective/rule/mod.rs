@@ -151,6 +151,13 @@ fn weighted(losses: &[f64], weights: Vec<f64>, more: Vec<(&'static str, f64)>) -
     RuleOutput { loss, weights, metrics, ..RuleOutput::default() }
 }
 
+/// [`weighted`] by the worst case of a ball, whose value is the dual's.
+fn worst(losses: &[f64], weights: Vec<f64>, scale: (&'static str, f64), dual: &'static str) -> RuleOutput {
+    let mut out = weighted(losses, weights, vec![scale]);
+    out.metrics.push((dual.to_string(), out.loss));
+    out
+}
+
 /// How unequal weights are.
 fn weight_metrics(weights: &[f64]) -> Vec<(String, f64)> {
     let total: f64 = weights.iter().sum();
