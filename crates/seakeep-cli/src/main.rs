@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod output;
 mod progress;
+mod stages;
 
 use std::error::Error as _;
 use std::process::ExitCode;

@@ -1,5 +1,7 @@
 //! Where results go: standard output, or a file that appears whole or not at all.
 
+use std::cell::RefCell;
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
@@ -38,8 +40,35 @@ pub fn emit(output: Option<&Path>, text: &str) -> Result<()> {
     }
 }
 
+thread_local! {
+    /// Where this thread's words go in place of the terminal.
+    static LOG: RefCell<Option<File>> = const { RefCell::new(None) };
+}
+
+/// Does `work` with everything that it says (progress, notes, results) written to `log` in place of the terminal. For work
+/// that runs beside other work.
+pub fn logged<T>(log: File, work: impl FnOnce() -> T) -> T {
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LOG.set(None);
+        }
+    }
+    LOG.set(Some(log));
+    let _restore = Restore;
+    work()
+}
+
+/// The log of this thread, where it has one.
+pub fn log() -> Option<File> {
+    LOG.with_borrow(|log| log.as_ref().and_then(|file| file.try_clone().ok()))
+}
+
 /// Prints to standard output. A reader that has seen enough (`| head`) is no error.
 pub fn print(text: &str) -> Result<()> {
+    if let Some(mut log) = log() {
+        return log.write_all(text.as_bytes()).map_err(Error::io("write", "the log"));
+    }
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::io("write", "standard output")(e)),

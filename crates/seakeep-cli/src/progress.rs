@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use seakeep::progress::Progress;
 
+use crate::output;
+
 /// Least time between two plain lines about the same work.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Draws on standard error.
+/// Draws on standard error; writes lines into the log where there is one (see [`output::logged`]).
 pub fn on_stderr() -> Box<dyn Progress> {
-    if std::io::stderr().is_terminal() {
+    if let Some(log) = output::log() {
+        Box::new(Lines { to: log, open: Vec::new() })
+    } else if std::io::stderr().is_terminal() {
         Box::new(Bars { all: MultiProgress::new(), open: Vec::new() })
     } else {
         Box::new(Lines { to: std::io::stderr(), open: Vec::new() })

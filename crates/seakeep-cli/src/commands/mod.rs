@@ -11,7 +11,11 @@ mod inspect_model;
 mod logps;
 mod objective;
 mod pairs;
+mod prepare;
 mod quickstart;
+mod run;
+mod sweep;
+mod sweep_results;
 mod train;
 
 use clap::{ArgMatches, Command};
@@ -42,7 +46,10 @@ pub fn cli() -> Command {
             logps::command(),
             eval::command(),
             objective::command(),
+            prepare::command(),
             pairs::command(),
+            sweep::command(),
+            run::command(),
             generate::command(),
             inspect::command(),
             init::command(),
@@ -58,6 +65,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
         Some(("pairs", matches)) => pairs::run(matches),
+        Some(("prepare", matches)) => prepare::run(matches),
+        Some(("sweep", matches)) => sweep::run(matches),
+        Some(("run", matches)) => run::run(matches),
         Some(("objective", matches)) => objective::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),

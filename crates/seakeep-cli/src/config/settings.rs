@@ -186,7 +186,10 @@ fn flag<'a>(matches: &'a ArgMatches, name: &str) -> Option<&'a str> {
 }
 
 /// The keys and values of a configuration file, in its order.
-fn read_file(path: &Path) -> Result<Map<String, Value>> {
+///
+/// # Errors
+/// [`Error::Usage`] for a file that is none, [`Error::Io`] where it cannot be read.
+pub fn read_file(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let broken = |e: &dyn std::fmt::Display| Error::Usage(format!("{}: {e}", path.display()));
     let values: Value = match path.extension().and_then(|e| e.to_str()) {

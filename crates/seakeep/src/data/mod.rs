@@ -4,6 +4,7 @@
 //! `DPOTrainer._prepare_dataset`, 1.16); where Seakeep refuses what TRL silently repairs, an option
 //! gives TRL's behaviour.
 
+pub mod foreign;
 pub mod labels;
 pub mod pair;
 mod parquet;
@@ -13,6 +14,7 @@ pub mod report;
 pub mod tokenize;
 
 pub use crate::formats::Message;
+pub use foreign::{Layout, read_foreign};
 pub use labels::{LabelColumns, Labels, Role};
 pub use pair::{Completion, Pair, Text};
 pub use prompt::{Prompt, read_prompts};

@@ -1,0 +1,276 @@
+//! Work in stages, each a command of this program, that goes on after an interruption where it was.
+//!
+//! A stage that is done leaves a mark: its flags and the fingerprints of the files that they name. On the next start it is passed
+//! over; where flags or files are no longer those of the mark, that is an error that says which, because results of different
+//! settings would stand side by side.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Instant, SystemTime};
+
+use clap::ArgMatches;
+use seakeep::formats::{Fingerprint, write_atomic};
+use seakeep::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::commands;
+use crate::config::keys;
+use crate::config::kind::Kind;
+
+/// A command with its flags, under a name of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// What it is called, also the name of its mark.
+    pub name: String,
+    /// The subcommand and its flags, as on the command line.
+    pub args: Vec<String>,
+}
+
+/// What a finished stage leaves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The subcommand and its flags.
+    pub args: Vec<String>,
+    /// The files and directories that they name, with the fingerprint of what was in them.
+    pub inputs: BTreeMap<String, String>,
+    /// Wall-clock time, seconds.
+    pub seconds: f64,
+}
+
+impl Stage {
+    /// A stage out of a table of flags.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a value that is no flag's, such as a table.
+    pub fn new(
+        name: &str,
+        command: &str,
+        flags: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Stage> {
+        let mut args: Vec<String> = command.split(' ').map(str::to_string).collect();
+        for (key, value) in flags {
+            args.extend(flag(key, value).map_err(|what| Error::Usage(format!("stage `{name}`: {what}")))?);
+        }
+        Ok(Stage { name: name.to_string(), args })
+    }
+
+    /// The command line as the program understands it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the parser's words where it does not.
+    pub fn matches(&self) -> Result<ArgMatches> {
+        let args = std::iter::once("seakeep").chain(self.args.iter().map(String::as_str));
+        commands::cli().try_get_matches_from(args).map_err(|e| {
+            let text = e.render().to_string();
+            let said = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            Error::Usage(format!("stage `{}` ({}): {said}", self.name, self.args[0]))
+        })
+    }
+
+    /// The value of a flag.
+    pub fn value(&self, flag: &str) -> Option<&str> {
+        let at = self.args.iter().position(|arg| arg.strip_prefix("--") == Some(flag))?;
+        self.args.get(at + 1).map(String::as_str)
+    }
+
+    /// Where it writes: the value of `--output_dir`, `--output` or `--policy_record`.
+    fn output(&self) -> Option<PathBuf> {
+        ["output_dir", "output", "policy_record"]
+            .into_iter()
+            .find_map(|flag| self.value(flag))
+            .map(PathBuf::from)
+    }
+
+    /// Whether it goes on by itself where it was interrupted.
+    fn is_resumable(&self) -> bool {
+        matches!(self.args[0].as_str(), "generate" | "sweep")
+    }
+
+    /// The command, to be typed.
+    pub fn command_line(&self) -> String {
+        let word =
+            |arg: &String| match arg.chars().all(|c| c.is_ascii_alphanumeric() || "_-./=,:{}".contains(c)) {
+                true => arg.clone(),
+                false => format!("'{}'", arg.replace('\'', r"'\''")),
+            };
+        format!("seakeep {}", self.args.iter().map(word).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// A key and its value as flags: a list is one flag with several values.
+fn flag(key: &str, value: &serde_json::Value) -> std::result::Result<Vec<String>, String> {
+    use serde_json::Value;
+    let word = |value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(truth) => Ok(truth.to_string()),
+        other => {
+            Err(format!("`{key}` is {other}; expected a text, a number, true, false, or a list of these"))
+        }
+    };
+    let name = format!("--{key}");
+    match value {
+        // A switch that is off is a flag not given.
+        Value::Bool(true) => Ok(vec![name]),
+        // Keys take their lists in one word, other flags in several.
+        Value::Array(values)
+            if keys::find(key).is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers)) =>
+        {
+            Ok(vec![name, values.iter().map(word).collect::<std::result::Result<Vec<_>, _>>()?.join(",")])
+        }
+        Value::Array(values) => std::iter::once(Ok(name)).chain(values.iter().map(word)).collect(),
+        value => Ok(vec![name, word(value)?]),
+    }
+}
+
+/// The marks of stages, in a directory of their own; and the directory within which outputs may be replaced.
+pub struct Marks {
+    directory: PathBuf,
+    within: PathBuf,
+}
+
+impl Marks {
+    /// Marks in `directory`, for stages that write into `within`.
+    pub fn new(directory: PathBuf, within: &Path) -> Marks {
+        Marks { directory, within: within.to_path_buf() }
+    }
+
+    fn path(&self, stage: &Stage) -> PathBuf {
+        self.directory.join(format!("{}.json", stage.name.replace('/', ".")))
+    }
+
+    /// The mark of a stage that is done.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where it was done with other flags or files.
+    pub fn done(&self, stage: &Stage) -> Result<Option<Mark>> {
+        let path = self.path(stage);
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(Error::io("read", &path))?,
+        };
+        let mark: Mark = serde_json::from_str(&text).map_err(|e| {
+            Error::format(&path, format!("not the mark of a stage ({e}); remove it to do the stage again"))
+        })?;
+        match self.difference(stage, &mark) {
+            None => Ok(Some(mark)),
+            Some(what) => Err(Error::Usage(format!("stage `{}` was done before, but {what}", stage.name))),
+        }
+    }
+
+    fn difference(&self, stage: &Stage, mark: &Mark) -> Option<String> {
+        if stage.args != mark.args {
+            let (was, is) = (without(&mark.args, &stage.args), without(&stage.args, &mark.args));
+            return Some(format!("with `{was}` where now `{is}` is asked"));
+        }
+        let now = inputs(stage);
+        // What is no longer there is not missed: models of a sweep are removed once they are judged.
+        let changed =
+            mark.inputs.iter().find(|(path, print)| now.get(*path).is_some_and(|now| now != *print));
+        changed.map(|(path, _)| format!("{path} has changed since"))
+    }
+
+    /// Forgets that a stage was done, and removes what it wrote.
+    pub fn forget(&self, stage: &Stage) -> Result<()> {
+        remove(&self.path(stage))?;
+        self.output_within(stage).map_or(Ok(()), |output| remove(&output))
+    }
+
+    /// What the stage writes, if it stands where outputs may be replaced.
+    fn output_within(&self, stage: &Stage) -> Option<PathBuf> {
+        stage.output().filter(|output| output != &self.within && output.starts_with(&self.within))
+    }
+
+    /// Runs a stage that is not done, and marks it. What an interrupted attempt left is resumed or removed.
+    ///
+    /// # Errors
+    /// What the command refuses or fails at, after the name of the stage.
+    pub fn run(&self, stage: &Stage) -> Result<Mark> {
+        let (started, mut attempt) = (Instant::now(), stage.clone());
+        let inputs = inputs(stage);
+        if let Some(output) =
+            self.output_within(stage).filter(|output| output.exists() && !stage.is_resumable())
+        {
+            if seakeep::checkpoint::list(&output).is_empty() {
+                remove(&output)?;
+            } else {
+                attempt.args.extend(["--resume_from_checkpoint", "true"].map(String::from));
+            }
+        }
+        commands::run(&attempt.matches()?).map_err(|e| named(e, &stage.name))?;
+        let mark = Mark { args: stage.args.clone(), inputs, seconds: started.elapsed().as_secs_f64() };
+        std::fs::create_dir_all(&self.directory).map_err(Error::io("create", &self.directory))?;
+        let text = serde_json::to_string_pretty(&mark).expect("a mark is JSON");
+        write_atomic(self.path(stage), text.as_bytes())?;
+        Ok(mark)
+    }
+}
+
+/// The error with the stage's name before it.
+fn named(error: Error, stage: &str) -> Error {
+    match error {
+        Error::Usage(what) => Error::Usage(format!("stage `{stage}`: {what}")),
+        Error::NonFinite(what) => Error::NonFinite(format!("stage `{stage}`: {what}")),
+        other => other,
+    }
+}
+
+/// The arguments of one that the other has not.
+fn without(args: &[String], others: &[String]) -> String {
+    let own: Vec<&str> = args.iter().filter(|a| !others.contains(a)).map(String::as_str).collect();
+    if own.is_empty() { "fewer flags".into() } else { own.join(" ") }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match path.symlink_metadata() {
+        Err(_) => Ok(()),
+        Ok(data) if data.is_dir() => std::fs::remove_dir_all(path).map_err(Error::io("remove", path)),
+        Ok(_) => std::fs::remove_file(path).map_err(Error::io("remove", path)),
+    }
+}
+
+/// The files and directories that a stage's flags name, all but what it writes itself, and the fingerprints of their
+/// content.
+fn inputs(stage: &Stage) -> BTreeMap<String, String> {
+    let own = stage.output();
+    let named =
+        stage.args.iter().skip(1).map(|arg| arg.split_once('=').map_or(arg.as_str(), |(_, path)| path));
+    let paths = named.filter(|arg| Some(Path::new(arg)) != own.as_deref() && Path::new(arg).exists());
+    paths.filter_map(|path| Some((path.to_string(), content(Path::new(path))?))).collect()
+}
+
+type Known = BTreeMap<(PathBuf, u64, Option<SystemTime>), String>;
+
+/// A fingerprint of a file, or of the files directly in a directory. A file's is kept for as long as its length and time
+/// stay.
+fn content(path: &Path) -> Option<String> {
+    static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
+    let mut names = vec![path.to_path_buf()];
+    if path.is_dir() {
+        names = std::fs::read_dir(path)
+            .ok()?
+            .filter_map(|e| Some(e.ok()?.path()))
+            .filter(|p| p.is_file())
+            .collect();
+        names.sort();
+    }
+    let mut all = Fingerprint::new();
+    for name in names {
+        let data = name.metadata().ok()?;
+        let key = (name.clone(), data.len(), data.modified().ok());
+        let known = KNOWN.lock().expect("no holder panics").get(&key).cloned();
+        let print = match known {
+            Some(print) => print,
+            None => {
+                let bytes = std::fs::read(&name).ok()?;
+                let words = bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+                let print = Fingerprint::new().words(words).field(bytes.chunks_exact(4).remainder()).hex();
+                KNOWN.lock().expect("no holder panics").insert(key, print.clone());
+                print
+            }
+        };
+        all = all.field(name.file_name()?.as_encoded_bytes()).field(print.as_bytes());
+    }
+    Some(all.hex())
+}
