@@ -12,6 +12,7 @@ mod logps;
 mod objective;
 mod pairs;
 mod quickstart;
+mod sft;
 mod train;
 
 use clap::{ArgMatches, Command};
@@ -39,6 +40,7 @@ pub fn cli() -> Command {
         .subcommands([
             quickstart::command(),
             train::command(),
+            sft::command(),
             logps::command(),
             eval::command(),
             objective::command(),
@@ -55,6 +57,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("quickstart", matches)) => quickstart::run(matches),
         Some(("train", matches)) => train::run(matches),
+        Some(("sft", matches)) => sft::run(matches),
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
         Some(("pairs", matches)) => pairs::run(matches),
