@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::foreign::FOREIGN;
-use crate::config::keys::{ALIASES, KEYS, Key};
+use crate::config::keys::{self, ALIASES, KEYS, Key};
 use crate::config::kind::Kind;
 
 /// The keys that say which rows there are and how they become tokens.
@@ -29,9 +29,18 @@ pub fn keyed(command: Command, names: &[&str]) -> Command {
     command.args(keys.map(flag))
 }
 
-/// `--config` and the flags of every key, those without an effect hidden.
+/// `--config` and the flags of every key of a run on preferences, those without an effect hidden.
 pub fn all_keyed(command: Command) -> Command {
-    let names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+    all_but(command, &keys::text_keys())
+}
+
+/// The same of a run on texts.
+pub fn text_keyed(command: Command) -> Command {
+    all_but(command, &keys::preference_keys())
+}
+
+fn all_but(command: Command, others: &[&str]) -> Command {
+    let names: Vec<&str> = KEYS.iter().map(|key| key.name).filter(|name| !others.contains(name)).collect();
     let foreign = FOREIGN.iter().map(|key| {
         spelled(key.name)
             .hide(true)

@@ -105,15 +105,18 @@ impl TokenStats {
     }
 
     /// `logits/chosen`, `logits/rejected` (mean logit over vocabulary and tokens), `entropy` (nats, mean over
-    /// all completion tokens), `mean_token_accuracy` (share of chosen tokens that were the likeliest).
-    pub fn metrics(&self) -> [(&'static str, f64); 4] {
+    /// all completion tokens), `mean_token_accuracy` (share of chosen tokens that were the likeliest). Of texts that are
+    /// learnt and not compared the last two.
+    pub fn metrics(&self, objective: &Objective) -> Vec<(String, f64)> {
         let share = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
-        [
+        let all = [
             ("logits/chosen", share(self.logits[0], self.tokens[0])),
             ("logits/rejected", share(self.logits[1], self.tokens[1])),
             ("entropy", share(self.entropy, self.tokens[0] + self.tokens[1])),
             ("mean_token_accuracy", share(self.top1 as f64, self.tokens[0])),
-        ]
+        ];
+        let own = if objective.is_of_texts() { &all[2..] } else { &all[..] };
+        own.iter().map(|(name, value)| (name.to_string(), *value)).collect()
     }
 }
 
@@ -178,10 +181,15 @@ fn prompt_rows(pairs: &[&TokenizedPair], batch: &Batch) -> Vec<std::ops::Range<u
 }
 
 /// Names the row whose text is longer than the model.
-fn check_length(model: &Model, pair: &TokenizedPair) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Row`].
+pub fn check_length(model: &Model, pair: &TokenizedPair) -> Result<()> {
     let most = model.config.max_positions;
     for branch in &pair.branches {
         let key = match branch.role {
+            // A text, or a completion: the row knows its name, its tokens do not.
+            _ if pair.branches.len() == 1 => "",
             Role::Chosen => "chosen",
             Role::Rejected => "rejected",
             Role::Mismatched | Role::Prompt => "prompt",

@@ -127,10 +127,10 @@ fn log_probabilities_and_token_statistics() {
             for (g, w) in got.branches().iter().zip(want.branches()) {
                 relative(*g, w, 2e-6, &format!("{}: logps", case.name));
             }
-            for (name, value) in stats.metrics() {
+            for (name, value) in stats.metrics(&Objective::dpo(0.1)) {
                 relative(
                     value,
-                    case.golden["batch"][name].as_f64().unwrap(),
+                    case.golden["batch"][&name].as_f64().unwrap(),
                     1e-5,
                     &format!("{}: {name}", case.name),
                 );

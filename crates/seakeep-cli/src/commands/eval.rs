@@ -118,7 +118,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
             ("rows".to_string(), json!(pairs.len())),
         ]);
         let metrics = evaluate(&scored, &Context::at_the_end(&facts), &objective).into_iter();
-        let metrics = metrics.chain(policy.stats.metrics().map(|(name, value)| (name.to_string(), value)));
+        let metrics = metrics.chain(policy.stats.metrics(&objective));
         result.extend(metrics.map(|(name, value)| (format!("eval_{name}"), json!(value))));
         results.push(Value::Object(result));
     }

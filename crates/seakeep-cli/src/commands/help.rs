@@ -15,7 +15,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "loss",
         "nats",
         "What is minimised, penalty included (eval_loss leaves WDPO's penalty out). ln 2 = 0.6931 (DPO) where policy and \
-         reference are equal.",
+         reference are equal. sft: the mean negative log-likelihood of a token.",
     ),
     (
         "rewards/chosen",
@@ -39,7 +39,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ("logits/chosen", "logits", "Mean logit over the vocabulary and the tokens of chosen completions."),
     ("logits/rejected", "logits", "The same of rejected completions."),
     ("entropy", "nats", "Mean entropy of the next-token distribution at completion tokens."),
-    ("mean_token_accuracy", "share", "Tokens of chosen completions that the policy held likeliest."),
+    (
+        "mean_token_accuracy",
+        "share",
+        "Tokens of chosen completions (sft: of what is learnt) that the policy held likeliest.",
+    ),
     (
         "nll_loss",
         "nats per token",
@@ -100,7 +104,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "num_tokens",
         "tokens",
-        "Tokens of all pairs so far, a prompt counted with each of its two completions, as TRL counts.",
+        "Tokens of all rows so far, a prompt counted with each of its completions, as TRL counts.",
     ),
     ("step", "steps", "Optimizer steps so far."),
 ];

@@ -14,6 +14,7 @@ mod pairs;
 mod prepare;
 mod quickstart;
 mod run;
+mod sft;
 mod sweep;
 mod sweep_results;
 mod train;
@@ -43,6 +44,7 @@ pub fn cli() -> Command {
         .subcommands([
             quickstart::command(),
             train::command(),
+            sft::command(),
             logps::command(),
             eval::command(),
             objective::command(),
@@ -62,6 +64,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("quickstart", matches)) => quickstart::run(matches),
         Some(("train", matches)) => train::run(matches),
+        Some(("sft", matches)) => sft::run(matches),
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
         Some(("pairs", matches)) => pairs::run(matches),

@@ -1,4 +1,4 @@
-//! `seakeep train`: tune a model on preference pairs.
+//! `seakeep train`: tune a model on preference pairs. And how any training run is started and closed.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use seakeep::{Error, Result};
 use crate::config::{Settings, plan};
 use crate::{args, output, progress};
 
-/// What the closing line says of the last logged step.
+/// What the closing line says of the last logged step, as far as it was logged.
 const TOLD: [&str; 4] = ["loss", "rewards/accuracies", "rewards/margins", "grad_norm"];
 
 /// The command line.
@@ -24,11 +24,15 @@ pub fn command() -> Command {
 /// Plans the run, then runs it.
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
-    let options = plan::plan(&settings)?;
-    check_places(&options)?;
-    super::set_threads(&settings)?;
-    let summary = seakeep::train::run(&options, &mut *progress::on_stderr())?;
-    output::print(&closing(&options, &summary))
+    execute(&settings, &plan::plan(&settings)?)
+}
+
+/// Runs a planned training run.
+pub fn execute(settings: &Settings, options: &TrainOptions) -> Result<()> {
+    check_places(options)?;
+    super::set_threads(settings)?;
+    let summary = seakeep::train::run(options, &mut *progress::on_stderr())?;
+    output::print(&closing(options, &summary))
 }
 
 /// The trained model must not be written over one that it is read from.

@@ -38,6 +38,8 @@ const DETERMINISTIC: &str = "the same seed, machine and threads always give the 
 const ALWAYS_LOGGED: &str = "is always in metrics.jsonl";
 const REFERENCE: &str =
     "the reference stays as it is; its log-probabilities are computed once, before training";
+const PACKED: &str = "rows always lie end to end in a batch, without padding, and attend only to themselves; a step sees as many \
+                      rows either way";
 const NO_TORCH: &str = "there is no PyTorch here";
 const NO_HUB: &str = "nothing is sent anywhere";
 const OWN_MEMORY: &str = "changes memory, never results, and memory is managed by Seakeep itself";
@@ -67,7 +69,9 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("padding_value", Nil, "nothing is ever padded"),
     foreign("label_pad_token_id", Nil, "nothing is ever padded"),
     foreign("pad_to_multiple_of", Nil, "nothing is ever padded"),
-    foreign("packing", Only(OFF), "pairs lie flat in a batch, without padding"),
+    foreign("packing", Nil, PACKED),
+    foreign("eval_packing", Nil, PACKED),
+    foreign("packing_strategy", Nil, PACKED),
     foreign("use_liger_kernel", Nil, "the vocabulary projection and the loss are always one operation"),
     foreign("use_liger_loss", Nil, "the vocabulary projection and the loss are always one operation"),
     foreign("use_logits_to_keep", Nil, "only predicting positions are ever projected"),
@@ -90,6 +94,10 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("max_prompt_length", Only(&[]), "max_length and truncation_mode say what is cut"),
     foreign("max_completion_length", Only(&[]), "max_length and truncation_mode say what is cut"),
     foreign("generate_during_eval", Only(OFF), "use `seakeep generate` on a checkpoint"),
+    foreign("assistant_only_loss", Only(OFF),
+        "which tokens of a rendered conversation are the assistant's, only templates with `{% generation %}` marks would say; \
+         give the last turn as `completion` after a `prompt` of messages, and it alone is learnt"),
+    foreign("eos_token", Only(&[]), "name it in the model's tokenizer_config.json"),
     foreign("tools", Only(&[]), "give each row a `tools` column"),
     foreign("chat_template_path", Only(&[]), "put a chat_template.jinja into the model directory"),
 

@@ -22,6 +22,7 @@ pub struct Key {
 
 const MODEL: &str = "Model";
 const DATA: &str = "Data";
+const TEXTS: &str = "Texts";
 const OBJECTIVE: &str = "Objective";
 const TRAINING: &str = "Training";
 const KEEPING: &str = "Evaluating, saving, logging";
@@ -54,7 +55,21 @@ pub const RULES: &[&str] =
 
 /// The names of the keys that say what is minimised.
 pub fn objective_keys() -> Vec<&'static str> {
-    KEYS.iter().filter(|key| key.group == OBJECTIVE).map(|key| key.name).collect()
+    of_group(OBJECTIVE)
+}
+
+/// The names of the keys that have a meaning only for texts that are learnt as they are.
+pub fn text_keys() -> Vec<&'static str> {
+    of_group(TEXTS)
+}
+
+/// The names of the keys that have a meaning only for preferences.
+pub fn preference_keys() -> Vec<&'static str> {
+    [&of_group(OBJECTIVE)[..], &["ref_model_name_or_path", "reference_cache_dir"]].concat()
+}
+
+fn of_group(group: &str) -> Vec<&'static str> {
+    KEYS.iter().filter(|key| key.group == group).map(|key| key.name).collect()
 }
 
 /// Every key.
@@ -93,6 +108,11 @@ pub const KEYS: &[Key] = &[
          diverge (TRL's rule), or leave the row out. (Seakeep's own.)"),
     key(DATA, "truncated_completion", Kind::Choice(&["error", "drop"]), Some("error"),
         "What to do where a prompt alone fills max_length: stop, or leave the row out (TRL's rule). (Seakeep's own.)"),
+
+    key(TEXTS, "dataset_text_field", Kind::Text, Some("text"),
+        "sft: the column that holds a text. A line of a .txt file is a row with the column `text`."),
+    key(TEXTS, "completion_only_loss", Kind::Switch, Some("true"),
+        "sft: whether of `prompt` and `completion` only the completion is learnt. Texts that stand alone are learnt whole."),
 
     key(OBJECTIVE, "method", Kind::Method, Some("dpo"),
         "A preset: sets loss_type, rule and knobs as a paper has them (`seakeep help objectives`). Knobs that are given \
@@ -190,15 +210,15 @@ pub const KEYS: &[Key] = &[
          Default: shared, with wdpo_form official separate."),
 
     key(TRAINING, "per_device_train_batch_size", Kind::Whole(1), Some("8"),
-        "Pairs in one forward and backward pass. Changes memory and speed, not the result."),
+        "Rows in one forward and backward pass. Changes memory and speed, not the result."),
     key(TRAINING, "gradient_accumulation_steps", Kind::Whole(1), Some("1"),
-        "Passes in one optimizer step; the step sees this times per_device_train_batch_size pairs."),
+        "Passes in one optimizer step; the step sees this times per_device_train_batch_size rows."),
     key(TRAINING, "num_train_epochs", Kind::Number(Range::Positive), Some("3"),
         "Passes over the data; may be a fraction."),
     key(TRAINING, "max_steps", Kind::Steps, Some("-1"),
         "Optimizer steps in all, in place of num_train_epochs; -1: as many as the epochs make."),
     key(TRAINING, "learning_rate", Kind::Number(Range::NotNegative), Some("1e-6"),
-        "Peak learning rate."),
+        "Peak learning rate. (seakeep sft: 2e-5 where none is given.)"),
     key(TRAINING, "lr_scheduler_type",
         Kind::Choice(&["linear", "cosine", "constant", "constant_with_warmup", "cosine_with_min_lr"]), Some("linear"),
         "How the learning rate changes."),
@@ -235,7 +255,7 @@ pub const KEYS: &[Key] = &[
     key(KEEPING, "eval_steps", Kind::Whole(1), None,
         "Steps between evaluations with eval_strategy steps. Default: logging_steps."),
     key(KEEPING, "per_device_eval_batch_size", Kind::Whole(1), Some("8"),
-        "Pairs in one forward pass when nothing is learned. Changes memory and speed, not the result."),
+        "Rows in one forward pass when nothing is learned. Changes memory and speed, not the result."),
     key(KEEPING, "save_strategy", Kind::Choice(&["no", "steps", "epoch"]), Some("steps"),
         "When to write a checkpoint."),
     key(KEEPING, "save_steps", Kind::Whole(1), Some("500"),

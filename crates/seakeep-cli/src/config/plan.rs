@@ -9,14 +9,39 @@ use seakeep::optim::{AdamW, Schedule, Warmup};
 use seakeep::train::{Every, Resume, TrainOptions};
 use seakeep::{Error, Result};
 
-use super::{Settings, objective};
+use super::{Settings, keys, objective};
 
-/// A training run.
+/// A training run on preferences.
 ///
 /// # Errors
 /// [`Error::Usage`] for what is missing or contradicts, naming the keys and where they stand.
 pub fn plan(settings: &Settings) -> Result<TrainOptions> {
+    refuse(settings, &keys::text_keys(), "on preferences; texts are learnt by `seakeep sft`")?;
     let (method, objective) = objective::objective(settings)?;
+    run(settings, method, objective)
+}
+
+/// What TRL's `SFTConfig` has in place of the table's defaults.
+pub const SFT_DEFAULTS: &[(&str, &str)] = &[("learning_rate", "2e-5")];
+
+/// A training run on texts: supervised fine-tuning.
+///
+/// # Errors
+/// As [`plan`].
+pub fn sft(settings: &Settings) -> Result<TrainOptions> {
+    refuse(settings, &keys::preference_keys(), "in sft; preferences are learnt by `seakeep train`")?;
+    run(settings, "sft".into(), Objective::sft())
+}
+
+/// Refuses keys that say something in a run of another kind. A moved configuration may spell out their defaults.
+fn refuse(settings: &Settings, others: &[&str], what: &str) -> Result<()> {
+    match others.iter().find(|key| settings.is_given(key) && !settings.is_default(key)) {
+        Some(key) => usage(format!("{} has no meaning {what}", settings.place(key))),
+        None => Ok(()),
+    }
+}
+
+fn run(settings: &Settings, method: String, objective: Objective) -> Result<TrainOptions> {
     let (schedule, warmup) = learning_rate(settings)?;
     let eval = every(settings, "eval_strategy", "eval_steps");
     let dataset_test_split = settings.text("dataset_test_split");
@@ -31,6 +56,7 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
         model_name_or_path: settings.required("model_name_or_path")?.into(),
         ref_model_name_or_path: settings.path("ref_model_name_or_path"),
         dataset_name: settings.required("dataset_name")?,
+        dataset_text_field: settings.required("dataset_text_field")?,
         dataset_train_split: settings.required("dataset_train_split")?,
         dataset_test_split,
         eval_dataset_name,
@@ -94,6 +120,7 @@ pub fn tokenize(settings: &Settings, objective: &Objective) -> TokenizeOptions {
 pub fn tokens(settings: &Settings) -> TokenizeOptions {
     TokenizeOptions {
         labels: Default::default(),
+        learn_prompts: !switch(settings, "completion_only_loss"),
         max_length: settings.count("max_length"),
         truncation_mode: match is(settings, "truncation_mode", "keep_end") {
             true => TruncationMode::KeepEnd,

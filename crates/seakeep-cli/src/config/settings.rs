@@ -32,6 +32,8 @@ impl Source {
 #[derive(Debug, Default)]
 pub struct Settings {
     given: BTreeMap<&'static str, (Value, Source)>,
+    /// What a command has in place of the table's defaults, as flags would spell the values.
+    defaults: &'static [(&'static str, &'static str)],
 }
 
 impl Settings {
@@ -41,7 +43,18 @@ impl Settings {
     /// [`Error::Usage`] for an unknown key, a value of the wrong type or out of range, or a key that asks for
     /// something Seakeep does not do; [`Error::Io`] where the file cannot be read.
     pub fn read(matches: &ArgMatches) -> Result<Settings> {
-        let mut settings = Settings::default();
+        Settings::read_with(matches, &[])
+    }
+
+    /// As [`read`](Self::read), for a command that has `defaults` of its own.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_with(
+        matches: &ArgMatches,
+        defaults: &'static [(&'static str, &'static str)],
+    ) -> Result<Settings> {
+        let mut settings = Settings { defaults, ..Settings::default() };
         if let Some(path) = flag(matches, "config") {
             let path = Path::new(path);
             let source = Source::File(path.to_path_buf());
@@ -90,8 +103,9 @@ impl Settings {
 
     /// Whether a key that was given has the value it would have without.
     pub fn is_default(&self, name: &str) -> bool {
-        let default = key(name).default.and_then(|d| key(name).kind.check(&key(name).kind.of_flag(d)));
-        let given = self.given.get(key(name).name).map(|(value, _)| value);
+        let key = key(name);
+        let default = self.default_of(key).and_then(|d| key.kind.check(&key.kind.of_flag(d)));
+        let given = self.given.get(key.name).map(|(value, _)| value);
         match (given.and_then(Value::as_f64), default.as_ref().and_then(Value::as_f64)) {
             (Some(given), Some(default)) => given == default,
             _ => given == default.as_ref(),
@@ -103,10 +117,15 @@ impl Settings {
         self.given.get(name).map_or(&Source::Flag, |(_, source)| source).place(name)
     }
 
+    /// The default of this command, or of the table.
+    fn default_of(&self, key: &Key) -> Option<&'static str> {
+        self.defaults.iter().find(|(name, _)| *name == key.name).map(|d| d.1).or(key.default)
+    }
+
     /// The value: given, or what the method sets, or the default; null where there is none of them.
     fn value(&self, name: &str) -> Value {
         let key = key(name);
-        match (self.given.get(name), self.method().sets(name).or(key.default)) {
+        match (self.given.get(name), self.method().sets(name).or(self.default_of(key))) {
             (Some((value, _)), _) => value.clone(),
             (None, Some(default)) => key.kind.check(&key.kind.of_flag(default)).unwrap_or_default(),
             (None, None) => Value::Null,

@@ -1,7 +1,8 @@
-//! Preference data: files to [`Pair`]s, [`Pair`]s to [`TokenizedPair`]s.
+//! Preference data, and texts to be learnt as they are: files to [`Pair`]s, [`Pair`]s to [`TokenizedPair`]s.
 //!
 //! What counts as a row, and which tokens it becomes, is TRL's convention (`trl/data_utils.py` and
-//! `DPOTrainer._prepare_dataset`, 1.16); where Seakeep refuses what TRL silently repairs, an option
+//! `DPOTrainer._prepare_dataset`, of texts
+//! `SFTTrainer._prepare_dataset`, 1.16); where Seakeep refuses what TRL silently repairs, an option
 //! gives TRL's behaviour.
 
 pub mod foreign;
@@ -11,6 +12,7 @@ mod parquet;
 pub mod prompt;
 pub mod read;
 pub mod report;
+pub mod text;
 pub mod tokenize;
 
 pub use crate::formats::Message;
@@ -20,6 +22,7 @@ pub use pair::{Completion, Pair, Text};
 pub use prompt::{Prompt, read_prompts};
 pub use read::{read_pairs, read_rows};
 pub use report::{Quantiles, TokenizeReport};
+pub use text::read_texts;
 pub use tokenize::{
     Branch, PromptMismatch, TokenizeOptions, TokenizedPair, TruncatedCompletion, TruncationMode,
     add_mismatched, tokenize_pairs,

@@ -1,5 +1,5 @@
 //! One preference: a prompt and its completions. Mostly two, chosen and rejected; one and several rejected; or one
-//! alone with a label that calls it good or bad.
+//! alone, with a label that calls it good or bad or (`text.rs`) to be learnt as it is.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub enum Text {
 
 impl Text {
     /// Whether nothing is said: no text, or messages without any.
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         match self {
             Text::Standard(text) => text.is_empty(),
             Text::Chat(messages) => messages.iter().all(|m| m.text() == Some("") && m.extra.is_empty()),
@@ -54,7 +54,8 @@ pub struct Pair {
     pub file: Arc<Path>,
     /// Its row: the line of a JSON Lines file, the element of a JSON array or Parquet file; from 1.
     pub row: usize,
-    /// The prompt, where the row has one; otherwise it is the common beginning of its two completions.
+    /// The prompt, where the row has one; otherwise it is the common beginning of its two completions. A single text to
+    /// be learnt may stand without.
     pub prompt: Option<Text>,
     /// The chosen one first, then those rejected; or a single one with a label.
     pub completions: Vec<Completion>,
@@ -65,8 +66,8 @@ pub struct Pair {
 /// A pair whose prompt stands apart from its completions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SplitPair {
-    /// What the completions follow.
-    pub prompt: Text,
+    /// What the completions follow; `None`: a single text that follows nothing.
+    pub prompt: Option<Text>,
     /// In the order of [`Pair::completions`].
     pub completions: Vec<Completion>,
     /// Whether the boundary was found here rather than given in the data.
@@ -133,7 +134,7 @@ impl Pair {
         Pair { file, row, prompt, completions, extra: columns }.checked()
     }
 
-    /// Whether the row is a single completion with a label.
+    /// Whether the row is a single completion.
     pub fn is_unpaired(&self) -> bool {
         self.completions.len() == 1
     }
@@ -145,7 +146,7 @@ impl Pair {
     pub fn unpair(&self) -> Result<Vec<Pair>> {
         let SplitPair { prompt, completions, .. } = self.split()?;
         let alone = |c| Pair {
-            prompt: Some(prompt.clone()),
+            prompt: prompt.clone(),
             completions: vec![c],
             extra: self.extra.clone(),
             ..self.clone()
@@ -153,7 +154,7 @@ impl Pair {
         Ok(completions.into_iter().map(alone).collect())
     }
 
-    fn checked(mut self) -> Result<Pair> {
+    pub(super) fn checked(mut self) -> Result<Pair> {
         let (first, others) = self.completions.split_first().expect("a row has a completion");
         if let Some(other) = others.iter().find(|c| c.text.kind() != first.text.kind()) {
             let what = format!(
@@ -212,9 +213,9 @@ impl Pair {
     /// # Errors
     /// [`Error::Row`] where two conversations share no first message.
     pub fn split(&self) -> Result<SplitPair> {
-        if let Some(prompt) = &self.prompt {
-            let completions = self.completions.clone();
-            return Ok(SplitPair { prompt: prompt.clone(), completions, implicit: false });
+        if self.prompt.is_some() || self.is_unpaired() {
+            let (prompt, completions) = (self.prompt.clone(), self.completions.clone());
+            return Ok(SplitPair { prompt, completions, implicit: false });
         }
         let [chosen, rejected] = &self.completions[..] else {
             return Err(self.error("prompt", "missing or null"));
@@ -242,7 +243,7 @@ impl Pair {
         let completions: Vec<Completion> =
             self.completions.iter().zip(texts).map(|(c, text)| Completion { text, ..c.clone() }).collect();
         self.check_said(&completions)?;
-        Ok(SplitPair { prompt, completions, implicit: true })
+        Ok(SplitPair { prompt: Some(prompt), completions, implicit: true })
     }
 }
 

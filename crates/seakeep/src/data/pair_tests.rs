@@ -23,7 +23,7 @@ fn cut(chosen: &str, rejected: &str) -> (String, String, String) {
         Text::Standard(text) => text.clone(),
         other => panic!("{other:?}"),
     };
-    (text(&split.prompt), text(&split.completions[0].text), text(&split.completions[1].text))
+    (text(&split.prompt.unwrap()), text(&split.completions[0].text), text(&split.completions[1].text))
 }
 
 /// Each line is what `trl.extract_prompt` (1.16) gives.
@@ -47,7 +47,7 @@ fn implicit_conversations_share_their_first_messages() {
     let chosen = json!([turn("user", "hi"), turn("assistant", "hello")]);
     let rejected = json!([turn("user", "hi"), turn("assistant", "go away")]);
     let split = pair(json!({"chosen": chosen, "rejected": rejected})).unwrap().split().unwrap();
-    assert_eq!(split.prompt, Text::Chat(vec![Message::new("user", "hi")]));
+    assert_eq!(split.prompt, Some(Text::Chat(vec![Message::new("user", "hi")])));
     assert_eq!(split.completions[1].text, Text::Chat(vec![Message::new("assistant", "go away")]));
     // A string prompt that repeats the first message is ignored.
     let same =
@@ -64,7 +64,7 @@ fn explicit_prompts_are_taken_as_they_are() {
     assert_eq!(pair.extra["margin"], 0.5);
     let split = pair.split().unwrap();
     assert!(!split.implicit);
-    assert_eq!(split.prompt, Text::Standard("a ".into()));
+    assert_eq!(split.prompt, Some(Text::Standard("a ".into())));
 }
 
 #[test]

@@ -29,13 +29,13 @@ pub fn read_prompts(spec: &str) -> Result<Vec<Prompt>> {
 
 fn from_columns(file: Arc<Path>, row: usize, mut columns: Columns) -> Result<Prompt> {
     let whole = columns.contains_key("chosen") && columns.contains_key("rejected");
+    let missing =
+        || Error::row(&file, row, "prompt", "missing or null; expected a string or a list of messages");
     let text = if whole {
         // Also where there is a `prompt`: a pair knows which of its columns count.
-        Pair::from_columns(file.clone(), row, columns)?.split()?.prompt
+        Pair::from_columns(file.clone(), row, columns)?.split()?.prompt.ok_or_else(missing)?
     } else {
-        let value = columns.remove("prompt").filter(|v| !v.is_null()).ok_or_else(|| {
-            Error::row(&file, row, "prompt", "missing or null; expected a string or a list of messages")
-        })?;
+        let value = columns.remove("prompt").filter(|v| !v.is_null()).ok_or_else(missing)?;
         parse_text(&file, row, "prompt", value)?
     };
     Ok(Prompt { file, row, text })

@@ -1,6 +1,7 @@
 //! Preference files: which ones a name means, and what rows they hold.
 //!
-//! JSON Lines and JSON arrays (also gzipped) and Parquet. Rows come in the order of the files' names
+//! JSON Lines and JSON arrays (also gzipped), Parquet, and plain text (also gzipped): a line is a row with the column
+//! `text`. Rows come in the order of the files' names
 //! and, within a file, of the file.
 
 use std::fs::File;
@@ -20,7 +21,7 @@ pub const MAX_LINE_BYTES: usize = 64 << 20;
 /// Largest JSON array file, in bytes, after decompression (such a file is read as a whole).
 pub const MAX_ARRAY_BYTES: u64 = 4 << 30;
 /// For error messages.
-pub const SUPPORTED_FILES: &str = ".jsonl, .json (also .gz of these), .parquet";
+pub const SUPPORTED_FILES: &str = ".jsonl, .json, .txt (also .gz of these), .parquet";
 
 /// The rows of `spec`: a file, a directory (its data files, not those below it) or a glob pattern.
 ///
@@ -93,7 +94,8 @@ fn directory_files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))? {
         let file = entry.map_err(Error::io("list", directory))?.path();
-        if file.is_file() && Kind::of(&file).is_some() {
+        // A .txt in a directory is as likely to be about the data as data; it has to be named, or meant by a pattern.
+        if file.is_file() && Kind::of(&file).is_some_and(|kind| !matches!(kind, Kind::Text { .. })) {
             files.push(file);
         }
     }
@@ -105,7 +107,9 @@ fn directory_files(directory: &Path) -> Result<Vec<PathBuf>> {
         }
         return Err(Error::format(
             directory,
-            format!("no data file in this directory; expected {SUPPORTED_FILES}"),
+            format!(
+                "no data file in this directory; expected {SUPPORTED_FILES} (.txt by name or pattern only)"
+            ),
         ));
     }
     files.sort();
@@ -116,6 +120,7 @@ fn directory_files(directory: &Path) -> Result<Vec<PathBuf>> {
 enum Kind {
     Lines { gzip: bool },
     Json { gzip: bool },
+    Text { gzip: bool },
     Parquet,
 }
 
@@ -129,6 +134,7 @@ impl Kind {
         match stem.rsplit_once('.')?.1 {
             "jsonl" | "ndjson" => Some(Kind::Lines { gzip }),
             "json" => Some(Kind::Json { gzip }),
+            "txt" => Some(Kind::Text { gzip }),
             "parquet" if !gzip => Some(Kind::Parquet),
             _ => None,
         }
@@ -144,14 +150,15 @@ fn read_file(path: &Path, take: Take) -> Result<()> {
     })?;
     match kind {
         Kind::Parquet => parquet::read_rows(path, take),
-        Kind::Lines { gzip } => read_lines(path, open(path, gzip)?, 1, take),
+        Kind::Lines { gzip } => read_lines(path, open(path, gzip)?, 1, &parse_object, take),
+        Kind::Text { gzip } => read_lines(path, open(path, gzip)?, 1, &plain_text, take),
         Kind::Json { gzip } => {
             let mut reader = open(path, gzip)?;
             let (first, lines) = skip_space(&mut reader).map_err(|e| broken(path, 1, &e))?;
             if first == Some(b'[') {
                 read_array(path, reader, take)
             } else {
-                read_lines(path, reader, 1 + lines, take)
+                read_lines(path, reader, 1 + lines, &parse_object, take)
             }
         }
     }
@@ -179,7 +186,16 @@ fn skip_space(reader: &mut dyn BufRead) -> std::io::Result<(Option<u8>, usize)> 
     }
 }
 
-fn read_lines(file: &Path, mut reader: Box<dyn BufRead>, first_row: usize, take: Take) -> Result<()> {
+/// Makes the columns of a row out of a line that is not blank.
+type Parse<'a> = &'a dyn Fn(&Path, usize, &[u8]) -> Result<Columns>;
+
+fn read_lines(
+    file: &Path,
+    mut reader: Box<dyn BufRead>,
+    first_row: usize,
+    parse: Parse,
+    take: Take,
+) -> Result<()> {
     let mut line = Vec::new();
     for row in first_row.. {
         line.clear();
@@ -193,12 +209,12 @@ fn read_lines(file: &Path, mut reader: Box<dyn BufRead>, first_row: usize, take:
                 file,
                 row,
                 "",
-                format!("the line is longer than {MAX_LINE_BYTES} bytes: is this JSON Lines?"),
+                format!("the line is longer than {MAX_LINE_BYTES} bytes: is this one row a line?"),
             ));
         }
-        let text = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| row == 1).unwrap_or(&line).trim_ascii();
-        if !text.is_empty() {
-            take(row, parse_object(file, row, text)?)?;
+        let text = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| row == 1).unwrap_or(&line);
+        if !text.trim_ascii().is_empty() {
+            take(row, parse(file, row, text)?)?;
         }
     }
     Ok(())
@@ -214,7 +230,15 @@ fn broken(file: &Path, row: usize, error: &std::io::Error) -> Error {
     )
 }
 
-fn parse_object(file: &Path, row: usize, text: &[u8]) -> Result<Map<String, Value>> {
+fn plain_text(file: &Path, row: usize, line: &[u8]) -> Result<Columns> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let text = std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line));
+    let text = text.map_err(|e| Error::row(file, row, "text", format!("not UTF-8: {e}")))?;
+    Ok(Map::from_iter([("text".to_string(), Value::from(text))]))
+}
+
+fn parse_object(file: &Path, row: usize, text: &[u8]) -> Result<Columns> {
+    let text = text.trim_ascii();
     match serde_json::from_slice(text) {
         Ok(Value::Object(columns)) => Ok(columns),
         Ok(other) => {
@@ -223,7 +247,9 @@ fn parse_object(file: &Path, row: usize, text: &[u8]) -> Result<Map<String, Valu
                 file,
                 row,
                 "",
-                format!("not an object but `{start}`, expected {{\"chosen\": ..., \"rejected\": ...}}"),
+                format!(
+                    "not an object but `{start}`, expected one such as {{\"chosen\": ..., \"rejected\": ...}} or {{\"text\": ...}}"
+                ),
             ))
         }
         Err(e) => {

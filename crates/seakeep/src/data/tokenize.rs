@@ -1,4 +1,5 @@
-//! From [`Pair`]s to tokens, as TRL 1.16's `DPOTrainer._prepare_dataset` and its collator make them.
+//! From [`Pair`]s to tokens, as TRL 1.16's `DPOTrainer._prepare_dataset` and its collator make them, and
+//! `SFTTrainer._prepare_dataset` those of texts that are learnt as they are.
 //!
 //! The prompt and prompt + completion are tokenised apart (conversations through the chat template),
 //! and the completion starts where the two token sequences diverge. Where that is *before* the end of
@@ -61,6 +62,9 @@ pub struct TokenizeOptions {
     pub prompt_mismatch: PromptMismatch,
     /// For rows whose prompt alone fills `max_length`.
     pub truncated_completion: TruncatedCompletion,
+    /// Supervised fine-tuning: whether the tokens of prompts are learnt as those of completions are (TRL's
+    /// `completion_only_loss = false`). Then the whole is the completion.
+    pub learn_prompts: bool,
     /// The columns that the objective asks for.
     pub labels: LabelColumns,
 }
@@ -227,9 +231,15 @@ impl Row<'_> {
     fn run(&self) -> Result<Outcome> {
         let split = self.pair.split()?;
         let (prompt, wholes) = self.encode(&split)?;
-        let boundary = wholes.iter().map(|whole| common_prefix(&prompt, whole)).min().unwrap_or(0);
+        let (prompt, boundary) = match self.options.learn_prompts {
+            true => (Vec::new(), 0),
+            false => {
+                let boundary = wholes.iter().map(|whole| common_prefix(&prompt, whole)).min().unwrap_or(0);
+                (prompt, boundary)
+            }
+        };
         let backed_off = prompt.len() - boundary;
-        let ours = split.implicit && matches!(split.prompt, Text::Standard(_));
+        let ours = split.implicit && matches!(split.prompt, Some(Text::Standard(_)));
         if backed_off > 0 && !ours {
             match self.options.prompt_mismatch {
                 PromptMismatch::Error => {
@@ -273,14 +283,22 @@ impl Row<'_> {
         Ok(Outcome::Kept(lengths, tokenized))
     }
 
-    /// Token ids of the prompt, and of prompt + completion for every completion.
+    /// Token ids of the prompt (none where there is none), and of prompt + completion for every completion.
     fn encode(&self, split: &SplitPair) -> Result<(Vec<u32>, Vec<Vec<u32>>)> {
-        match &split.prompt {
+        let nothing = match &split.completions[0].text {
+            Text::Standard(_) => Text::Standard(String::new()),
+            Text::Chat(_) => Text::Chat(Vec::new()),
+        };
+        let tokens_of_prompt = |encode: &dyn Fn() -> Result<Vec<u32>>| match &split.prompt {
+            Some(_) => encode(),
+            None => Ok(Vec::new()),
+        };
+        match split.prompt.as_ref().unwrap_or(&nothing) {
             Text::Standard(prompt) => {
                 let eos = self.tokenizer.eos_token().ok_or_else(|| {
                     Error::format(
                         self.tokenizer.path(),
-                        "the tokenizer names no `eos_token`, which has to end every completion of plain-string data; \
+                        "the tokenizer names no `eos_token`, which has to end every completion (or text) of plain-string data; \
                          name it in tokenizer_config.json",
                     )
                 })?;
@@ -292,7 +310,7 @@ impl Row<'_> {
                     Text::Chat(_) => Err(self.mixed(c)),
                 };
                 let wholes = split.completions.iter().map(whole).collect::<Result<_>>()?;
-                Ok((self.tokenizer.encode(prompt, true)?, wholes))
+                Ok((tokens_of_prompt(&|| self.tokenizer.encode(prompt, true))?, wholes))
             }
             Text::Chat(prompt) => {
                 let variables = self.template_variables()?;
@@ -309,7 +327,7 @@ impl Row<'_> {
                     Text::Standard(_) => Err(self.mixed(c)),
                 };
                 let wholes = split.completions.iter().map(whole).collect::<Result<_>>()?;
-                Ok((render("prompt", &[])?, wholes))
+                Ok((tokens_of_prompt(&|| render("prompt", &[]))?, wholes))
             }
         }
     }

@@ -5,6 +5,7 @@
 //! an error says which file, which tensor or key, what was found and what to do about it.
 
 pub mod atomic;
+pub mod bpe;
 pub mod fingerprint;
 pub mod gguf;
 pub mod safetensors;

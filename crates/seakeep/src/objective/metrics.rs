@@ -6,8 +6,12 @@ use crate::logps::Role;
 
 /// Rewards and log-probabilities, means over the global batch of `n` pairs.
 pub(super) fn rewards(pair: &PairLoss, scored: &Scored, n: usize) -> Vec<(String, f64)> {
-    let out =
-        if pair.any(|l| l.is_unpaired()) { unpaired(pair, scored) } else { paired(pair, scored, n as f64) };
+    let out = match pair {
+        // What is not compared has no reward.
+        _ if pair.any(|l| l.is_of_texts()) => Vec::new(),
+        _ if pair.any(|l| l.is_unpaired()) => unpaired(pair, scored),
+        _ => paired(pair, scored, n as f64),
+    };
     out.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 

@@ -99,6 +99,11 @@ impl Objective {
         Objective { pair: PairLoss::dpo(beta), rule: Rule::Mean, penalty: None }
     }
 
+    /// Supervised fine-tuning: the negative log-likelihood of texts, a mean over all tokens of the batch.
+    pub fn sft() -> Self {
+        Objective { pair: PairLoss::of(LossType::Nll, 1.0), rule: Rule::Mean, penalty: None }
+    }
+
     /// Refuses what does not go together.
     ///
     /// # Errors
@@ -116,9 +121,9 @@ impl Objective {
                 self.rule.name()
             ));
         }
-        if matches!(self.rule, Rule::Causal(_)) && self.pair.any(LossType::is_unpaired) {
+        if matches!(self.rule, Rule::Causal(_)) && self.pair.any(|l| l.is_unpaired() || l.is_of_texts()) {
             return refuse(
-                "rule causal compares the rewards of chosen and rejected completions; kto has no pairs"
+                "rule causal compares the rewards of chosen and rejected completions; kto and nll have no pairs"
                     .into(),
             );
         }
@@ -149,6 +154,11 @@ impl Objective {
     /// Whether log-probabilities under a reference are asked for.
     pub fn needs_reference(&self) -> bool {
         self.pair.any(LossType::needs_reference) || matches!(self.rule, Rule::Causal(_))
+    }
+
+    /// Whether it is of texts that stand alone (supervised fine-tuning) rather than of preferences.
+    pub fn is_of_texts(&self) -> bool {
+        self.pair.any(LossType::is_of_texts)
     }
 
     /// Whether every completion needs a mismatched one beside it.

@@ -267,6 +267,7 @@ fn align_one(
         model_name_or_path: options.output_dir.join("reference"),
         ref_model_name_or_path: None,
         dataset_name: training_file(options, seed).display().to_string(),
+        dataset_text_field: "text".into(),
         dataset_train_split: "train".into(),
         dataset_test_split: None,
         eval_dataset_name: None,

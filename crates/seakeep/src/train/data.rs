@@ -5,7 +5,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::TrainOptions;
 use crate::data::{
-    Pair, TokenizeOptions, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, tokenize_pairs,
+    Pair, TokenizeOptions, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, read_texts,
+    tokenize_pairs,
 };
 use crate::formats::Tokenizer;
 use crate::objective::{LossType, Objective};
@@ -85,9 +86,16 @@ pub fn load(
     options: &TrainOptions,
     progress: &mut dyn Progress,
 ) -> Result<Vec<TokenizedPair>> {
-    let rows = select(read_pairs(spec)?, split)?;
+    let texts = options.objective.is_of_texts();
+    let rows = if texts { read_texts(spec, &options.dataset_text_field)? } else { read_pairs(spec)? };
+    let rows = select(rows, split)?;
     let (pairs, report) = tokenize_for(&options.objective, rows, tokenizer, &options.tokenize)?;
-    progress.note(&summary(spec, split, &report));
+    progress.note(&summary(
+        spec,
+        split,
+        &report,
+        if texts { ("texts", "") } else { ("pairs", " completions") },
+    ));
     if pairs.is_empty() {
         return Err(Error::Usage(format!(
             "{spec} ({split}): no row is left after truncation; raise `max_length`"
@@ -96,7 +104,7 @@ pub fn load(
     Ok(pairs)
 }
 
-/// The rows as tokens, in the shape in which the objective takes them: pairs, or labelled completions (into which pairs are
+/// The rows as tokens, in the shape in which the objective takes them: texts, pairs, or labelled completions (into which pairs are
 /// taken apart) with their mismatched ones.
 ///
 /// # Errors
@@ -119,6 +127,14 @@ pub fn tokenize_for(
 /// # Errors
 /// [`Error::Row`] for the first row that it cannot take.
 fn fitting(rows: Vec<Pair>, objective: &Objective) -> Result<Vec<Pair>> {
+    if objective.is_of_texts() {
+        return match rows.iter().find(|r| !r.is_unpaired()) {
+            Some(pair) => {
+                Err(pair.error("rejected", "a completion to compare with; nll learns texts one by one"))
+            }
+            None => Ok(rows),
+        };
+    }
     if objective.pair.any(LossType::is_unpaired) {
         if let Some(several) = rows.iter().find(|r| r.completions.len() > 2) {
             return Err(
@@ -147,14 +163,15 @@ fn fitting(rows: Vec<Pair>, objective: &Objective) -> Result<Vec<Pair>> {
     }
 }
 
-fn summary(spec: &str, split: &str, report: &TokenizeReport) -> String {
-    let mut text = format!("{spec} ({split}): {} pairs", report.rows - report.dropped());
+/// What tokenising did, in a line; `(rows, cut)` are the words for what a row is and for what truncation cuts.
+fn summary(spec: &str, split: &str, report: &TokenizeReport, (rows, cut): (&str, &str)) -> String {
+    let mut text = format!("{spec} ({split}): {} {rows}", report.rows - report.dropped());
     if report.dropped() > 0 {
         text += &format!(", {} left out", report.dropped());
     }
     let truncated = report.truncated_chosen + report.truncated_rejected;
     if truncated > 0 {
-        text += &format!(", {truncated} completions truncated");
+        text += &format!(", {truncated}{cut} truncated");
     }
     text
 }

@@ -35,8 +35,10 @@ pub struct TrainOptions {
     pub model_name_or_path: PathBuf,
     /// Reference model; `None`: the model to train, as it is at the start.
     pub ref_model_name_or_path: Option<PathBuf>,
-    /// Preference data: file, glob or directory.
+    /// Preference data, or for an objective of texts ([`Objective::is_of_texts`]) those: file, glob or directory.
     pub dataset_name: String,
+    /// The column that holds a text, for such an objective.
+    pub dataset_text_field: String,
     /// Which rows to train on, in the notation of Hugging Face datasets: `train`, `train[:1000]`, `train[10%:]`.
     pub dataset_train_split: String,
     /// Which rows to evaluate on.

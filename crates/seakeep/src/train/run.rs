@@ -20,7 +20,7 @@ use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
 use crate::reference::{Known, Reference};
-use crate::scoring::{Layout, score};
+use crate::scoring::{Layout, check_length, score};
 use crate::{Error, Result};
 
 /// What a run came to.
@@ -157,6 +157,10 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         if !self.options.objective.needs_reference() {
+            // Scoring a reference would have found these before the first step.
+            for pair in train.iter().map(|&i| &self.train[i]).chain(self.eval) {
+                check_length(&self.model, pair)?;
+            }
             let layout = Layout::of(&self.options.objective);
             let zeros = |pair| ReferenceRow { logps: layout.no_reference(pair), environments: Vec::new() };
             self.reference.train.extend(train.into_iter().map(|i| (i, zeros(&self.train[i]))));
@@ -299,14 +303,17 @@ impl<'a> Run<'a> {
         let scored = Scored { policy: &scores.logps, reference: &reference, facts: &facts };
         let context = Context::of(&facts, self.progress(), self.state.groups.clone());
         let mut metrics = evaluate(&scored, &context, objective);
-        metrics.extend(scores.stats.metrics().map(|(name, value)| (name.to_string(), value)));
+        metrics.extend(scores.stats.metrics(objective));
         Ok(metrics.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect())
     }
 }
 
 /// An evaluation in a line.
 fn told(step: usize, metrics: &[(String, f64)]) -> String {
-    let shown = ["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"];
+    let mut shown = vec!["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"];
+    if !metrics.iter().any(|m| shown[1..].contains(&m.0.as_str())) {
+        shown.push("eval_mean_token_accuracy");
+    }
     let of = |name: &&str| metrics.iter().find(|m| m.0 == **name).map(|m| format!("{name} {:.4}", m.1));
     format!("step {step}: {}", shown.iter().filter_map(of).collect::<Vec<_>>().join(", "))
 }

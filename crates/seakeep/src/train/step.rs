@@ -92,7 +92,7 @@ pub fn gradient(
         out.add(evaluation);
     }
     step.add_penalty(grads, &mut out);
-    out.metrics.extend(step.stats.metrics().map(|(name, value)| (name.to_string(), value)));
+    out.metrics.extend(step.stats.metrics(objective));
     if out.loss.is_finite() {
         Ok(out)
     } else {

@@ -69,6 +69,8 @@ pub enum LossType {
     },
     /// The negative log-likelihood of the chosen completion.
     Sft,
+    /// The negative log-likelihood of texts that stand alone (supervised fine-tuning).
+    Nll,
     /// SimPO (no reference).
     Simpo {
         /// Target margin.
@@ -112,6 +114,7 @@ impl LossType {
             LossType::ApoDown => "apo_down",
             LossType::Discopop { .. } => "discopop",
             LossType::Sft => "sft",
+            LossType::Nll => "nll",
             LossType::Simpo { .. } => "simpo",
             LossType::Cpo { .. } => "cpo",
             LossType::Orpo => "orpo",
@@ -124,13 +127,18 @@ impl LossType {
 
     /// Whether it compares the policy with a reference.
     pub fn needs_reference(self) -> bool {
-        use LossType::{Cpo, Orpo, Sft, Simpo};
-        !matches!(self, Sft | Simpo { .. } | Cpo { .. } | Orpo)
+        use LossType::{Cpo, Nll, Orpo, Sft, Simpo};
+        !matches!(self, Sft | Nll | Simpo { .. } | Cpo { .. } | Orpo)
     }
 
     /// Whether it is of labelled completions rather than of pairs.
     pub fn is_unpaired(self) -> bool {
         matches!(self, LossType::Kto(_) | LossType::ApoZeroUnpaired(_))
+    }
+
+    /// Whether it is of texts that stand alone, which are learnt and not compared.
+    pub fn is_of_texts(self) -> bool {
+        self == LossType::Nll
     }
 
     /// Whether the loss of a pair depends on other pairs.
@@ -140,7 +148,7 @@ impl LossType {
 
     /// Whether it says what a pair would cost if its label were the other: with two completions, if they changed places.
     pub fn can_be_flipped(self) -> bool {
-        !matches!(self, LossType::AotUnpaired | LossType::Softmax)
+        !matches!(self, LossType::AotUnpaired | LossType::Softmax | LossType::Nll)
     }
 
     /// Whether it is built on the difference of two scores, for which TRL allows other divergences than the
@@ -194,6 +202,9 @@ impl PairLoss {
                 "kto and apo_zero_unpaired are of labelled completions, the other losses of pairs: they cannot be mixed"
                     .into(),
             ),
+            _ if self.any(LossType::is_of_texts) && self.terms.len() > 1 => {
+                Some("nll is of texts that stand alone, the other losses of preferences: they cannot be mixed".into())
+            }
             PairLoss { f_divergence, .. } if *f_divergence != Divergence::ReverseKl && not_divergent.is_some() => {
                 Some(format!(
                     "loss_type {} has no form for another divergence than reverse_kl; f_divergence_type goes with sigmoid, \
@@ -205,7 +216,7 @@ impl PairLoss {
                 Some("loss_type exo_pair needs label_smoothing above 0 (its paper: 1e-3): it takes the logarithm".into())
             }
             PairLoss { ld_alpha: Some(_), .. } => with(|l| {
-                l.is_unpaired() || matches!(l, LossType::Sft | LossType::Orpo | LossType::Simpo { .. } | LossType::Cpo { .. })
+                l.is_unpaired() || matches!(l, LossType::Sft | LossType::Nll | LossType::Orpo | LossType::Simpo { .. } | LossType::Cpo { .. })
             })
             .map(|name| format!("ld_alpha weights the tokens of a comparison by sums; loss_type {name} is another thing")),
             _ => None,
@@ -247,7 +258,7 @@ impl PairLoss {
             LossType::ApoZero => each(&|s| apo::zero(beta, s)),
             LossType::ApoDown => each(&|s| apo::down(beta, s)),
             LossType::Discopop { tau } => each(&|s| discopop::loss(beta, tau, s)),
-            LossType::Sft => each(&|s| sft::loss(s)),
+            LossType::Sft | LossType::Nll => each(&|s| sft::loss(s)),
             LossType::Simpo { gamma } => each(&|s| simpo::loss(beta, gamma, smoothing, s)),
             LossType::Cpo { alpha } => each(&|s| cpo::loss(beta, alpha, smoothing, s)),
             LossType::Orpo => each(&|s| orpo::loss(beta, s)),

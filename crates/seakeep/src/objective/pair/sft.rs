@@ -5,6 +5,10 @@
 //! l_i = -log pi(y_w|x) / (mean number of chosen tokens in the global batch)
 //! ```
 //! It is of the completion that the data call chosen, also where a rule asks what the flipped pair would cost.
+//!
+//! Of texts that stand alone (`Nll`) it is all there is: supervised fine-tuning, TRL's `SFTTrainer`. The mean over a batch
+//! of these `l_i` is the sum over all its tokens divided by their number, as transformers has it with
+//! `num_items_in_batch`.
 
 use super::{Jet, Sample};
 
