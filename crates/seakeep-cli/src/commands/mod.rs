@@ -12,6 +12,7 @@ mod logps;
 mod objective;
 mod pairs;
 mod quickstart;
+mod reward;
 mod train;
 
 use clap::{ArgMatches, Command};
@@ -44,6 +45,7 @@ pub fn cli() -> Command {
             objective::command(),
             pairs::command(),
             generate::command(),
+            reward::command(),
             inspect::command(),
             init::command(),
             help::command(),
@@ -60,6 +62,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("pairs", matches)) => pairs::run(matches),
         Some(("objective", matches)) => objective::run(matches),
         Some(("generate", matches)) => generate::run(matches),
+        Some(("reward", matches)) => reward::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),
         Some(("init", matches)) => init::run(matches),
         Some(("help", matches)) => help::run(matches),

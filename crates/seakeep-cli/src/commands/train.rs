@@ -1,6 +1,6 @@
 //! `seakeep train`: tune a model on preference pairs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command};
 use seakeep::train::{TrainOptions, TrainSummary};
@@ -25,24 +25,27 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let options = plan::plan(&settings)?;
-    check_places(&options)?;
+    let models: Vec<&PathBuf> = [Some(&options.model_name_or_path), options.ref_model_name_or_path.as_ref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    check_places(&models, &options.output_dir)?;
     super::set_threads(&settings)?;
     let summary = seakeep::train::run(&options, &mut *progress::on_stderr())?;
     output::print(&closing(&options, &summary))
 }
 
 /// The trained model must not be written over one that it is read from.
-fn check_places(options: &TrainOptions) -> Result<()> {
+pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()> {
     let inside = |path: &Path| {
-        let same = path.canonicalize().ok().zip(options.output_dir.canonicalize().ok());
+        let same = path.canonicalize().ok().zip(output_dir.canonicalize().ok());
         same.is_some_and(|(path, output)| path == output)
     };
-    let models = [Some(&options.model_name_or_path), options.ref_model_name_or_path.as_ref()];
-    match models.into_iter().flatten().find(|path| inside(path)) {
+    match models.iter().find(|path| inside(path)) {
         None => Ok(()),
         Some(model) => Err(Error::Usage(format!(
             "output_dir {} is the model {} itself, which the trained model would replace; choose another output_dir",
-            options.output_dir.display(),
+            output_dir.display(),
             model.display()
         ))),
     }

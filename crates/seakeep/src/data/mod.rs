@@ -14,9 +14,9 @@ pub mod tokenize;
 
 pub use crate::formats::Message;
 pub use labels::{LabelColumns, Labels, Role};
-pub use pair::{Completion, Pair, Text};
+pub use pair::{Completion, Pair, Text, parse_text};
 pub use prompt::{Prompt, read_prompts};
-pub use read::{read_pairs, read_rows};
+pub use read::{Columns, read_pairs, read_rows};
 pub use report::{Quantiles, TokenizeReport};
 pub use tokenize::{
     Branch, PromptMismatch, TokenizeOptions, TokenizedPair, TruncatedCompletion, TruncationMode,
