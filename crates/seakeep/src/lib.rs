@@ -28,6 +28,7 @@ pub mod progress;
 pub mod quickstart;
 pub mod reference;
 pub mod report;
+pub mod reward;
 pub mod scoring;
 pub mod train;
 pub mod world;

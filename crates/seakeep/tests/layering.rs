@@ -18,7 +18,7 @@ const RANKS: [&[&str]; 16] = [
     &["scoring"],
     &["reference", "eval"],
     &["train"],
-    &["generate"],
+    &["generate", "reward"],
     &["preferences", "eval_record"],
     &["report", "world"],
     &["quickstart"],

@@ -13,6 +13,7 @@ mod objective;
 mod pairs;
 mod prepare;
 mod quickstart;
+mod reward;
 mod run;
 mod sft;
 mod sweep;
@@ -53,6 +54,7 @@ pub fn cli() -> Command {
             sweep::command(),
             run::command(),
             generate::command(),
+            reward::command(),
             inspect::command(),
             init::command(),
             help::command(),
@@ -73,6 +75,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("run", matches)) => run::run(matches),
         Some(("objective", matches)) => objective::run(matches),
         Some(("generate", matches)) => generate::run(matches),
+        Some(("reward", matches)) => reward::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),
         Some(("init", matches)) => init::run(matches),
         Some(("help", matches)) => help::run(matches),

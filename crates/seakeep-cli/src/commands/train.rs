@@ -1,6 +1,6 @@
 //! `seakeep train`: tune a model on preference pairs. And how any training run is started and closed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command};
 use seakeep::train::{TrainOptions, TrainSummary};
@@ -29,24 +29,24 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 
 /// Runs a planned training run.
 pub fn execute(settings: &Settings, options: &TrainOptions) -> Result<()> {
-    check_places(options)?;
+    let models = [Some(&options.model_name_or_path), options.ref_model_name_or_path.as_ref()];
+    check_places(&models.into_iter().flatten().collect::<Vec<_>>(), &options.output_dir)?;
     super::set_threads(settings)?;
     let summary = seakeep::train::run(options, &mut *progress::on_stderr())?;
     output::print(&closing(options, &summary))
 }
 
 /// The trained model must not be written over one that it is read from.
-fn check_places(options: &TrainOptions) -> Result<()> {
+pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()> {
     let inside = |path: &Path| {
-        let same = path.canonicalize().ok().zip(options.output_dir.canonicalize().ok());
+        let same = path.canonicalize().ok().zip(output_dir.canonicalize().ok());
         same.is_some_and(|(path, output)| path == output)
     };
-    let models = [Some(&options.model_name_or_path), options.ref_model_name_or_path.as_ref()];
-    match models.into_iter().flatten().find(|path| inside(path)) {
+    match models.iter().find(|path| inside(path)) {
         None => Ok(()),
         Some(model) => Err(Error::Usage(format!(
             "output_dir {} is the model {} itself, which the trained model would replace; choose another output_dir",
-            options.output_dir.display(),
+            output_dir.display(),
             model.display()
         ))),
     }

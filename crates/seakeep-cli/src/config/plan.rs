@@ -77,12 +77,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         learning_rate: number(settings, "learning_rate"),
         schedule,
         warmup,
-        optimizer: AdamW {
-            beta1: number(settings, "adam_beta1"),
-            beta2: number(settings, "adam_beta2"),
-            epsilon: number(settings, "adam_epsilon"),
-            weight_decay: number(settings, "weight_decay"),
-        },
+        optimizer: optimizer(settings),
         max_grad_norm: number(settings, "max_grad_norm"),
         logging_steps: count(settings, "logging_steps"),
         eval,
@@ -147,8 +142,18 @@ pub fn save_dtype(settings: &Settings) -> SaveDtype {
     }
 }
 
+/// AdamW's constants.
+pub fn optimizer(settings: &Settings) -> AdamW {
+    AdamW {
+        beta1: number(settings, "adam_beta1"),
+        beta2: number(settings, "adam_beta2"),
+        epsilon: number(settings, "adam_epsilon"),
+        weight_decay: number(settings, "weight_decay"),
+    }
+}
+
 /// The schedule and warm-up, as `transformers.get_scheduler` understands the same keys.
-fn learning_rate(settings: &Settings) -> Result<(Schedule, Warmup)> {
+pub fn learning_rate(settings: &Settings) -> Result<(Schedule, Warmup)> {
     let kind = settings.required("lr_scheduler_type")?;
     let min_lr_rate = settings.number("min_lr_rate");
     let schedule = match (kind.as_str(), min_lr_rate) {
@@ -198,7 +203,8 @@ fn warmup(settings: &Settings) -> Result<Warmup> {
     }
 }
 
-fn every(settings: &Settings, strategy: &str, steps: &str) -> Every {
+/// When something is done, by its strategy and steps.
+pub fn every(settings: &Settings, strategy: &str, steps: &str) -> Every {
     match settings.text(strategy).as_deref() {
         Some("epoch") => Every::Epoch,
         Some("steps") => Every::Steps(settings.count(steps).unwrap_or(count(settings, "logging_steps"))),
@@ -211,17 +217,17 @@ fn is(settings: &Settings, name: &str, word: &str) -> bool {
 }
 
 /// A number that has a default.
-pub(super) fn number(settings: &Settings, name: &str) -> f64 {
+pub fn number(settings: &Settings, name: &str) -> f64 {
     settings.number(name).unwrap_or_else(|| panic!("`{name}` has no default"))
 }
 
 /// A count that has a default and is never unlimited.
-fn count(settings: &Settings, name: &str) -> usize {
+pub fn count(settings: &Settings, name: &str) -> usize {
     settings.count(name).unwrap_or_else(|| panic!("`{name}` has no default"))
 }
 
 /// A switch that has a default.
-pub(super) fn switch(settings: &Settings, name: &str) -> bool {
+pub fn switch(settings: &Settings, name: &str) -> bool {
     settings.switch(name).unwrap_or_else(|| panic!("`{name}` has no default"))
 }
 

@@ -18,9 +18,9 @@ pub mod tokenize;
 pub use crate::formats::Message;
 pub use foreign::{Layout, read_foreign};
 pub use labels::{LabelColumns, Labels, Role};
-pub use pair::{Completion, Pair, Text};
+pub use pair::{Completion, Pair, Text, parse_text};
 pub use prompt::{Prompt, read_prompts};
-pub use read::{read_pairs, read_rows};
+pub use read::{Columns, read_pairs, read_rows};
 pub use report::{Quantiles, TokenizeReport};
 pub use text::read_texts;
 pub use tokenize::{

@@ -89,6 +89,9 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// Whether the vocabulary projection is the embedding table.
     pub tied: bool,
+    /// Outputs of a head of labels (`score.weight`, `*ForSequenceClassification`) in place of the vocabulary projection.
+    /// `config.json` is read without one; who wants it sets it.
+    pub labels: Option<usize>,
     /// Sliding window of each layer, in positions; `None` sees everything.
     pub windows: Vec<Option<usize>>,
     /// Factor on attention scores.
@@ -232,6 +235,7 @@ impl ModelConfig {
             mlp_bias: keys.flag("mlp_bias", false)?,
             qk_norm: family == Family::Qwen3,
             tied: keys.flag("tie_word_embeddings", false)?,
+            labels: None,
             windows: windows(keys, family, layers)?,
             attention_scale: (head_dim as f32).powf(-0.5),
             padding_token: keys.get("pad_token_id").and_then(Value::as_u64).map(|id| id as u32),
@@ -271,6 +275,7 @@ impl ModelConfig {
             mlp_bias: true,
             qk_norm: false,
             tied: keys.flag("tie_word_embeddings", true)?,
+            labels: None,
             windows: vec![None; layers],
             attention_scale: if scaled { (head_dim as f32).powf(-0.5) } else { 1.0 },
             padding_token: None,
@@ -306,6 +311,7 @@ impl ModelConfig {
             mlp_bias: true,
             qk_norm: false,
             tied: keys.flag("tie_word_embeddings", false)?,
+            labels: None,
             windows: vec![None; layers],
             attention_scale: (head_dim as f32).powf(-0.5),
             padding_token: None,

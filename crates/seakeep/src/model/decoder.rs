@@ -125,14 +125,19 @@ impl Model {
 
     /// The rows of `x` that predict.
     fn predicting(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
+        self.rows_of(x, &batch.predicting_rows())
+    }
+
+    /// Some rows of `x`, `[N, C]`.
+    pub(super) fn rows_of(&self, x: &[f32], rows: &[u32]) -> Vec<f32> {
         let c = self.config.hidden;
-        let mut out = vec![0.0; batch.predictions.len() * c];
-        gather(&mut out, x, &batch.predicting_rows(), c);
+        let mut out = vec![0.0; rows.len() * c];
+        gather(&mut out, x, rows, c);
         out
     }
 
-    /// The forward pass, keeping what the others need.
-    pub fn forward(&self, batch: &Batch) -> Activations {
+    /// All layers: what they keep for the other passes, and the residual stream after the last, `[T, C]`.
+    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<LayerActivations>, Vec<f32>) {
         let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
         let mut layers = Vec::with_capacity(self.config.layers);
         for layer in &self.params.layers {
@@ -140,8 +145,14 @@ impl Model {
             layers.push(kept);
             x = out;
         }
-        let (hidden, predicted) = self.predict(batch, &x);
-        Activations { layers, last: x, hidden, predicted }
+        (layers, x)
+    }
+
+    /// The forward pass, keeping what the others need.
+    pub fn forward(&self, batch: &Batch) -> Activations {
+        let (layers, last) = self.forward_layers(batch);
+        let (hidden, predicted) = self.predict(batch, &last);
+        Activations { layers, last, hidden, predicted }
     }
 
     /// The forward pass alone: what is predicted, nothing kept.
@@ -171,7 +182,7 @@ impl Model {
     }
 
     /// The residual stream after the last layer, `[T, C]`.
-    fn last_hidden(&self, batch: &Batch) -> Vec<f32> {
+    pub(super) fn last_hidden(&self, batch: &Batch) -> Vec<f32> {
         let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
         for layer in &self.params.layers {
             x = layer.forward(&cx, x).0;
@@ -190,7 +201,7 @@ impl Model {
     /// From the derivative of a loss with respect to every branch's log-probability: adds to `grads`, returns
     /// the gradient at the embedding lookup, `[T, C]`.
     pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Vec<f32> {
-        let (cx, c) = (self.context(batch), self.config.hidden);
+        let c = self.config.hidden;
         let head = &self.weights[self.params.head];
         let mut d_hidden = vec![0.0; a.hidden.len()];
         projection::backward(
@@ -203,11 +214,25 @@ impl Model {
             &a.predicted,
             c,
         );
-        let rows = self.predicting(batch, &a.last);
-        let d_rows = self.params.final_norm.backward(&self.weights, grads, &d_hidden, &rows);
-        let mut d_x = vec![0.0; a.last.len()];
-        scatter_add(&mut d_x, &d_rows, &batch.predicting_rows(), c);
-        for (layer, kept) in self.params.layers.iter().zip(&a.layers).rev() {
+        self.backward_rows(batch, (&a.layers, &a.last), &batch.predicting_rows(), &d_hidden, grads)
+    }
+
+    /// From the derivative with respect to the normalised hidden states of `rows`, `[N, C]`, down to the embedding lookup:
+    /// adds to `grads`, returns the gradient there, `[T, C]`.
+    pub(super) fn backward_rows(
+        &self,
+        batch: &Batch,
+        (layers, last): (&[LayerActivations], &[f32]),
+        rows: &[u32],
+        d_hidden: &[f32],
+        grads: &mut Tensors,
+    ) -> Vec<f32> {
+        let (cx, c) = (self.context(batch), self.config.hidden);
+        let d_rows =
+            self.params.final_norm.backward(&self.weights, grads, d_hidden, &self.rows_of(last, rows));
+        let mut d_x = vec![0.0; last.len()];
+        scatter_add(&mut d_x, &d_rows, rows, c);
+        for (layer, kept) in self.params.layers.iter().zip(layers).rev() {
             d_x = layer.backward(&cx, grads, kept, d_x);
         }
         self.backward_embed(batch, &d_x, grads);

@@ -16,7 +16,8 @@ pub struct DecoderParams {
     pub layers: Vec<Layer>,
     /// Norm before the vocabulary projection.
     pub final_norm: Norm,
-    /// Vocabulary projection, `[V, C]`; the embedding table where they are tied.
+    /// Vocabulary projection, `[V, C]`; the embedding table where they are tied. Of a model with a head of labels that
+    /// head, `[L, C]`.
     pub head: ParamId,
 }
 
@@ -142,6 +143,9 @@ impl Builder<'_> {
     }
 }
 
+/// The head of labels, under transformers' name for it in every family.
+pub const LABEL_HEAD: &str = "score.weight";
+
 /// The tensors of a model of this configuration, on disk and in memory.
 pub fn tensors(config: &ModelConfig) -> (TensorMap, DecoderParams) {
     let mut b = Builder { map: TensorMap::default(), config };
@@ -162,7 +166,11 @@ pub fn tensors(config: &ModelConfig) -> (TensorMap, DecoderParams) {
         })
         .collect();
     let final_norm = b.norm(norm);
-    let head = if config.tied { embed } else { b.whole(table(head), config.vocab_size, config.hidden) };
+    let head = match config.labels {
+        Some(labels) => b.whole(LABEL_HEAD.into(), labels, config.hidden),
+        None if config.tied => embed,
+        None => b.whole(table(head), config.vocab_size, config.hidden),
+    };
     (b.map, DecoderParams { embed, positions, layers, final_norm, head })
 }
 

@@ -14,6 +14,11 @@ use crate::{Error, Result};
 /// Standard deviation of random weights where `config.json` has no `initializer_range`.
 const INITIALIZER_RANGE: f64 = 0.02;
 
+/// Standard deviation of random weights.
+fn initializer_range(config: &Value) -> f64 {
+    config.get("initializer_range").and_then(Value::as_f64).unwrap_or(INITIALIZER_RANGE)
+}
+
 /// The name under which `weights` hold `file`: its own, or that of a checkpoint of the bare decoder.
 fn find<'a>(weights: &Weights, config: &ModelConfig, file: &'a FileTensor) -> Result<&'a str> {
     let name = file.name.as_str();
@@ -89,15 +94,41 @@ impl Model {
     /// # Errors
     /// An unsupported configuration; a tensor that is missing, has another shape, or is not finite.
     pub fn load(source: &ModelSource) -> Result<Model> {
-        let config = Model::config(source)?;
+        Model::load_as(source, Model::config(source)?, |_| false)
+    }
+
+    /// Reads a model's weights with a head of `labels` in place of the vocabulary projection. With a `new_head` its weights
+    /// are not read but drawn with that seed, normal with `initializer_range`: for a start from a language model.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with_labels(source: &ModelSource, labels: usize, new_head: Option<u64>) -> Result<Model> {
+        let config = ModelConfig { labels: Some(labels), ..Model::config(source)? };
+        let mut model =
+            Model::load_as(source, config, |file| new_head.is_some() && file.name == families::LABEL_HEAD)?;
+        if let Some(seed) = new_head {
+            let (std, head) = (initializer_range(&source.config), model.params.head);
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            model.weights[head].iter_mut().for_each(|w| *w = (std * normal(&mut rng)) as f32);
+        }
+        Ok(model)
+    }
+
+    /// Reads the weights of a decoder of this configuration, those that are not to be left at 0.
+    fn load_as(
+        source: &ModelSource,
+        config: ModelConfig,
+        leave: impl Fn(&FileTensor) -> bool,
+    ) -> Result<Model> {
         let (map, _) = families::tensors(&config);
+        let read: Vec<&FileTensor> = map.files.iter().filter(|file| !leave(file)).collect();
         // All names and shapes before any memory is taken: a wrong size in config.json must not cost it.
         let names =
-            map.files.iter().map(|file| find_shaped(source, &config, file)).collect::<Result<Vec<&str>>>()?;
+            read.iter().map(|file| find_shaped(source, &config, file)).collect::<Result<Vec<&str>>>()?;
         check_tied(source, &config, &map)?;
         ensure_memory(&map)?;
         let mut model = Model::zeros(config);
-        for (file, name) in map.files.iter().zip(names) {
+        for (file, name) in read.into_iter().zip(names) {
             let data = source.weights.read_f32(name)?;
             model.map.import(file, &data, &mut model.weights);
         }
@@ -110,7 +141,7 @@ impl Model {
     /// # Errors
     /// An unsupported configuration.
     pub fn random(config: &Value, seed: u64) -> Result<Model> {
-        let std = config.get("initializer_range").and_then(Value::as_f64).unwrap_or(INITIALIZER_RANGE);
+        let std = initializer_range(config);
         let config = ModelConfig::from_json(config)?;
         ensure_memory(&families::tensors(&config).0)?;
         let mut model = Model::zeros(config);

@@ -7,6 +7,7 @@
 //! | `families` | names and packing of tensors: where a new family goes |
 //! | `tensors` | weights, gradients: [`Tensors`] |
 //! | `blocks`, `layer`, `decoder` | the passes, from the inside out |
+//! | `labels` | the passes of a model that ends in a head of labels |
 //! | `generate` | the forward pass over a key/value cache |
 //! | `files` | loading, saving, random initialisation |
 
@@ -16,10 +17,13 @@ mod decoder;
 pub mod families;
 mod files;
 mod generate;
+mod labels;
 pub mod layer;
 mod tensors;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
 pub use decoder::{Activations, Model, Tangents};
+pub use families::LABEL_HEAD;
 pub use generate::KvCache;
+pub use labels::HiddenActivations;
 pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};

@@ -9,4 +9,5 @@ pub mod sft;
 pub mod step;
 
 pub use options::{Every, Resume, TrainOptions};
+pub(crate) use prepare::{check_output, clear_output};
 pub use run::{TrainSummary, run};

@@ -14,10 +14,9 @@ use crate::progress::Progress;
 use crate::{Error, Result};
 
 /// Finds out before any work whether the output directory can be written, without leaving anything behind.
-pub(super) fn check_output(options: &TrainOptions) -> Result<()> {
-    let dir = &options.output_dir;
+pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Result<()> {
     let used = dir.join("metrics.jsonl").exists() || !checkpoint::list(dir).is_empty();
-    if used && options.resume_from_checkpoint.is_none() && !options.overwrite_output_dir {
+    if used && !resumes && !overwrites {
         return Err(Error::Usage(format!(
             "output_dir {} holds an earlier run; set `resume_from_checkpoint = true` to go on with it, \
              `overwrite_output_dir = true` to replace it, or choose another",
@@ -33,13 +32,13 @@ pub(super) fn check_output(options: &TrainOptions) -> Result<()> {
 }
 
 /// With `overwrite_output_dir`, an earlier run's checkpoints go, so that none is taken for this run's.
-pub(super) fn clear_output(options: &TrainOptions) -> Result<()> {
-    if options.resume_from_checkpoint.is_none() {
-        for (_, path) in checkpoint::list(&options.output_dir) {
+pub(crate) fn clear_output(dir: &Path, resumes: bool) -> Result<()> {
+    if !resumes {
+        for (_, path) in checkpoint::list(dir) {
             std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }
-    std::fs::create_dir_all(&options.output_dir).map_err(Error::io("create", &options.output_dir))
+    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
 }
 
 /// A reference that tokenises otherwise would be scored on other texts.

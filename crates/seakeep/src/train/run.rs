@@ -43,7 +43,8 @@ pub struct TrainSummary {
 pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainSummary> {
     let started = Instant::now();
     options.objective.check()?;
-    prepare::check_output(options)?;
+    let resumes = options.resume_from_checkpoint.is_some();
+    prepare::check_output(&options.output_dir, resumes, options.overwrite_output_dir)?;
     let source = ModelSource::open(&options.model_name_or_path)?;
     Model::config(&source)?;
     let tokenizer = source.tokenizer()?;
@@ -56,7 +57,7 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
 
     let mut run = Run::start(options, &source, &train, &eval, settings, progress)?;
     run.score_reference(progress)?;
-    prepare::clear_output(options)?;
+    prepare::clear_output(&options.output_dir, resumes)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
     let metrics = run.steps(&mut log, progress)?;
     checkpoint::save_model(&options.output_dir, &run.model, &source, options.save_dtype)?;

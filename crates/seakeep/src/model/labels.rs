@@ -1,0 +1,65 @@
+//! Heads of labels: the passes of a decoder that ends in a linear map of a few chosen rows, mostly the last of each
+//! text, instead of the vocabulary projection (`*ForSequenceClassification`).
+
+use super::blocks::Linear;
+use super::layer::LayerActivations;
+use super::{Model, Tensors};
+use crate::batch::Batch;
+
+/// A forward pass up to the final norm, kept for its backward pass.
+pub struct HiddenActivations {
+    layers: Vec<LayerActivations>,
+    /// The residual stream after the last layer, `[T, C]`.
+    last: Vec<f32>,
+    /// The rows that were asked for, `[N]`.
+    rows: Vec<u32>,
+    /// Their hidden states after the final norm, `[N, C]`.
+    pub hidden: Vec<f32>,
+}
+
+impl Model {
+    /// The hidden states of `rows` of a batch after the final norm, `[N, C]`; nothing is kept.
+    pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Vec<f32> {
+        self.normalised(&self.last_hidden(batch), rows)
+    }
+
+    /// As [`hidden`](Self::hidden), keeping what [`backward_hidden`](Self::backward_hidden) needs.
+    pub fn forward_hidden(&self, batch: &Batch, rows: &[u32]) -> HiddenActivations {
+        let (layers, last) = self.forward_layers(batch);
+        let hidden = self.normalised(&last, rows);
+        HiddenActivations { layers, last, rows: rows.to_vec(), hidden }
+    }
+
+    /// From the derivative of a loss with respect to the hidden states, `[N, C]`: adds to `grads`, returns the gradient
+    /// at the embedding lookup, `[T, C]`.
+    pub fn backward_hidden(
+        &self,
+        batch: &Batch,
+        a: &HiddenActivations,
+        d_hidden: &[f32],
+        grads: &mut Tensors,
+    ) -> Vec<f32> {
+        self.backward_rows(batch, (&a.layers, &a.last), &a.rows, d_hidden, grads)
+    }
+
+    /// The head on hidden states `[N, C]`: logits, `[N, L]`.
+    pub fn label_logits(&self, hidden: &[f32]) -> Vec<f32> {
+        self.label_head().forward(&self.weights, hidden)
+    }
+
+    /// From the derivative of a loss with respect to the logits, `[N, L]`: adds the head's gradient to `grads`, returns
+    /// that of the hidden states, `[N, C]`.
+    pub fn backward_labels(&self, hidden: &[f32], d_logits: &[f32], grads: &mut Tensors) -> Vec<f32> {
+        self.label_head().backward(&self.weights, grads, d_logits, hidden)
+    }
+
+    fn label_head(&self) -> Linear {
+        let labels =
+            self.config.labels.expect("only models with a head of labels are asked for logits of labels");
+        Linear { weight: self.params.head, bias: None, inputs: self.config.hidden, outputs: labels }
+    }
+
+    fn normalised(&self, last: &[f32], rows: &[u32]) -> Vec<f32> {
+        self.params.final_norm.forward(&self.weights, &self.rows_of(last, rows))
+    }
+}

@@ -1,0 +1,319 @@
+//! A training run of a reward model, from options to a saved model.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::loss::{Objective, Problem, Target};
+use super::measures::{Measures, measure};
+use super::model::RewardModel;
+use super::rows::{LabelNames, RewardRow, label_names, read_rewards};
+use super::step::{Example, StepOutput, gradient};
+use super::texts::Texts;
+use crate::checkpoint::Interval;
+use crate::formats::{ModelSource, SaveDtype};
+use crate::model::Tensors;
+use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clip};
+use crate::progress::{Progress, Silent};
+use crate::train::data::Visits;
+use crate::train::log::MetricsLog;
+use crate::train::{Every, check_output, clear_output};
+use crate::{Error, Result};
+
+/// What of a step's measures is logged.
+const LOGGED: [&str; 7] =
+    ["accuracy", "exact_match", "mse", "margin", "min_reward", "mean_reward", "max_reward"];
+
+/// A validated training run. Names are those of Hugging Face's `TrainingArguments` and TRL's `RewardConfig` where such a
+/// key exists.
+#[derive(Clone, Debug)]
+pub struct RewardOptions {
+    /// Where to start from: a language model, whose vocabulary projection is left out, or a reward model.
+    pub model_name_or_path: PathBuf,
+    /// Rows to train on: file, directory or pattern.
+    pub dataset_name: String,
+    /// Rows to judge on.
+    pub eval_dataset_name: Option<String>,
+    /// Where the trained model and `metrics.jsonl` go.
+    pub output_dir: PathBuf,
+    /// Whether an earlier run in `output_dir` may be replaced.
+    pub overwrite_output_dir: bool,
+    /// The kind of problem; `None`: pairs where the rows are pairs, else labels each by itself.
+    pub problem: Option<Problem>,
+    /// The labels in their order; `None`: those of the data, sorted.
+    pub labels: Option<LabelNames>,
+    /// See [`Objective::center_rewards`].
+    pub center_rewards: Option<f64>,
+    /// A training text is up to this many texts, one after another, with their labels merged; drawn anew every epoch.
+    pub concatenate: usize,
+    /// Longest text in tokens; longer ones lose their end.
+    pub max_length: Option<usize>,
+    /// Whether each epoch visits the rows in a new random order (a function of `seed` and the epoch).
+    pub shuffle_dataset: bool,
+    /// Rows per forward and backward pass. Does not change the result.
+    pub per_device_train_batch_size: usize,
+    /// Texts per forward pass in evaluation. Does not change the result.
+    pub per_device_eval_batch_size: usize,
+    /// Passes per optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Passes over the data; may be a fraction.
+    pub num_train_epochs: f64,
+    /// Optimizer steps; overrides the epochs.
+    pub max_steps: Option<usize>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How it changes.
+    pub schedule: Schedule,
+    /// How it starts.
+    pub warmup: Warmup,
+    /// Optimizer.
+    pub optimizer: AdamW,
+    /// Gradients longer than this are shortened to it; 0: never.
+    pub max_grad_norm: f64,
+    /// Steps between lines of `metrics.jsonl` (the first and the last step are always logged).
+    pub logging_steps: usize,
+    /// When to evaluate; with `eval_dataset_name` also after the last step.
+    pub eval: Every,
+    /// Seed of a new head, of the order of rows and of concatenation.
+    pub seed: u64,
+    /// Whether TensorBoard event files are written.
+    pub tensorboard: bool,
+    /// Number format of the saved model.
+    pub save_dtype: SaveDtype,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct RewardSummary {
+    /// Optimizer steps done.
+    pub steps: usize,
+    /// The last logged values.
+    pub metrics: Measures,
+    /// The last evaluation, if there was one; names begin with `eval_`.
+    pub eval: Option<Measures>,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+/// Trains as `options` say. Everything is read and checked before anything is written.
+///
+/// # Errors
+/// Whatever is wrong with model, data or settings; later, a loss or gradient that is not finite, and the file system's.
+pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<RewardSummary> {
+    let started = Instant::now();
+    check_output(&options.output_dir, false, options.overwrite_output_dir)?;
+    let source = ModelSource::open(&options.model_name_or_path)?;
+    let (problem, labels) = label_names(&options.dataset_name, options.problem, options.labels.as_ref())?;
+    let objective = Objective { problem, center_rewards: options.center_rewards };
+    check(options, problem)?;
+    let rows = read_rewards(&options.dataset_name, problem, &labels)?;
+    let eval_rows = match &options.eval_dataset_name {
+        Some(spec) => read_rewards(spec, problem, &labels)?,
+        None => Vec::new(),
+    };
+    let model = RewardModel::start(&source, problem, &labels, options.seed)?;
+    progress.note(&format!(
+        "{}: {} rows; {} of {}",
+        options.dataset_name,
+        rows.len(),
+        problem.name(),
+        labels.join(", ")
+    ));
+    let texts = Texts::new(&model, &rows, options, progress)?;
+    let eval = examples(&model, &eval_rows, options.max_length, progress)?;
+    clear_output(&options.output_dir, false)?;
+    let log = MetricsLog::open(&options.output_dir, 0, options.tensorboard)?;
+    let mut run = Run { options, objective, model, eval, log, evaluation: None };
+    let (steps, metrics) = run.steps(&rows, &texts, progress)?;
+    run.model.save(&options.output_dir, options.save_dtype)?;
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(RewardSummary { steps, metrics, eval: run.evaluation, seconds })
+}
+
+fn check(options: &RewardOptions, problem: Problem) -> Result<()> {
+    if options.concatenate > 1 && problem != Problem::MultiLabel {
+        return Err(Error::Usage(format!(
+            "concatenate merges labels, which {} has none of to merge; leave it out",
+            problem.name()
+        )));
+    }
+    if options.center_rewards.is_some() && problem != Problem::BradleyTerry {
+        return Err(Error::Usage(format!(
+            "center_rewards_coefficient is for pairs (bradley_terry); the problem is {}",
+            problem.name()
+        )));
+    }
+    if options.eval != Every::No && options.eval_dataset_name.is_none() {
+        return Err(Error::Usage("eval_strategy needs rows: give eval_dataset_name".into()));
+    }
+    Ok(())
+}
+
+/// Rows as the model sees them; says how many texts had to be cut.
+///
+/// # Errors
+/// [`Error::Row`] for a text that cannot be tokenised.
+pub fn examples(
+    model: &RewardModel,
+    rows: &[RewardRow],
+    max_length: Option<usize>,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Example>> {
+    let (found, cut): (Vec<Example>, Vec<usize>) =
+        super::texts::tokenized(model, rows, max_length)?.into_iter().unzip();
+    let cut: usize = cut.iter().sum();
+    if cut > 0 {
+        progress.note(&format!(
+            "{cut} texts were too long and lost their end (max_length, or the model's positions)"
+        ));
+    }
+    Ok(found)
+}
+
+/// The loss on `examples` as one batch, then their [`measure`]s.
+///
+/// # Errors
+/// As [`RewardModel::score`].
+pub fn evaluate(
+    model: &RewardModel,
+    objective: &Objective,
+    examples: &[Example],
+    batch_size: usize,
+    progress: &mut dyn Progress,
+) -> Result<Measures> {
+    let texts: Vec<Vec<u32>> = examples.iter().flat_map(|e| e.texts.iter().cloned()).collect();
+    let mut flat = model.logits(&texts, batch_size, progress)?.into_iter();
+    let logits: Vec<Vec<Vec<f64>>> =
+        examples.iter().map(|e| flat.by_ref().take(e.texts.len()).collect()).collect();
+    let terms: usize = examples.iter().map(|e| objective.terms(&e.target)).sum();
+    let sum: f64 = logits.iter().zip(examples).map(|(l, e)| objective.evaluate(l, &e.target).0).sum();
+    let mut measures = vec![("loss".to_string(), sum / terms.max(1) as f64)];
+    measures.extend(measured(model, objective, &logits, examples));
+    Ok(measures)
+}
+
+fn measured(
+    model: &RewardModel,
+    objective: &Objective,
+    logits: &[Vec<Vec<f64>>],
+    examples: &[Example],
+) -> Measures {
+    let natural = |text: &Vec<f64>| model.natural(text);
+    let scores: Vec<Vec<Vec<f64>>> = logits.iter().map(|row| row.iter().map(natural).collect()).collect();
+    let targets: Vec<&Target> = examples.iter().map(|e| &e.target).collect();
+    measure(objective.problem, model.labels(), (logits, &scores), &targets)
+}
+
+struct Run<'a> {
+    options: &'a RewardOptions,
+    objective: Objective,
+    model: RewardModel,
+    eval: Vec<Example>,
+    log: MetricsLog,
+    evaluation: Option<Measures>,
+}
+
+impl Run<'_> {
+    /// All optimizer steps, and what is due after each; the number of steps and the last logged values.
+    fn steps(
+        &mut self,
+        rows: &[RewardRow],
+        texts: &Texts,
+        progress: &mut dyn Progress,
+    ) -> Result<(usize, Measures)> {
+        let options = self.options;
+        let batch = options.per_device_train_batch_size * options.gradient_accumulation_steps;
+        let visits = Visits { rows: rows.len(), batch, shuffle: options.shuffle_dataset, seed: options.seed };
+        let per_epoch = visits.per_epoch();
+        let total =
+            options.max_steps.unwrap_or((options.num_train_epochs * per_epoch as f64).ceil() as usize);
+        let mut grads = Tensors::zeros(&self.model.model.map);
+        let mut optimizer = AdamWState::new(&self.model.model.map);
+        let (mut pending, mut logged, mut tokens) = (Interval::default(), Vec::new(), 0);
+        progress.start("training", total as u64);
+        for (i, visited) in visits.steps(0, total).enumerate() {
+            let (step, epoch) = (i + 1, (i + 1) as f64 / per_epoch as f64);
+            let examples = texts.examples(&self.model, rows, &visited, i / per_epoch)?;
+            let stepped = self.step(&examples, &mut grads, &mut optimizer, (i, total));
+            let (out, grad_norm, learning_rate) = stepped.map_err(|e| at_step(e, step, rows, &visited))?;
+            tokens += out.tokens;
+            progress.advance(1, &format!("loss {:.4}", out.loss));
+            let measures = measured(&self.model, &self.objective, &out.logits, &examples);
+            let measures: Measures =
+                measures.into_iter().filter(|(name, _)| LOGGED.contains(&name.as_str())).collect();
+            pending.add(out.loss, &measures);
+            if step % options.logging_steps == 0 || step == 1 || step == total {
+                let more = [
+                    ("grad_norm", grad_norm),
+                    ("learning_rate", learning_rate),
+                    ("num_tokens", tokens as f64),
+                ];
+                logged = pending.take(&more);
+                self.log.write(step, epoch, &logged)?;
+            }
+            let due = match options.eval {
+                Every::No => false,
+                Every::Steps(n) => step % n == 0,
+                Every::Epoch => step % per_epoch == 0,
+            };
+            if !self.eval.is_empty() && (due || step == total) {
+                let found = self.evaluate()?;
+                progress.note(&told(step, &found));
+                self.log.write(step, epoch, &found)?;
+                self.evaluation = Some(found);
+            }
+        }
+        progress.finish();
+        Ok((total, logged))
+    }
+
+    /// One optimizer step; its length of gradient and learning rate besides.
+    fn step(
+        &mut self,
+        examples: &[Example],
+        grads: &mut Tensors,
+        optimizer: &mut AdamWState,
+        (step, total): (usize, usize),
+    ) -> Result<(StepOutput, f64, f64)> {
+        let options = self.options;
+        grads.clear();
+        let out =
+            gradient(&self.model, &self.objective, examples, options.per_device_train_batch_size, grads)?;
+        let norm = grads.norm();
+        if !norm.is_finite() {
+            return Err(Error::NonFinite(format!("the gradient's length is {norm}")));
+        }
+        clip(grads, norm, options.max_grad_norm);
+        let learning_rate = options.learning_rate * options.schedule.factor(options.warmup, step, total);
+        let model = &mut self.model.model;
+        options.optimizer.step(&model.map, &mut model.weights, grads, optimizer, learning_rate);
+        Ok((out, norm, learning_rate))
+    }
+
+    fn evaluate(&self) -> Result<Measures> {
+        let size = self.options.per_device_eval_batch_size;
+        let found = evaluate(&self.model, &self.objective, &self.eval, size, &mut Silent)?;
+        Ok(found.into_iter().map(|(name, value)| (format!("eval_{name}"), value)).collect())
+    }
+}
+
+/// Says at which step, and on which rows, a number stopped being finite.
+fn at_step(error: Error, step: usize, rows: &[RewardRow], visited: &[usize]) -> Error {
+    match error {
+        Error::NonFinite(what) => {
+            let lines: Vec<String> = visited.iter().map(|&i| rows[i].row.to_string()).collect();
+            let file = rows[visited[0]].file.display();
+            Error::NonFinite(format!("step {step} (rows {} of {file}): {what}", lines.join(", ")))
+        }
+        other => other,
+    }
+}
+
+/// An evaluation in a line.
+fn told(step: usize, metrics: &Measures) -> String {
+    let shown: Vec<String> = metrics
+        .iter()
+        .filter(|m| !m.0.contains('/'))
+        .map(|(name, value)| format!("{name} {value:.4}"))
+        .collect();
+    format!("step {step}: {}", shown.join(", "))
+}
