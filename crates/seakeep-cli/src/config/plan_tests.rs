@@ -265,3 +265,21 @@ fn schedules_warm_up_and_intervals() {
     let from = planned("--resume_from_checkpoint out/checkpoint-5").resume_from_checkpoint;
     assert_eq!(from, Some(Resume::From("out/checkpoint-5".into())));
 }
+
+#[test]
+fn sft_has_the_defaults_of_trls_sftconfig() {
+    let read = |flags: &str| {
+        let command = args::text_keyed(Command::new("sft"));
+        let words = format!("sft {NEEDED} {flags}");
+        Settings::read_with(&command.try_get_matches_from(words.split_whitespace()).unwrap(), SFT_DEFAULTS)
+    };
+    let o = sft(&read("").unwrap()).unwrap();
+    assert_eq!((o.method.as_str(), &o.objective), ("sft", &Objective::sft()));
+    assert_eq!((o.learning_rate, o.num_train_epochs, o.tokenize.max_length), (2e-5, 3.0, Some(1024)));
+    assert_eq!((o.dataset_text_field.as_str(), o.tokenize.learn_prompts), ("text", false));
+    assert_eq!((o.per_device_train_batch_size, o.logging_steps, o.save), (8, 10, Every::Steps(500)));
+    let o = sft(&read("--learning_rate 1e-6 --completion_only_loss false").unwrap()).unwrap();
+    assert_eq!((o.learning_rate, o.tokenize.learn_prompts), (1e-6, true));
+    // Of a run on preferences nothing changes.
+    assert!(!planned("").tokenize.learn_prompts);
+}

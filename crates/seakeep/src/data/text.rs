@@ -91,11 +91,11 @@ impl Pair {
     /// Everything that is said in the row, in order: texts, and the contents of messages.
     pub fn said(&self) -> Vec<&str> {
         let texts = self.prompt.iter().chain(self.completions.iter().map(|c| &c.text));
-        let said = |text| match text {
-            &Text::Standard(ref text) => vec![text.as_str()],
+        let said = texts.flat_map(|text| match text {
+            Text::Standard(text) => vec![text.as_str()],
             Text::Chat(messages) => messages.iter().filter_map(|m| m.text()).collect(),
-        };
-        texts.flat_map(said).collect()
+        });
+        said.collect()
     }
 }
 
