@@ -16,6 +16,8 @@ pub struct Prompt {
     pub row: usize,
     /// What is asked.
     pub text: Text,
+    /// Every other column, but the completions of preference rows.
+    pub columns: Columns,
 }
 
 /// The prompts of `spec` (see [`read_pairs`](super::read_pairs)): the column `prompt`, or of preference rows
@@ -30,15 +32,22 @@ pub fn read_prompts(spec: &str) -> Result<Vec<Prompt>> {
 fn from_columns(file: Arc<Path>, row: usize, mut columns: Columns) -> Result<Prompt> {
     let whole = columns.contains_key("chosen") && columns.contains_key("rejected");
     let text = if whole {
+        let rest = others(&columns);
         // Also where there is a `prompt`: a pair knows which of its columns count.
-        Pair::from_columns(file.clone(), row, columns)?.split()?.prompt
+        Pair::from_columns(file.clone(), row, std::mem::replace(&mut columns, rest))?.split()?.prompt
     } else {
         let value = columns.remove("prompt").filter(|v| !v.is_null()).ok_or_else(|| {
             Error::row(&file, row, "prompt", "missing or null; expected a string or a list of messages")
         })?;
         parse_text(&file, row, "prompt", value)?
     };
-    Ok(Prompt { file, row, text })
+    Ok(Prompt { file, row, text, columns })
+}
+
+/// The columns of a preference row that are neither its prompt nor its completions.
+fn others(columns: &Columns) -> Columns {
+    let kept = columns.iter().filter(|(name, _)| !["prompt", "chosen", "rejected"].contains(&name.as_str()));
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 #[cfg(test)]

@@ -21,5 +21,5 @@ mod tensors;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
 pub use decoder::{Activations, Model, Tangents};
-pub use generate::KvCache;
+pub use generate::{KvCache, Prefix};
 pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};
