@@ -182,9 +182,23 @@ impl Piece<'_> {
             for (x, y) in self.x.data.chunks_exact(inputs * width).zip(&mut y) {
                 let (x, y) = (S::as_simd_f32s(x).0, S::as_mut_simd_f32s(y).0);
                 if o < whole {
-                    tile::<S, R, V>(simd, &self.w[at * inputs..], self.b.map(|b| &b[at..]), inputs, x, &mut y[o * V..]);
+                    tile::<S, R, V>(
+                        simd,
+                        &self.w[at * inputs..],
+                        self.b.map(|b| &b[at..]),
+                        inputs,
+                        x,
+                        &mut y[o * V..],
+                    );
                 } else {
-                    tile::<S, 1, V>(simd, &self.w[at * inputs..], self.b.map(|b| &b[at..]), inputs, x, &mut y[o * V..]);
+                    tile::<S, 1, V>(
+                        simd,
+                        &self.w[at * inputs..],
+                        self.b.map(|b| &b[at..]),
+                        inputs,
+                        x,
+                        &mut y[o * V..],
+                    );
                 }
             }
         }
@@ -230,7 +244,8 @@ mod tests {
         for (t, i, o) in [(1, 1, 1), (3, 5, 7), (8, 64, 50), (9, 33, 97), (40, 17, 49), (70, 130, 8)] {
             let (x, w, b) = (random(t * i, 1), random(o * i, 2), random(o, 3));
             let want = |b: Option<&[f32]>| -> Vec<f32> {
-                let dot = |n: usize| (0..i).map(|l| (x[n / o * i + l] * w[n % o * i + l]) as f64).sum::<f64>();
+                let dot =
+                    |n: usize| (0..i).map(|l| (x[n / o * i + l] * w[n % o * i + l]) as f64).sum::<f64>();
                 (0..t * o).map(|n| b.map_or(0.0, |b| b[n % o]) + dot(n) as f32).collect()
             };
             close(&product(&x, &w, None, i, o), &want(None), 1e-6 * i as f32, "without bias");

@@ -7,8 +7,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use seakeep::data::{Prompt, Text, read_prompts};
 use seakeep::formats::{Message, ModelSource, Tokenizer};
 use seakeep::generate::{
-    GenerateOptions, Header, Job, Partial, PromptForm, Sample, Stop, completion, encode, eos_ids, generate_each,
-    refusal,
+    GenerateOptions, Header, Job, Partial, PromptForm, Sample, Stop, completion, encode, eos_ids,
+    generate_each, refusal,
 };
 use seakeep::model::Model;
 use seakeep::progress::Progress;
@@ -99,7 +99,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     options.check()?;
     let strings = args::texts(matches, "stop_strings");
     if strings.iter().any(String::is_empty) {
-        return Err(Error::Usage("`stop_strings` has an empty string; expected at least one character".into()));
+        return Err(Error::Usage(
+            "`stop_strings` has an empty string; expected at least one character".into(),
+        ));
     }
     let output = output_path(matches);
     output::check(output)?;
@@ -234,7 +236,10 @@ fn ends(matches: &ArgMatches, model: &Model, of_model: Vec<u32>) -> Result<Vec<u
     let size = model.config.vocab_size;
     for name in ["eos_token_id", "stop_token_ids"] {
         if let Some(id) = given(name).into_iter().find(|id| *id as usize >= size) {
-            return Err(Error::Usage(format!("`{name}` is {id}; expected a token of the model: 0 to {}", size - 1)));
+            return Err(Error::Usage(format!(
+                "`{name}` is {id}; expected a token of the model: 0 to {}",
+                size - 1
+            )));
         }
     }
     let eos = given("eos_token_id");
@@ -255,7 +260,8 @@ fn prompts(matches: &ArgMatches) -> Result<Vec<Prompt>> {
         text: Text::Standard(text),
         columns: Map::new(),
     };
-    let mut prompts: Vec<Prompt> = args::texts(matches, "prompt").into_iter().enumerate().map(given).collect();
+    let mut prompts: Vec<Prompt> =
+        args::texts(matches, "prompt").into_iter().enumerate().map(given).collect();
     if let Some(spec) = args::texts(matches, "dataset_name").pop() {
         prompts.extend(read_prompts(&spec)?);
     }

@@ -118,4 +118,6 @@ impl GenerateOptions {
 }
 
 #[cfg(test)]
+mod filter_tests;
+#[cfg(test)]
 mod tests;

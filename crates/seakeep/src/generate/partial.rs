@@ -97,7 +97,8 @@ impl Partial {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             read => read.map_err(Error::io("read", path))?,
         };
-        let file = OpenOptions::new().append(true).create(true).open(path).map_err(Error::io("open", path))?;
+        let file =
+            OpenOptions::new().append(true).create(true).open(path).map_err(Error::io("open", path))?;
         let mut partial = Partial { path: path.to_path_buf(), file, done: BTreeMap::new() };
         let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
         partial.file.set_len(whole as u64).map_err(Error::io("cut", path))?;
@@ -150,7 +151,8 @@ impl Partial {
 
 fn check(path: &Path, first: &[u8], header: &Header) -> Result<()> {
     let found: Header = serde_json::from_slice(first).map_err(|e| {
-        let what = format!("not the beginning of a `seakeep generate` ({e}); remove it, or choose another --output");
+        let what =
+            format!("not the beginning of a `seakeep generate` ({e}); remove it, or choose another --output");
         Error::format(path, what)
     })?;
     let differences = found.differences(header);

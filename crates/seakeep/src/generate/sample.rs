@@ -311,7 +311,10 @@ mod tests {
                     .unwrap_err();
                 assert!(matches!(error, Error::NonFinite(_)), "{options:?} {bad:?}");
             }
-            assert_eq!(next_token(&[f32::NEG_INFINITY, 0.0], &options, &mut rng, &mut Vec::new()).unwrap(), 1);
+            assert_eq!(
+                next_token(&[f32::NEG_INFINITY, 0.0], &options, &mut rng, &mut Vec::new()).unwrap(),
+                1
+            );
         }
     }
 }

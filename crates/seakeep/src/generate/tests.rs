@@ -17,7 +17,7 @@ fn directory(case: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(case)
 }
 
-fn golden(case: &str) -> Model {
+pub(super) fn golden(case: &str) -> Model {
     Model::load(&ModelSource::open(directory(case)).unwrap()).unwrap()
 }
 
@@ -25,7 +25,7 @@ fn ids(value: &Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-fn prompts() -> Vec<Vec<u32>> {
+pub(super) fn prompts() -> Vec<Vec<u32>> {
     vec![
         vec![28, 35, 29, 28, 32],
         vec![9],
@@ -35,7 +35,7 @@ fn prompts() -> Vec<Vec<u32>> {
     ]
 }
 
-fn sampled(max_new_tokens: usize) -> GenerateOptions {
+pub(super) fn sampled(max_new_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_new_tokens, do_sample: true, seed: 7, ..Default::default() }
 }
 
@@ -346,7 +346,7 @@ fn weights_that_are_not_numbers_are_an_error() {
 }
 
 /// A tokenizer of 40 words `w0 w1 ...`, the first two of them `<s>` (put before every text) and `</s>`.
-fn tokenizer() -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     let word = |i: usize| match i {
         0 => "<s>".to_string(),
         1 => "</s>".to_string(),

@@ -49,7 +49,11 @@ pub fn generate(
     prompts
         .zip(generated)
         .map(|(prompt, tokens)| {
-            Ok(Generation { prompt: prompt.clone(), completion: completion(tokenizer, &tokens, &[])?, tokens })
+            Ok(Generation {
+                prompt: prompt.clone(),
+                completion: completion(tokenizer, &tokens, &[])?,
+                tokens,
+            })
         })
         .collect()
 }

@@ -5,13 +5,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use seakeep_kernels::activation;
 use seakeep_kernels::attention::{Cached, Layout, Span, cached_forward};
 use seakeep_kernels::embedding::gather;
 use seakeep_kernels::panels::Panels;
-use seakeep_kernels::activation;
 
-use super::config::ModelConfig;
 use super::blocks::Linear;
+use super::config::ModelConfig;
 use super::decoder::Model;
 use super::layer::{Context, Layer, Qkv};
 use super::tensors::Tensors;
