@@ -103,7 +103,7 @@ impl Cache {
 }
 
 /// All weights of a model. In words and in parts, so that gigabytes take seconds.
-fn weights(model: &Model) -> String {
+pub(crate) fn weights(model: &Model) -> String {
     const PART: usize = 1 << 20;
     let mut print = Fingerprint::new();
     for tensor in model.weights.iter() {

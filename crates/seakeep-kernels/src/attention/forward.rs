@@ -1,14 +1,11 @@
-//! Attention: forward, tangent, and the forward pass of generation over a key/value cache.
+//! Attention: forward and tangent.
 
-use rayon::prelude::*;
-
-use super::{Block, Layout, Segment, Shape, Task, blocks, place, run, tasks};
-use crate::gemm::Mat;
+use super::{Block, Layout, Shape, Task, blocks, place, run, tasks};
 use crate::simd::{dispatch, exp, max, sum_by};
 
 /// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp in two parts: the
 /// largest score, and the log of the sum of exponentials of the rest of each. Their sum would round the second off.
-fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<[f32; 2]> {
+pub(super) fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<[f32; 2]> {
     p.chunks_exact_mut(block.columns())
         .enumerate()
         .map(|(r, p)| {
@@ -116,51 +113,4 @@ pub fn tangent(
         t_o
     });
     place(t_o, &tasks, results.iter().map(Vec::as_slice), shape.per_kv() * shape.head_dim);
-}
-
-/// One sequence of a generation step: its new query rows, and its key/value cache.
-pub struct Cached<'a> {
-    /// First of the new rows in `q` and `o`.
-    pub row: usize,
-    /// New rows.
-    pub rows: usize,
-    /// Keys so far, the new rows' included, `[past + rows, J, D]`.
-    pub k: &'a [f32],
-    /// Values, likewise.
-    pub v: &'a [f32],
-}
-
-/// Writes `o` (`[T, H, D]`) for the new rows of every sequence.
-pub fn cached_forward(o: &mut [f32], q: &[f32], sequences: &[Cached], shape: Shape) {
-    let (d, per_kv) = (shape.head_dim, shape.per_kv());
-    let work: Vec<(&Cached, usize)> =
-        sequences.iter().flat_map(|s| (0..shape.kv_heads).map(move |kv| (s, kv))).collect();
-    let results: Vec<Vec<f32>> = work
-        .par_iter()
-        .map(|&(s, kv)| {
-            let past = s.k.len() / (shape.kv_heads * d) - s.rows;
-            // The cache as one text: the past is the context, the new rows follow it.
-            let segment = Segment { start: past, len: s.rows, context: 0..past };
-            let task = Task { shape, segments: &[], first: 0, rows: s.rows, kv };
-            let mut o = vec![0.0; s.rows * per_kv * d];
-            let mut p = Vec::new();
-            for block in blocks(&segment) {
-                p.resize(block.rows * block.columns(), 0.0);
-                for (i, head) in task.heads().enumerate() {
-                    let q: Mat = task.view(q, s.row + block.row - past, head, shape.heads);
-                    task.products(&mut p, &block, false, shape.scale, q, s.k);
-                    softmax(&mut p, &block, shape.window);
-                    let out = &mut o[((block.row - past) * per_kv + i) * d..];
-                    task.mix(out, per_kv * d, &block, false, 1.0, &p, s.v);
-                }
-            }
-            o
-        })
-        .collect();
-    for ((s, kv), result) in work.iter().zip(&results) {
-        for (r, row) in result.chunks_exact(per_kv * d).enumerate() {
-            let at = ((s.row + r) * shape.heads + kv * per_kv) * d;
-            o[at..at + per_kv * d].copy_from_slice(row);
-        }
-    }
 }

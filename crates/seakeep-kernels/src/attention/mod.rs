@@ -24,10 +24,12 @@ use crate::gemm::{Mat, Threads, gemm};
 use crate::simd::{dispatch, exp};
 
 mod backward;
+mod cached;
 mod forward;
 
 pub use backward::{DualGradients, backward, backward_tangent};
-pub use forward::{Cached, cached_forward, forward, tangent};
+pub use cached::{Cached, Span, cached_forward};
+pub use forward::{forward, tangent};
 
 /// Query rows per block.
 const BLOCK: usize = 64;

@@ -135,16 +135,20 @@ fn a_cache_grown_in_steps_gives_the_same_rows() {
     for window in [None, Some(4)] {
         let all = inputs();
         let (q, k, v) = split(&all);
-        // The prompt and its long branch are rows 0..75: one text, fed in steps of 5, 1, 1 and the rest.
+        // The prompt and its long branch are rows 0..75: one text, fed in steps, at first with a past of its own
+        // alone, then with its first `shared` positions in another span.
         let (want, _) = run_forward(&all, window);
-        let mut o = vec![0.0; T * H * D];
-        let mut done = 0;
-        for rows in [5, 1, 1, 68] {
-            let end = (done + rows) * J * D;
-            let step = Cached { row: done, rows, k: &k[..end], v: &v[..end] };
-            cached_forward(&mut o, q, &[step], shape(window));
-            done += rows;
+        for (shared, steps) in [(0, [5, 1, 1, 68]), (5, [5, 1, 1, 68]), (7, [7, 66, 1, 1])] {
+            let mut o = vec![0.0; T * H * D];
+            let mut done = 0;
+            for rows in steps {
+                let end = (done + rows) * J * D;
+                let cut = if done < shared { 0 } else { shared * J * D };
+                let spans = [0..cut, cut..end].map(|at| Span { k: &k[at.clone()], v: &v[at] });
+                cached_forward(&mut o, q, &[Cached { row: done, rows, spans }], shape(window));
+                done += rows;
+            }
+            close(&o[..75 * H * D], &want[..75 * H * D], 1e-6, "cached");
         }
-        close(&o[..75 * H * D], &want[..75 * H * D], 1e-6, "cached");
     }
 }

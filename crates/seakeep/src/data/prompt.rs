@@ -16,6 +16,8 @@ pub struct Prompt {
     pub row: usize,
     /// What is asked.
     pub text: Text,
+    /// Every other column, but the completions of preference rows.
+    pub columns: Columns,
 }
 
 /// The prompts of `spec` (see [`read_pairs`](super::read_pairs)): the column `prompt`, or of preference rows
@@ -32,13 +34,21 @@ fn from_columns(file: Arc<Path>, row: usize, mut columns: Columns) -> Result<Pro
     let missing =
         || Error::row(&file, row, "prompt", "missing or null; expected a string or a list of messages");
     let text = if whole {
+        let rest = others(&columns);
         // Also where there is a `prompt`: a pair knows which of its columns count.
-        Pair::from_columns(file.clone(), row, columns)?.split()?.prompt.ok_or_else(missing)?
+        let row_columns = std::mem::replace(&mut columns, rest);
+        Pair::from_columns(file.clone(), row, row_columns)?.split()?.prompt.ok_or_else(missing)?
     } else {
         let value = columns.remove("prompt").filter(|v| !v.is_null()).ok_or_else(missing)?;
         parse_text(&file, row, "prompt", value)?
     };
-    Ok(Prompt { file, row, text })
+    Ok(Prompt { file, row, text, columns })
+}
+
+/// The columns of a preference row that are neither its prompt nor its completions.
+fn others(columns: &Columns) -> Columns {
+    let kept = columns.iter().filter(|(name, _)| !["prompt", "chosen", "rejected"].contains(&name.as_str()));
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 #[cfg(test)]

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Instant;
 
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
-use super::GenerateOptions;
-use super::sample::{next_token, stream};
-use crate::model::{KvCache, Model};
+use super::sample::{adjust, next_token, stream};
+use super::{FinishReason, GenerateOptions, Stop};
+use crate::model::{KvCache, Model, Prefix};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -17,13 +19,31 @@ use crate::{Error, Result};
 /// activations stay small beside the weights.
 const PREFILL_ROWS: usize = 4096;
 
+/// A prompt to complete.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its place among all prompts: what its randomness belongs to. Another prompt before or after it in the list, or
+    /// one that is missing, changes nothing.
+    pub row: usize,
+    /// Its tokens.
+    pub prompt: Vec<u32>,
+}
+
+/// A completion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The generated tokens, the one that ended the text included.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub finish: FinishReason,
+}
+
 /// Completes `prompts` (token ids). Returns the generated tokens alone, `num_return_sequences` texts for each
 /// prompt in turn; a text ends with a token of `eos`, or after `max_new_tokens`, or where the model's
 /// positions end.
 ///
 /// # Errors
-/// [`Error::Usage`] for options out of range, an empty prompt, one that fills all the model's positions, or a
-/// token outside the vocabulary; [`Error::NonFinite`] for a model whose logits are not numbers.
+/// As [`generate_each`].
 pub fn generate_ids(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -31,26 +51,57 @@ pub fn generate_ids(
     eos: &[u32],
     progress: &mut dyn Progress,
 ) -> Result<Vec<Vec<u32>>> {
+    let jobs: Vec<Job> =
+        prompts.iter().cloned().enumerate().map(|(row, prompt)| Job { row, prompt }).collect();
+    let mut texts = vec![Vec::new(); jobs.len()];
+    generate_each(model, &jobs, options, Stop::at(eos), progress, &mut |row, samples| {
+        texts[row] = samples;
+        Ok(())
+    })?;
+    Ok(texts.into_iter().flatten().map(|sample| sample.tokens).collect())
+}
+
+/// Completes the prompts of `jobs` and hands the samples of each to `done`, with its `row`, as soon as the last of
+/// them has ended: about in the order of the jobs, but not quite.
+///
+/// # Errors
+/// [`Error::Usage`] for options out of range, an empty prompt, one that fills all the model's positions, or a
+/// token outside the vocabulary; [`Error::NonFinite`] for a model whose logits are not numbers; whatever `done` says.
+pub fn generate_each(
+    model: &Model,
+    jobs: &[Job],
+    options: &GenerateOptions,
+    stop: Stop,
+    progress: &mut dyn Progress,
+    done: &mut dyn FnMut(usize, Vec<Sample>) -> Result<()>,
+) -> Result<()> {
     options.check()?;
-    for (i, prompt) in prompts.iter().enumerate() {
-        check_prompt(model, i + 1, prompt)?;
+    for job in jobs {
+        if let Some(what) = refusal(model, &job.prompt) {
+            return Err(Error::Usage(format!("prompt {} {what}", job.row + 1)));
+        }
+        model.check_tokens(&job.prompt)?;
     }
-    let texts = prompts.len() * options.num_return_sequences;
+    let texts = jobs.len() * options.num_return_sequences;
     let mut engine = Engine {
         model,
-        prompts,
+        jobs,
         options,
-        eos,
+        stop,
         waiting: 0..texts,
         prefixes: BTreeMap::new(),
         running: Vec::new(),
-        done: vec![Vec::new(); texts],
+        logits: Vec::new(),
+        ended: BTreeMap::new(),
+        texts: 0,
+        tokens: 0,
+        begun: Instant::now(),
     };
-    let cut = prompts.iter().filter(|p| engine.limit(p) < options.max_new_tokens).count();
+    let cut = jobs.iter().filter(|job| engine.limit(job) < options.max_new_tokens).count();
     if cut > 0 {
         progress.note(&format!(
             "{cut} of {} prompts leave room for fewer than `max_new_tokens` = {} tokens of the model's {} positions",
-            prompts.len(),
+            jobs.len(),
             options.max_new_tokens,
             model.config.max_positions
         ));
@@ -58,65 +109,77 @@ pub fn generate_ids(
     progress.start("generate", (texts * options.max_new_tokens) as u64);
     while engine.admit()? {
         engine.choose()?;
-        engine.retire(progress);
+        engine.retire(progress, done)?;
         engine.step()?;
     }
     progress.finish();
-    Ok(engine.done)
+    Ok(())
 }
 
-fn check_prompt(model: &Model, number: usize, prompt: &[u32]) -> Result<()> {
+/// What is wrong with the length of a prompt (to be said after its name), if anything.
+pub fn refusal(model: &Model, prompt: &[u32]) -> Option<String> {
     let room = model.config.max_positions;
     if prompt.is_empty() {
-        return Err(Error::Usage(format!("prompt {number} is empty; expected at least one token")));
+        return Some("is empty; expected at least one token".into());
     }
-    if prompt.len() >= room {
-        return Err(Error::Usage(format!(
-            "prompt {number} has {} tokens; expected at most {}, so that the model's {room} positions leave room to \
-             answer",
+    (prompt.len() >= room).then(|| {
+        format!(
+            "has {} tokens; expected at most {}, so that the model's {room} positions leave room to answer",
             prompt.len(),
             room - 1
-        )));
-    }
-    model.check_tokens(prompt)
+        )
+    })
 }
 
 /// A computed prompt, kept while samples of it are still to start.
-struct Prefix {
-    cache: KvCache,
+struct Started {
+    cache: Prefix,
     /// Of the first completion token, `[V]`.
     logits: Vec<f32>,
+    /// The prompt's tokens in order, each once, where there is a penalty on them.
+    seen: Vec<u32>,
 }
 
 /// A text under way.
 struct Running {
-    /// Its place in the result.
+    /// Its number: `num_return_sequences` for each job in turn.
     text: usize,
     cache: KvCache,
     /// Generated so far.
     tokens: Vec<u32>,
-    /// Of the next token, `[V]`.
-    logits: Vec<f32>,
+    /// The longest it may become.
+    limit: usize,
+    /// As [`Started::seen`], with the text's own.
+    seen: Vec<u32>,
     rng: ChaCha8Rng,
+    finish: Option<FinishReason>,
 }
 
 struct Engine<'a> {
     model: &'a Model,
-    prompts: &'a [Vec<u32>],
+    jobs: &'a [Job],
     options: &'a GenerateOptions,
-    eos: &'a [u32],
-    /// Texts not yet started, in order of prompts.
+    stop: Stop<'a>,
+    /// Texts not yet started, in order of jobs.
     waiting: Range<usize>,
-    /// By prompt.
-    prefixes: BTreeMap<usize, Prefix>,
+    /// By job.
+    prefixes: BTreeMap<usize, Started>,
     running: Vec<Running>,
-    done: Vec<Vec<u32>>,
+    /// Of the next token of each running text, `[B, V]`.
+    logits: Vec<f32>,
+    /// Samples that have ended, of jobs some of whose samples have not; by job, then sample.
+    ended: BTreeMap<usize, BTreeMap<usize, Sample>>,
+    /// How many texts have ended.
+    texts: usize,
+    /// How many tokens were generated.
+    tokens: usize,
+    begun: Instant,
 }
 
 impl Engine<'_> {
     /// The longest completion of a prompt, tokens.
-    fn limit(&self, prompt: &[u32]) -> usize {
-        self.options.max_new_tokens.min(self.model.config.max_positions - prompt.len())
+    fn limit(&self, job: &Job) -> usize {
+        self.options.max_new_tokens.min(self.model.config.max_positions - job.prompt.len())
     }
 
     /// Starts waiting texts on free places; whether anything runs.
@@ -126,20 +189,24 @@ impl Engine<'_> {
         let starting: Vec<usize> = self.waiting.by_ref().take(free).collect();
         let mut needed: Vec<usize> = starting.iter().map(|text| text / samples).collect();
         needed.dedup();
-        needed.retain(|prompt| !self.prefixes.contains_key(prompt));
+        needed.retain(|job| !self.prefixes.contains_key(job));
         self.prefill(&needed)?;
         for text in starting {
-            let (prompt, sample) = (text / samples, text % samples);
-            let prefix = &self.prefixes[&prompt];
+            let (at, sample) = (text / samples, text % samples);
+            let (job, prefix) = (&self.jobs[at], &self.prefixes[&at]);
+            let limit = self.limit(job);
+            self.logits.extend_from_slice(&prefix.logits);
             self.running.push(Running {
                 text,
-                cache: prefix.cache.clone(),
-                tokens: Vec::new(),
-                logits: prefix.logits.clone(),
-                rng: stream(self.options.seed, prompt, sample),
+                cache: KvCache::after(&prefix.cache, limit),
+                tokens: Vec::with_capacity(limit),
+                limit,
+                seen: prefix.seen.clone(),
+                rng: stream(self.options.seed, job.row, sample),
+                finish: None,
             });
             if sample + 1 == samples {
-                self.prefixes.remove(&prompt);
+                self.prefixes.remove(&at);
             }
         }
         Ok(!self.running.is_empty())
@@ -148,63 +215,94 @@ impl Engine<'_> {
     fn prefill(&mut self, mut needed: &[usize]) -> Result<()> {
         while !needed.is_empty() {
             let mut rows = 0;
-            let fits = |prompt: &&usize| {
-                rows += self.prompts[**prompt].len();
+            let fits = |job: &&usize| {
+                rows += self.jobs[**job].prompt.len();
                 rows <= PREFILL_ROWS
             };
             let (now, later) = needed.split_at(needed.iter().take_while(fits).count().max(1));
             let mut caches = vec![KvCache::new(&self.model.config); now.len()];
-            let tokens: Vec<&[u32]> = now.iter().map(|&prompt| self.prompts[prompt].as_slice()).collect();
+            let tokens: Vec<&[u32]> = now.iter().map(|&job| self.jobs[job].prompt.as_slice()).collect();
             let logits = self.model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &tokens)?;
             let each = logits.chunks_exact(self.model.config.vocab_size);
-            for ((&prompt, cache), logits) in now.iter().zip(caches).zip(each) {
-                self.prefixes.insert(prompt, Prefix { cache, logits: logits.to_vec() });
+            for ((&job, cache), logits) in now.iter().zip(caches).zip(each) {
+                let mut seen = Vec::new();
+                if self.options.repetition_penalty != 1.0 {
+                    seen.clone_from(&self.jobs[job].prompt);
+                    seen.sort_unstable();
+                    seen.dedup();
+                }
+                let started = Started { cache: cache.into_prefix(), logits: logits.to_vec(), seen };
+                self.prefixes.insert(job, started);
             }
             needed = later;
         }
         Ok(())
     }
 
-    /// One more token for every running text.
+    /// One more token for every running text, and whether it is the last.
     fn choose(&mut self) -> Result<()> {
-        self.running.par_iter_mut().try_for_each(|text| {
-            text.tokens.push(next_token(&text.logits, self.options, &mut text.rng)?);
+        let (options, stop) = (self.options, self.stop);
+        let each = self.logits.par_chunks_exact_mut(self.model.config.vocab_size);
+        self.running.par_iter_mut().zip(each).try_for_each_init(Vec::new, |scratch, (text, logits)| {
+            let early = text.tokens.len() < options.min_new_tokens;
+            adjust(logits, &text.seen, if early { stop.tokens } else { &[] }, options)?;
+            let token = next_token(logits, options, &mut text.rng, scratch)?;
+            text.tokens.push(token);
+            if options.repetition_penalty != 1.0
+                && let Err(at) = text.seen.binary_search(&token)
+            {
+                text.seen.insert(at, token);
+            }
+            if text.tokens.len() >= options.min_new_tokens && stop.ends(&text.tokens)? {
+                text.finish = Some(FinishReason::Stop);
+            } else if text.tokens.len() == text.limit {
+                text.finish = Some(FinishReason::Length);
+            }
             Ok(())
         })
     }
 
-    /// Takes the texts out that have ended.
-    fn retire(&mut self, progress: &mut dyn Progress) {
-        let all = self.running.len();
+    /// Takes the texts out that have ended, and hands on the jobs that have.
+    fn retire(
+        &mut self,
+        progress: &mut dyn Progress,
+        done: &mut dyn FnMut(usize, Vec<Sample>) -> Result<()>,
+    ) -> Result<()> {
+        let samples = self.options.num_return_sequences;
+        let mut steps = self.running.len();
+        self.tokens += steps;
         let (ended, running): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.running).into_iter().partition(|text| {
-                let prompt = &self.prompts[text.text / self.options.num_return_sequences];
-                let last = text.tokens.last().expect("a token was just chosen");
-                text.tokens.len() == self.limit(prompt) || self.eos.contains(last)
-            });
+            std::mem::take(&mut self.running).into_iter().partition(|text| text.finish.is_some());
         self.running = running;
-        // A text that stops early brings the bar the tokens it will never have.
-        let spared: usize = ended.iter().map(|text| self.options.max_new_tokens - text.tokens.len()).sum();
+        self.texts += ended.len();
         for text in ended {
-            self.done[text.text] = text.tokens;
+            // A text that stops early brings the bar the tokens it will never have.
+            steps += self.options.max_new_tokens - text.tokens.len();
+            let (job, finish) = (text.text / samples, text.finish.expect("it has ended"));
+            let of_job = self.ended.entry(job).or_default();
+            of_job.insert(text.text % samples, Sample { tokens: text.tokens, finish });
+            if of_job.len() == samples {
+                let all = self.ended.remove(&job).expect("just there");
+                done(self.jobs[job].row, all.into_values().collect())?;
+            }
         }
-        let left = self.waiting.len() + self.running.len();
-        progress.advance(
-            (all + spared) as u64,
-            &format!("{} of {} texts", self.done.len() - left, self.done.len()),
-        );
+        let speed = self.tokens as f64 / self.begun.elapsed().as_secs_f64();
+        let all = self.jobs.len() * samples;
+        progress.advance(steps as u64, &format!("{} of {all} texts, {speed:.0} tokens/s", self.texts));
+        Ok(())
     }
 
     /// Feeds every running text its last token.
     fn step(&mut self) -> Result<()> {
+        self.logits.clear();
+        if self.running.is_empty() {
+            return Ok(());
+        }
         let tokens: Vec<[u32; 1]> =
             self.running.iter().map(|text| [text.tokens[text.tokens.len() - 1]]).collect();
         let tokens: Vec<&[u32]> = tokens.iter().map(|token| token.as_slice()).collect();
         let mut caches: Vec<&mut KvCache> = self.running.iter_mut().map(|text| &mut text.cache).collect();
-        let logits = self.model.extend(&mut caches, &tokens)?;
-        for (text, logits) in self.running.iter_mut().zip(logits.chunks_exact(self.model.config.vocab_size)) {
-            text.logits.copy_from_slice(logits);
-        }
+        self.logits = self.model.extend(&mut caches, &tokens)?;
         Ok(())
     }
 }

@@ -2,21 +2,27 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `sample` | logits to the next token: temperature, top-k, top-p |
-//! | `engine` | [`generate_ids`]: many prompts through one batch |
+//! | `sample` | logits to the next token: penalties, temperature, top-k, top-p, min-p |
+//! | `stop` | where a text ends: tokens, strings |
+//! | `engine` | [`generate_each`]: many prompts through one batch |
 //! | `text` | [`generate`]: the same from text to text; [`eos_ids`] |
+//! | `partial` | [`Partial`]: finished texts on disk, for a run that goes on where it was |
 //!
-//! A text does not depend on the batch it is computed in: its randomness belongs to the seed, its prompt's
-//! place in the list and its sample's number. Only the rounding of sums (1e-6 relative) differs with the
-//! number of rows, and can decide between two tokens that are as close as that.
+//! A text does not depend on the batch it is computed in, nor on the number of threads: its randomness belongs to the
+//! seed, its prompt's row and its sample's number, and its numbers are the same bits alone and among others
+//! (`seakeep_kernels::panels`). So a run may also be stopped and go on with another batch size.
 
 mod engine;
+mod partial;
 mod sample;
+mod stop;
 mod text;
 
-pub use engine::generate_ids;
-pub use sample::{distribution, next_token};
-pub use text::{Generation, PromptForm, eos_ids, generate};
+pub use engine::{Job, Sample, generate_each, generate_ids, refusal};
+pub use partial::{Header, Partial};
+pub use sample::{adjust, distribution, next_token};
+pub use stop::{FinishReason, Stop};
+pub use text::{Generation, PromptForm, completion, encode, eos_ids, generate};
 
 use crate::{Error, Result};
 
@@ -34,6 +40,13 @@ pub struct GenerateOptions {
     pub top_k: usize,
     /// Samples from the smallest set of likeliest tokens that has at least this probability; 1: from all.
     pub top_p: f64,
+    /// Samples from the tokens that are at least this share as likely as the likeliest; 0: from all. After `top_p`.
+    pub min_p: f64,
+    /// Divides the logits of tokens that stand in the prompt or the completion already (multiplies, where they are
+    /// negative); 1: none. Above 1 repeats less.
+    pub repetition_penalty: f64,
+    /// Shortest completion, tokens: before, no token may end the text, and no string does.
+    pub min_new_tokens: usize,
     /// Seed of all randomness.
     pub seed: u64,
     /// Texts computed at a time.
@@ -50,8 +63,11 @@ impl Default for GenerateOptions {
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            min_new_tokens: 0,
             seed: 0,
-            batch_size: 8,
+            batch_size: 64,
             num_return_sequences: 1,
         }
     }
@@ -83,6 +99,16 @@ impl GenerateOptions {
         if !(f64::MIN_POSITIVE..=1.0).contains(&self.top_p) {
             return bad("top_p", &self.top_p, "a number above 0 and at most 1");
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return bad("min_p", &self.min_p, "a number from 0 to 1");
+        }
+        if !(f64::MIN_POSITIVE..=f64::from(f32::MAX)).contains(&self.repetition_penalty) {
+            return bad("repetition_penalty", &self.repetition_penalty, "a number above 0 (1: no penalty)");
+        }
+        if self.min_new_tokens > self.max_new_tokens {
+            let expected = format!("at most `max_new_tokens` = {}", self.max_new_tokens);
+            return bad("min_new_tokens", &self.min_new_tokens, &expected);
+        }
         if self.num_return_sequences > 1 && !self.do_sample {
             let expected = "1 where `do_sample` is false: there is only one likeliest text";
             return bad("num_return_sequences", &self.num_return_sequences, expected);
@@ -91,5 +117,7 @@ impl GenerateOptions {
     }
 }
 
+#[cfg(test)]
+mod filter_tests;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ fn directory(case: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(case)
 }
 
-fn golden(case: &str) -> Model {
+pub(super) fn golden(case: &str) -> Model {
     Model::load(&ModelSource::open(directory(case)).unwrap()).unwrap()
 }
 
@@ -25,7 +25,7 @@ fn ids(value: &Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-fn prompts() -> Vec<Vec<u32>> {
+pub(super) fn prompts() -> Vec<Vec<u32>> {
     vec![
         vec![28, 35, 29, 28, 32],
         vec![9],
@@ -35,7 +35,7 @@ fn prompts() -> Vec<Vec<u32>> {
     ]
 }
 
-fn sampled(max_new_tokens: usize) -> GenerateOptions {
+pub(super) fn sampled(max_new_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_new_tokens, do_sample: true, seed: 7, ..Default::default() }
 }
 
@@ -287,7 +287,7 @@ fn a_text_ends_with_the_model_s_positions_and_progress_adds_up() {
     let texts = generate_ids(&model, &prompts, &options, &[], &mut heard).unwrap();
     assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [3, 9]);
     assert_eq!((heard.done, heard.total), (18, 18));
-    assert_eq!(heard.last, "2 of 2 texts");
+    assert!(heard.last.starts_with("2 of 2 texts, "), "{}", heard.last);
     assert!(heard.notes.len() == 1 && heard.notes[0].starts_with("1 of 2 prompts"), "{:?}", heard.notes);
 }
 
@@ -346,7 +346,7 @@ fn weights_that_are_not_numbers_are_an_error() {
 }
 
 /// A tokenizer of 40 words `w0 w1 ...`, the first two of them `<s>` (put before every text) and `</s>`.
-fn tokenizer() -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     let word = |i: usize| match i {
         0 => "<s>".to_string(),
         1 => "</s>".to_string(),

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::stop::first_of;
 use super::{GenerateOptions, generate_ids};
 use crate::formats::{ModelSource, Tokenizer};
 use crate::model::Model;
@@ -41,17 +42,41 @@ pub fn generate(
     eos: &[u32],
     progress: &mut dyn Progress,
 ) -> Result<Vec<Generation>> {
-    let add_special_tokens = form == PromptForm::Raw;
     let encoded: Vec<Vec<u32>> =
-        prompts.iter().map(|prompt| tokenizer.encode(prompt, add_special_tokens)).collect::<Result<_>>()?;
+        prompts.iter().map(|prompt| encode(tokenizer, prompt, form)).collect::<Result<_>>()?;
     let generated = generate_ids(model, &encoded, options, eos, progress)?;
     let prompts = prompts.iter().flat_map(|p| std::iter::repeat_n(p, options.num_return_sequences));
     prompts
         .zip(generated)
         .map(|(prompt, tokens)| {
-            Ok(Generation { prompt: prompt.clone(), completion: tokenizer.decode(&tokens, true)?, tokens })
+            Ok(Generation {
+                prompt: prompt.clone(),
+                completion: completion(tokenizer, &tokens, &[])?,
+                tokens,
+            })
         })
         .collect()
+}
+
+/// The tokens of a prompt.
+///
+/// # Errors
+/// [`Error::Format`] where the tokenizer cannot encode it.
+pub fn encode(tokenizer: &Tokenizer, prompt: &str, form: PromptForm) -> Result<Vec<u32>> {
+    tokenizer.encode(prompt, form == PromptForm::Raw)
+}
+
+/// The text of generated tokens, special tokens left out, up to the first of the strings that end texts: what ended
+/// the text is no part of it (vLLM's way; transformers leaves the string in).
+///
+/// # Errors
+/// [`Error::Format`] where the tokenizer cannot decode them.
+pub fn completion(tokenizer: &Tokenizer, tokens: &[u32], stop_strings: &[String]) -> Result<String> {
+    let mut text = tokenizer.decode(tokens, true)?;
+    if let Some(end) = first_of(stop_strings, &text) {
+        text.truncate(end);
+    }
+    Ok(text)
 }
 
 /// The tokens that end a model's texts: `eos_token_id` of `generation_config.json` or else of `config.json`,

@@ -3,20 +3,32 @@
 //! T: new rows of all sequences, B: sequences, J: key/value heads, D: channels of a head, V: vocabulary.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use seakeep_kernels::attention::{Cached, Layout, cached_forward};
+use seakeep_kernels::activation;
+use seakeep_kernels::attention::{Cached, Layout, Span, cached_forward};
 use seakeep_kernels::embedding::gather;
-use seakeep_kernels::linear;
+use seakeep_kernels::panels::Panels;
 
+use super::blocks::Linear;
 use super::config::ModelConfig;
 use super::decoder::Model;
+use super::layer::{Context, Layer, Qkv};
+use super::tensors::Tensors;
 use crate::{Error, Result};
 
-/// Keys and values of the tokens of one sequence so far. A clone continues the same text on its own: a
-/// prompt is computed once and cloned for each of its samples.
+/// Keys and values of the tokens of one text so far: what it shares with other texts, and its own after it.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    layers: Vec<LayerCache>,
+    shared: Option<Prefix>,
+    own: Vec<LayerCache>,
+    len: usize,
+}
+
+/// The beginning that several texts have in common, stored once: a prompt, for all its samples.
+#[derive(Clone, Debug)]
+pub struct Prefix {
+    layers: Arc<Vec<LayerCache>>,
     len: usize,
 }
 
@@ -29,10 +41,41 @@ struct LayerCache {
     v: Vec<f32>,
 }
 
+impl LayerCache {
+    fn span(&self) -> Span<'_> {
+        Span { k: &self.k, v: &self.v }
+    }
+}
+
 impl KvCache {
     /// The cache of a text without tokens.
     pub fn new(config: &ModelConfig) -> Self {
-        KvCache { layers: vec![LayerCache::default(); config.layers], len: 0 }
+        KvCache { shared: None, own: vec![LayerCache::default(); config.layers], len: 0 }
+    }
+
+    /// The cache of a text that goes on after `prefix`, by up to `room` tokens without moving in memory.
+    pub fn after(prefix: &Prefix, room: usize) -> Self {
+        let own = |layer: &LayerCache| {
+            let size = room * layer.k.len() / prefix.len.max(1);
+            LayerCache { k: Vec::with_capacity(size), v: Vec::with_capacity(size) }
+        };
+        KvCache {
+            own: prefix.layers.iter().map(own).collect(),
+            len: prefix.len,
+            shared: Some(prefix.clone()),
+        }
+    }
+
+    /// The text so far as the beginning of others.
+    pub fn into_prefix(self) -> Prefix {
+        let mut layers = self.own;
+        if let Some(shared) = self.shared {
+            for (own, shared) in layers.iter_mut().zip(shared.layers.iter()) {
+                own.k.splice(..0, shared.k.iter().copied());
+                own.v.splice(..0, shared.v.iter().copied());
+            }
+        }
+        Prefix { layers: Arc::new(layers), len: self.len }
     }
 
     /// Tokens so far: the position of the next.
@@ -43,6 +86,10 @@ impl KvCache {
     /// Whether there are no tokens yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    fn spans(&self, layer: usize) -> [Span<'_>; 2] {
+        [self.shared.as_ref().map(|p| p.layers[layer].span()).unwrap_or_default(), self.own[layer].span()]
     }
 }
 
@@ -56,9 +103,52 @@ fn spans(new_tokens: &[&[u32]]) -> Vec<Range<usize>> {
     new_tokens.iter().map(span).collect()
 }
 
+/// The rows of panels, `[T, channels]`.
+fn rows_of(panels: &Panels) -> Vec<f32> {
+    let mut rows = vec![0.0; panels.rows() * panels.channels()];
+    panels.unpack(&mut rows, false);
+    rows
+}
+
+impl Linear {
+    fn panels(&self, w: &Tensors, x: &Panels) -> Panels {
+        x.product(&w[self.weight], self.bias.map(|b| &w[b]), self.outputs)
+    }
+}
+
+/// A layer's forward pass by products whose rows do not depend on each other.
+impl Layer {
+    fn cached_qkv(&self, cx: &Context, x: &[f32]) -> Qkv {
+        let w = cx.weights;
+        let n1 = Panels::pack(&self.norm1.forward(w, x), cx.config.hidden);
+        let [q, k, v] = [self.q, self.k, self.v].map(|linear| rows_of(&linear.panels(w, &n1)));
+        self.turned(cx, q, k, v).0
+    }
+
+    /// Everything after attention; `x` becomes the layer's output.
+    fn cached_rest(&self, cx: &Context, x: &mut [f32], attended: &[f32]) {
+        let (w, c) = (cx.weights, cx.config.hidden);
+        let before = cx.config.parallel_residual.then(|| self.norm2.forward(w, x));
+        self.o.panels(w, &Panels::pack(attended, self.o.inputs)).unpack(x, true);
+        let n2 = before.unwrap_or_else(|| self.norm2.forward(w, x));
+        let n2 = Panels::pack(&n2, c);
+        let up = self.mlp.up.panels(w, &n2);
+        let mut y = vec![0.0; up.elements().len()];
+        match self.mlp.gate {
+            Some(gate) => {
+                let gate = gate.panels(w, &n2);
+                activation::gated_forward(cx.config.activation, &mut y, gate.elements(), up.elements());
+            }
+            None => activation::forward(cx.config.activation, &mut y, up.elements()),
+        }
+        self.mlp.down.panels(w, &up.with_elements(y)).unpack(x, true);
+    }
+}
+
 impl Model {
     /// Continues every sequence by its `new_tokens` (a whole prompt, or the one token just chosen; lengths may
-    /// differ) in one flat batch without padding. Returns the logits of the token after the last new one,
+    /// differ) in one flat batch without padding. A text's numbers are the same bits whatever else is in the batch, as
+    /// long as it is fed in the same pieces. Returns the logits of the token after the last new one,
     /// `[B, V]`.
     ///
     /// # Errors
@@ -85,23 +175,20 @@ impl Model {
         let mut x = self.embed(&tokens, &positions);
         let width = self.config.kv_heads * self.config.head_dim;
         for (at, layer) in self.params.layers.iter().enumerate() {
-            let (qkv, _) = layer.qkv(&cx, &layer.norm1.forward(&self.weights, &x));
+            let qkv = layer.cached_qkv(&cx, &x);
             for (cache, span) in caches.iter_mut().zip(&spans) {
                 let new = span.start * width..span.end * width;
-                cache.layers[at].k.extend_from_slice(&qkv.k[new.clone()]);
-                cache.layers[at].v.extend_from_slice(&qkv.v[new]);
+                cache.own[at].k.extend_from_slice(&qkv.k[new.clone()]);
+                cache.own[at].v.extend_from_slice(&qkv.v[new]);
             }
-            let sequences: Vec<Cached> = caches
+            let texts: Vec<Cached> = caches
                 .iter()
                 .zip(&spans)
-                .map(|(cache, span)| {
-                    let LayerCache { k, v } = &cache.layers[at];
-                    Cached { row: span.start, rows: span.len(), k, v }
-                })
+                .map(|(cache, span)| Cached { row: span.start, rows: span.len(), spans: cache.spans(at) })
                 .collect();
             let mut attended = vec![0.0; qkv.q.len()];
-            cached_forward(&mut attended, &qkv.q, &sequences, cx.shape(layer.window));
-            x = layer.after_attention(&cx, &x, &attended).out;
+            cached_forward(&mut attended, &qkv.q, &texts, cx.shape(layer.window));
+            layer.cached_rest(&cx, &mut x, &attended);
         }
         for (cache, span) in caches.iter_mut().zip(&spans) {
             cache.len += span.len();
@@ -116,9 +203,7 @@ impl Model {
         let mut picked = vec![0.0; rows.len() * c];
         gather(&mut picked, x, rows, c);
         let hidden = self.params.final_norm.forward(&self.weights, &picked);
-        let mut logits = vec![0.0; rows.len() * v];
-        linear::forward(&mut logits, &hidden, &self.weights[self.params.head], None, c, v);
-        logits
+        rows_of(&Panels::pack(&hidden, c).product(&self.weights[self.params.head], None, v))
     }
 
     fn check_room(&self, len: usize) -> Result<()> {

@@ -97,9 +97,9 @@ pub(super) struct RawQk {
 }
 
 /// What follows attention.
-pub(super) struct Rest {
+struct Rest {
     /// The layer's output, `[T, C]`.
-    pub out: Vec<f32>,
+    out: Vec<f32>,
     /// Residual stream after attention, `[T, C]`.
     mid: Vec<f32>,
     /// `[T, I]`
@@ -130,9 +130,20 @@ pub(super) struct LayerActivations {
 
 impl Layer {
     /// Queries, keys and values of normalised input `n1`, and what they were before their norm.
-    pub(super) fn qkv(&self, cx: &Context, n1: &[f32]) -> (Qkv, Option<RawQk>) {
+    fn qkv(&self, cx: &Context, n1: &[f32]) -> (Qkv, Option<RawQk>) {
         let w = cx.weights;
-        let (mut q, mut k, v) = (self.q.forward(w, n1), self.k.forward(w, n1), self.v.forward(w, n1));
+        self.turned(cx, self.q.forward(w, n1), self.k.forward(w, n1), self.v.forward(w, n1))
+    }
+
+    /// Norms, where there are any, and turns queries and keys.
+    pub(super) fn turned(
+        &self,
+        cx: &Context,
+        mut q: Vec<f32>,
+        mut k: Vec<f32>,
+        v: Vec<f32>,
+    ) -> (Qkv, Option<RawQk>) {
+        let w = cx.weights;
         let raw = self.qk_norm.map(|(q_norm, k_norm)| {
             let normed = (q_norm.forward(w, &q), k_norm.forward(w, &k));
             RawQk { q: std::mem::replace(&mut q, normed.0), k: std::mem::replace(&mut k, normed.1) }
@@ -148,7 +159,7 @@ impl Layer {
     }
 
     /// Everything after attention.
-    pub(super) fn after_attention(&self, cx: &Context, x: &[f32], attended: &[f32]) -> Rest {
+    fn after_attention(&self, cx: &Context, x: &[f32], attended: &[f32]) -> Rest {
         let w = cx.weights;
         let mut mid = self.o.forward(w, attended);
         add(&mut mid, x);

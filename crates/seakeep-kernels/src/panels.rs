@@ -1,0 +1,284 @@
+//! Products `y = x w^T + b` whose rows do not depend on each other: a row gives the same bits alone and among
+//! others, on any number of threads and with any of the instruction sets that have a fused multiply-add. Generation
+//! computes with these, so that a text does not depend on the batch it is computed in.
+//!
+//! Legend: T rows, I inputs, O outputs, P rows of a panel.
+//!
+//! Rows lie in [`Panels`]: `[panel, I, P]`, so that a vector holds the same channel of many rows. A weight is read from
+//! where it lies (`w` is `[O, I]`), once for all rows of a panel, broadcast, and multiplied with a vector of `x`. Every
+//! sum runs over `I` in order, each in a lane of its own: that is what makes rows independent. Nothing of `w` is
+//! copied or packed, which is most of the time of a product with few rows; one row is as fast as memory, many
+//! are as fast as arithmetic.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Outputs of one parallel piece. A constant; no sum depends on it.
+const PIECE: usize = 48;
+/// Weights that few rows are worth sharing among threads for.
+const PARALLEL_FROM: usize = 1 << 15;
+/// Rows of the smallest panel: with so few, half-wide vectors do twice as many weights.
+const FEW: usize = 8;
+
+/// Rows of activations, cut into panels: `[panel, channels, P]`, the last panel filled up with zeros.
+#[derive(Clone, Debug, Default)]
+pub struct Panels {
+    data: Vec<f32>,
+    rows: usize,
+    channels: usize,
+    width: usize,
+}
+
+/// Vectors of the processor, in f32: what panels are as wide as, or twice.
+fn lanes(rows: usize) -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    on_vectors(rows, Lanes)
+}
+
+/// Runs `op` on the widest vectors that `rows` rows fill.
+fn on_vectors<Op: WithSimd>(rows: usize, op: Op) -> Op::Output {
+    #[cfg(target_arch = "x86_64")]
+    if rows <= FEW
+        && let Some(half) = pulp::x86::V3::try_new()
+    {
+        return Simd::vectorize(half, op);
+    }
+    let _ = rows;
+    pulp::Arch::new().dispatch(op)
+}
+
+impl Panels {
+    /// Zeros.
+    fn zeros(rows: usize, channels: usize) -> Self {
+        let lanes = lanes(rows);
+        let width = if rows <= lanes { lanes } else { 2 * lanes };
+        Panels { data: vec![0.0; rows.div_ceil(width) * channels * width], rows, channels, width }
+    }
+
+    /// From `x`, `[T, channels]`.
+    pub fn pack(x: &[f32], channels: usize) -> Self {
+        let rows = x.len() / channels;
+        let mut panels = Panels::zeros(rows, channels);
+        let width = panels.width;
+        let pieces = panels.data.par_chunks_mut(channels * width).zip(x.par_chunks(channels * width));
+        pieces.for_each(|(panel, x)| {
+            for (r, x) in x.chunks_exact(channels).enumerate() {
+                for (to, x) in panel.chunks_exact_mut(width).zip(x) {
+                    to[r] = *x;
+                }
+            }
+        });
+        panels
+    }
+
+    /// Writes (or with `add` adds) the rows to `y`, `[T, channels]`.
+    pub fn unpack(&self, y: &mut [f32], add: bool) {
+        /// Channels at a time: a cache line of each row.
+        const LINE: usize = 16;
+        let (channels, width) = (self.channels, self.width);
+        let pieces = y.par_chunks_mut(channels * width).zip(self.data.par_chunks(channels * width));
+        pieces.for_each(|(y, panel)| {
+            for (i, from) in panel.chunks(LINE * width).enumerate() {
+                let line = i * LINE..i * LINE + from.len() / width;
+                for (r, y) in y.chunks_exact_mut(channels).enumerate() {
+                    for (y, from) in y[line.clone()].iter_mut().zip(from.chunks_exact(width)) {
+                        *y = if add { *y + from[r] } else { from[r] };
+                    }
+                }
+            }
+        });
+    }
+
+    /// T.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Channels of a row.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// All elements, in the order of the panels: for operations element by element.
+    pub fn elements(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// Panels of the same shape with other elements.
+    ///
+    /// # Panics
+    /// If `data` has another length than [`elements`](Self::elements).
+    pub fn with_elements(&self, data: Vec<f32>) -> Self {
+        assert_eq!(data.len(), self.data.len(), "as many elements");
+        Panels { data, ..*self }
+    }
+
+    /// `y = x w^T + b`: `w` is `[outputs, channels]`, `b` is `[outputs]`.
+    ///
+    /// # Panics
+    /// If `w` or `b` has another size.
+    pub fn product(&self, w: &[f32], b: Option<&[f32]>, outputs: usize) -> Panels {
+        assert_eq!(w.len(), outputs * self.channels, "product: w");
+        assert!(b.is_none_or(|b| b.len() == outputs), "product: b");
+        let mut y = Panels { channels: outputs, ..Panels::zeros(self.rows, outputs) };
+        // By outputs, so that a weight is fetched from memory once for all panels.
+        let mut pieces: Vec<Vec<&mut [f32]>> = (0..outputs.div_ceil(PIECE)).map(|_| Vec::new()).collect();
+        for panel in y.data.chunks_mut(outputs * self.width) {
+            panel.chunks_mut(PIECE * self.width).enumerate().for_each(|(i, piece)| pieces[i].push(piece));
+        }
+        let work = |(i, y): (usize, Vec<&mut [f32]>)| {
+            on_vectors(self.rows, Piece { x: self, w, b, first: i * PIECE, y });
+        };
+        if w.len() < PARALLEL_FROM {
+            pieces.into_iter().enumerate().for_each(work);
+        } else {
+            pieces.into_par_iter().enumerate().for_each(work);
+        }
+        y
+    }
+}
+
+/// `PIECE` outputs of every panel.
+struct Piece<'a> {
+    x: &'a Panels,
+    w: &'a [f32],
+    b: Option<&'a [f32]>,
+    first: usize,
+    /// Of each panel, `[outputs, P]`.
+    y: Vec<&'a mut [f32]>,
+}
+
+impl WithSimd for Piece<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // As many sums as the registers hold: 32 of them with AVX-512, 16 otherwise.
+        match (self.x.width / S::F32_LANES, S::F32_LANES) {
+            (1, _) => self.tiles::<S, 8, 1>(simd),
+            (_, 16) => self.tiles::<S, 8, 2>(simd),
+            _ => self.tiles::<S, 4, 2>(simd),
+        }
+    }
+}
+
+impl Piece<'_> {
+    /// Tiles of `R` outputs by `V` vectors.
+    #[inline(always)]
+    fn tiles<S: Simd, const R: usize, const V: usize>(self, simd: S) {
+        let (inputs, width) = (self.x.channels, self.x.width);
+        let outputs = self.y.first().map_or(0, |y| y.len() / width);
+        let whole = outputs / R * R;
+        let mut y = self.y;
+        for o in (0..whole).step_by(R).chain(whole..outputs) {
+            let at = self.first + o;
+            for (x, y) in self.x.data.chunks_exact(inputs * width).zip(&mut y) {
+                let (x, y) = (S::as_simd_f32s(x).0, S::as_mut_simd_f32s(y).0);
+                if o < whole {
+                    tile::<S, R, V>(
+                        simd,
+                        &self.w[at * inputs..],
+                        self.b.map(|b| &b[at..]),
+                        inputs,
+                        x,
+                        &mut y[o * V..],
+                    );
+                } else {
+                    tile::<S, 1, V>(
+                        simd,
+                        &self.w[at * inputs..],
+                        self.b.map(|b| &b[at..]),
+                        inputs,
+                        x,
+                        &mut y[o * V..],
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    w: &[f32],
+    b: Option<&[f32]>,
+    inputs: usize,
+    x: &[S::f32s],
+    y: &mut [S::f32s],
+) {
+    let w: [&[f32]; R] = std::array::from_fn(|r| &w[r * inputs..(r + 1) * inputs]);
+    let mut sums: [[S::f32s; V]; R] = std::array::from_fn(|r| [simd.splat_f32s(b.map_or(0.0, |b| b[r])); V]);
+    for (i, x) in (0..inputs).zip(x.chunks_exact(V)) {
+        let x: &[S::f32s; V] = x.try_into().expect("V vectors");
+        for r in 0..R {
+            let weight = simd.splat_f32s(w[r][i]);
+            for v in 0..V {
+                sums[r][v] = simd.mul_add_e_f32s(weight, x[v], sums[r][v]);
+            }
+        }
+    }
+    y[..R * V].copy_from_slice(sums.as_flattened());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{close, random};
+
+    fn product(x: &[f32], w: &[f32], b: Option<&[f32]>, inputs: usize, outputs: usize) -> Vec<f32> {
+        let mut y = vec![0.0; x.len() / inputs * outputs];
+        Panels::pack(x, inputs).product(w, b, outputs).unpack(&mut y, false);
+        y
+    }
+
+    #[test]
+    fn a_product_is_the_three_loops() {
+        for (t, i, o) in [(1, 1, 1), (3, 5, 7), (8, 64, 50), (9, 33, 97), (40, 17, 49), (70, 130, 8)] {
+            let (x, w, b) = (random(t * i, 1), random(o * i, 2), random(o, 3));
+            let want = |b: Option<&[f32]>| -> Vec<f32> {
+                let dot =
+                    |n: usize| (0..i).map(|l| (x[n / o * i + l] * w[n % o * i + l]) as f64).sum::<f64>();
+                (0..t * o).map(|n| b.map_or(0.0, |b| b[n % o]) + dot(n) as f32).collect()
+            };
+            close(&product(&x, &w, None, i, o), &want(None), 1e-6 * i as f32, "without bias");
+            close(&product(&x, &w, Some(&b), i, o), &want(Some(&b)), 1e-6 * i as f32, "with bias");
+        }
+    }
+
+    #[test]
+    fn rows_go_in_and_out_and_can_be_added() {
+        let x = random(37 * 45, 4);
+        let panels = Panels::pack(&x, 45);
+        let mut y = vec![1.0; x.len()];
+        panels.unpack(&mut y, true);
+        assert!(y.iter().zip(&x).all(|(y, x)| *y == 1.0 + x));
+        panels.with_elements(panels.elements().to_vec()).unpack(&mut y, false);
+        assert_eq!(y, x);
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_among_others_on_any_number_of_threads() {
+        // Large enough for threads; every width of panel, and more than one.
+        let (i, o) = (300, 200);
+        let (x, w, b) = (random(80 * i, 5), random(o * i, 6), random(o, 7));
+        let all = product(&x, &w, Some(&b), i, o);
+        for rows in [1, 2, 8, 9, 16, 17, 33] {
+            for first in [0, 40] {
+                let got = product(&x[first * i..(first + rows) * i], &w, Some(&b), i, o);
+                assert!(got == all[first * o..(first + rows) * o], "{rows} rows from {first}");
+            }
+        }
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert!(pool.install(|| product(&x, &w, Some(&b), i, o)) == all, "{threads} threads");
+        }
+    }
+}
