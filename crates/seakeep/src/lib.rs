@@ -23,6 +23,7 @@ pub mod logps;
 pub mod model;
 pub mod objective;
 pub mod optim;
+pub mod policy_record;
 pub mod preferences;
 pub mod progress;
 pub mod quickstart;

@@ -20,6 +20,7 @@ const RANKS: [&[&str]; 16] = [
     &["train"],
     &["generate"],
     &["preferences", "eval_record"],
+    &["policy_record"],
     &["report", "world"],
     &["quickstart"],
 ];
