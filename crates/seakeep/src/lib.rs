@@ -19,6 +19,7 @@ pub mod eval;
 pub mod eval_record;
 pub mod formats;
 pub mod generate;
+pub mod judge;
 pub mod logps;
 pub mod model;
 pub mod objective;
@@ -30,6 +31,7 @@ pub mod quickstart;
 pub mod reference;
 pub mod report;
 pub mod scoring;
+pub mod stats;
 pub mod train;
 pub mod world;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the library from left to right. A module imports only from its left; modules of one row do
 /// not import each other.
-const RANKS: [&[&str]; 16] = [
+const RANKS: [&[&str]; 19] = [
     &["error", "progress"],
     &["formats"],
     &["data"],
@@ -21,6 +21,8 @@ const RANKS: [&[&str]; 16] = [
     &["generate"],
     &["preferences", "eval_record"],
     &["policy_record"],
+    &["stats"],
+    &["judge"],
     &["report", "world"],
     &["quickstart"],
 ];
