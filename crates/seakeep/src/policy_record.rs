@@ -6,11 +6,13 @@
 //! here.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::eval_record::Training;
+use crate::{Error, Result};
 
 /// The version of the layout that this program writes.
 pub const POLICY_SCHEMA_VERSION: u32 = 1;
@@ -151,5 +153,39 @@ impl<'de> Deserialize<'de> for Column {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let numbers = Vec::<Option<f64>>::deserialize(from)?;
         Ok(Column(numbers.into_iter().map(|x| x.unwrap_or(f64::NAN)).collect()))
+    }
+}
+
+impl PolicyRecord {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read, [`Error::Format`] where it holds something else or a record of another
+    /// schema version.
+    pub fn read(path: &Path) -> Result<PolicyRecord> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let value: Value =
+            serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not JSON: {e}")))?;
+        // The version first: another one may have other keys.
+        match value.get("schema_version").and_then(Value::as_u64) {
+            Some(version) if version == u64::from(POLICY_SCHEMA_VERSION) => {}
+            Some(version) => {
+                let expected = POLICY_SCHEMA_VERSION;
+                return Err(Error::format(
+                    path,
+                    format!(
+                        "a record of schema version {version}; expected {expected}; run `seakeep eval` again with this program"
+                    ),
+                ));
+            }
+            None => {
+                return Err(Error::format(
+                    path,
+                    "no policy record: `schema_version` is missing; expected a file of `seakeep eval --policy_record`"
+                        .to_string(),
+                ));
+            }
+        }
+        serde_json::from_value(value).map_err(|e| Error::format(path, format!("not a policy record: {e}")))
     }
 }

@@ -12,6 +12,7 @@ mod logps;
 mod objective;
 mod pairs;
 mod quickstart;
+mod report;
 mod train;
 
 use clap::{ArgMatches, Command};
@@ -43,6 +44,7 @@ pub fn cli() -> Command {
             eval::command(),
             objective::command(),
             pairs::command(),
+            report::command(),
             generate::command(),
             inspect::command(),
             init::command(),
@@ -59,6 +61,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("eval", matches)) => eval::run(matches),
         Some(("pairs", matches)) => pairs::run(matches),
         Some(("objective", matches)) => objective::run(matches),
+        Some(("report", matches)) => report::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),
         Some(("init", matches)) => init::run(matches),

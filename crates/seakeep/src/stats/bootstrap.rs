@@ -109,7 +109,7 @@ impl Bootstrap {
     }
 
     /// The statistic of every resample, each with randomness of its own, so that threads change nothing.
-    fn resampled(&self, statistic: impl Fn(&mut ChaCha8Rng) -> f64 + Sync) -> Vec<f64> {
+    pub(super) fn resampled<T: Send>(&self, statistic: impl Fn(&mut ChaCha8Rng) -> T + Sync) -> Vec<T> {
         let one = |b: usize| {
             let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
             rng.set_stream(b as u64);
@@ -118,7 +118,7 @@ impl Bootstrap {
         (0..self.resamples).into_par_iter().map(one).collect()
     }
 
-    fn around(&self, value: f64, resampled: &[f64]) -> Interval {
+    pub(super) fn around(&self, value: f64, resampled: &[f64]) -> Interval {
         if resampled.is_empty() || resampled.iter().any(|x| !x.is_finite()) {
             return Interval { value, low: f64::NAN, high: f64::NAN };
         }
@@ -128,7 +128,7 @@ impl Bootstrap {
 }
 
 /// `n` of `n` units, with repetitions.
-fn drawn(n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
+pub(super) fn drawn(n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
     (0..n).map(|_| rng.random_range(0..n)).collect()
 }
 

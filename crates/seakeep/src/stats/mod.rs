@@ -3,16 +3,19 @@
 //! | file | what |
 //! |---|---|
 //! | `bootstrap` | percentile intervals over prompts, and over seeds and prompts; paired differences |
+//! | `joint` | intervals of many statistics of many methods from the same draws |
 //! | `shift` | rewards at every alpha, agreement with mixed preferences, win rates, divergence from the reference |
 //! | `worst_case` | the largest mean over balls around the data, errors, groups |
 //!
 //! A number that is not finite makes what is computed of it NaN and nothing else.
 
 mod bootstrap;
+mod joint;
 mod shift;
 mod worst_case;
 
 pub use bootstrap::{Bootstrap, Interval, Paired};
+pub use joint::Draw;
 pub use shift::{agreement, divergence_per_token, mixed, mixed_preferences, per_prompt, wins};
 pub use worst_case::{Ball, GroupMean, by_group, errors, worst_case, worst_group};
 
