@@ -37,7 +37,7 @@ impl Axis {
         if high - low < 1e-9 * low.abs().max(1e-3) {
             (low, high) = (low - 0.5 * low.abs().max(0.1), high + 0.5 * high.abs().max(0.1));
         }
-        let raw = (high - low) / 5.0;
+        let raw = (high - low) / 6.0;
         let power = 10f64.powf(raw.log10().floor());
         let step =
             [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * 0.999).unwrap_or(raw);

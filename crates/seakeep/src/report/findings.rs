@@ -41,6 +41,7 @@ fn of_mixture(report: &Report, mixture: &MixtureView) -> Vec<String> {
     if let (Some(curve), Some(shift), true) = (curve, &report.shift, others) {
         out.push(against_reference(report, shift, mixture, curve));
     }
+    out.extend(in_short(report, mixture));
     for comparison in &mixture.comparisons {
         let mut sentence = versus(report, mixture, comparison);
         sentence.push(' ');
@@ -48,6 +49,31 @@ fn of_mixture(report: &Report, mixture: &MixtureView) -> Vec<String> {
         out.push(sentence);
     }
     out
+}
+
+/// The comparisons in one sentence each, at equal divergence first: that is the question.
+fn in_short(report: &Report, mixture: &MixtureView) -> Option<String> {
+    let all = &mixture.comparisons;
+    let best = &report.policies[all.first()?.best].label;
+    let which = |keep: &dyn Fn(&Comparison) -> bool| {
+        let kept = all.iter().filter(|c| keep(c));
+        list(&kept.map(|c| report.policies[c.policy].label.as_str()).collect::<Vec<_>>(), all.len())
+    };
+    let equal =
+        |sign: Option<bool>| which(&|c| c.equal_kl.as_ref().is_ok_and(|gap| gap.estimate.sign() == sign));
+    let own = |sign: Option<bool>| which(&|c| c.own.estimate.sign() == sign);
+    Some(format!(
+        "In short, in the worst case: at equal divergence from the reference, more reward than {0}: {1}; less: {2}; not told \
+         apart: {3}; no such comparison: {4}. At own settings, against {best}: more: {5}; less: {6}; not told apart: {7}.",
+        report.baseline,
+        equal(Some(true)),
+        equal(Some(false)),
+        equal(None),
+        which(&|c| c.equal_kl.is_err()),
+        own(Some(true)),
+        own(Some(false)),
+        own(None)
+    ))
 }
 
 /// Who gains at the nominal alpha, and who falls below the reference at the worst one.
@@ -63,7 +89,9 @@ fn against_reference(
             mixture.curves.iter().zip(&report.policies).filter(|(curve, policy)| {
                 !policy.is_reference && curve.as_ref().and_then(gain) == Some(sign)
             });
-        list(&chosen.map(|(_, policy)| policy.label.as_str()).collect::<Vec<_>>())
+        let others =
+            mixture.curves.iter().zip(&report.policies).filter(|(c, p)| !p.is_reference && c.is_some());
+        list(&chosen.map(|(_, policy)| policy.label.as_str()).collect::<Vec<_>>(), others.count())
     };
     format!(
         "The reference's reward is {} at alpha {} and {} at its worst alpha, {}. Above the reference at alpha \
@@ -79,9 +107,13 @@ fn against_reference(
     )
 }
 
-/// Labels in a row; `none` of none.
-pub fn list(labels: &[&str]) -> String {
-    if labels.is_empty() { "none".into() } else { labels.join("; ") }
+/// Labels in a row; in a word where they are none or all `of` several.
+pub fn list(labels: &[&str], of: usize) -> String {
+    match labels {
+        [] => "none".into(),
+        all if all.len() == of && of > 1 => "all of them".into(),
+        some => some.iter().map(|label| format!("“{label}”")).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// A method's worst-case reward against the best setting of the baseline.
@@ -181,7 +213,7 @@ mod tests {
         let clear = [dpo.clone(), seeds("kldpo", "KLDPO", 0.5, [0.41, 0.40, 0.39])].concat();
         let text = found(clear);
         assert!(text.contains("KLDPO is higher: difference 0.100"), "{text}");
-        assert!(text.contains("Below it in the worst case: DPO."), "{text}");
+        assert!(text.contains("Below it in the worst case: “DPO”."), "{text}");
         let noisy = [dpo.clone(), seeds("kldpo", "KLDPO", 0.5, [0.60, 0.20, 0.40])].concat();
         assert!(found(noisy).contains("not told apart"));
         let worse = [dpo, seeds("kldpo", "KLDPO", 0.5, [0.20, 0.21, 0.19])].concat();

@@ -134,10 +134,13 @@ fn objectives(report: &Report) -> String {
     let Some(svg) = spider::svg(data, &looks, &labels, "spider") else { return String::new() };
     let used = |look: Look| looks.iter().zip(&data.values).any(|(l, v)| *l == look && v.is_some());
     let unseen = data.axes.iter().any(|axis| axis.1 == Some(false));
-    let star =
-        if unseen { " * and a dashed spoke: an objective that the training labels did not use." } else { "" };
+    let star = if unseen {
+        " A star and a dashed spoke mark an objective that the training labels did not use."
+    } else {
+        ""
+    };
     format!(
-        "{}<p>{}{star} The numbers stand under Results.</p><div class=\"charts\"><figure><h3>All objectives at once</h3>{svg}\
+        "{}<p>{}.{star} The numbers stand under Results.</p><div class=\"charts\"><figure><h3>All objectives at once</h3>{svg}\
          </figure></div>",
         legend(report, &used),
         escape(&super::text::capital(&data.unit))

@@ -69,7 +69,7 @@ fn labelled(look: Look, label: &str) -> String {
 /// A table with a row for each policy that has a number in it.
 fn by_policy(report: &Report, data: &Table, differences: bool) -> String {
     let names = std::iter::once("method".to_owned()).chain(data.columns.iter().map(|c| c.name.clone()));
-    let mut table = format!("<table><caption>{}</caption>{}<tbody>", escape(&data.caption), header(names));
+    let mut table = format!("<table>{}<tbody>", header(names));
     for (at, look) in looks(report).into_iter().enumerate() {
         if data.columns.iter().all(|column| column.cells[at].is_none()) {
             continue;
@@ -91,7 +91,8 @@ fn by_policy(report: &Report, data: &Table, differences: bool) -> String {
         let _ = write!(table, "<tr><th scope=\"row\">{name}</th>{cells}</tr>");
     }
     table.push_str("</tbody></table>");
-    scrolling(&data.name, &table)
+    // A heading and no caption: it must not scroll away with the table.
+    format!("<h3>{}</h3>{}", escape(&data.caption), scrolling(&data.name, &table))
 }
 
 /// The tables of results.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::axis::Axis;
 use super::look::{Look, shape};
 use super::svg::WIDTH;
-use super::tags::{LINE, stacked};
+use super::tags::{LINE, beside, stacked, width};
 use super::text::{escape, number};
 use super::view::Spider;
 
@@ -57,7 +57,7 @@ pub fn svg(spider: &Spider, looks: &[Look], labels: &[&str], id: &str) -> Option
     names(&mut out, spider, &at);
     out.push_str("</g>");
     for ((look, label), values) in looks.iter().zip(labels).zip(&spider.values) {
-        let Some(values) = values.as_ref().filter(|v| v.iter().all(|x| x.is_finite())) else { continue };
+        let Some(values) = finite(values) else { continue };
         let _ = write!(
             out,
             "<g class=\"{}\"><title>{}</title><polygon class=\"line\" stroke-dasharray=\"{}\" points=\"{}\"/>",
@@ -83,18 +83,50 @@ pub fn svg(spider: &Spider, looks: &[Look], labels: &[&str], id: &str) -> Option
     let every = ((LINE + 1.0) / ((scale.place(ticks[1]) - scale.place(ticks[0])) * inner * -middle.sin()))
         .ceil()
         .max(1.0) as usize;
+    let mut avoid = Vec::new();
     for tick in ticks.iter().step_by(every) {
-        let r = scale.place(*tick) * inner;
+        let (r, text) = (scale.place(*tick) * inner, number(*tick, scale.digits()));
+        let (x, y) = (cx + r * middle.cos(), cy + r * middle.sin());
+        let half = width(&text) / 2.0;
+        avoid.push([x - half, y - LINE / 2.0, x + half, y + LINE / 2.0]);
         let _ = write!(
             out,
-            "<text class=\"mark\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            cx + r * middle.cos(),
-            cy + r * middle.sin() + 4.0,
-            number(*tick, scale.digits())
+            "<text class=\"mark\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{text}</text>",
+            y + 4.0
+        );
+    }
+    // Each line's number stands at the corner where it differs most from the others.
+    let drawn: Vec<(Look, &Vec<f64>)> =
+        looks.iter().copied().zip(&spider.values).filter_map(|(look, v)| Some((look, finite(v)?))).collect();
+    let mean = |axis: usize| drawn.iter().map(|d| d.1[axis]).sum::<f64>() / drawn.len() as f64;
+    let corner = |values: &Vec<f64>| {
+        let off = |axis: &usize| (values[*axis] - mean(*axis)).abs();
+        let axis = (0..n).max_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or(0);
+        at(axis, scale.place(values[axis]))
+    };
+    let wanted: Vec<((f64, f64), String)> =
+        drawn.iter().map(|(look, values)| (corner(values), look.tag())).collect();
+    let bounds = [cx - RADIUS - 2.0, 0.0, cx + RADIUS + 2.0, height];
+    for ((look, (from, tag)), (x, y)) in
+        drawn.iter().map(|d| d.0).zip(&wanted).zip(beside(&wanted, &avoid, bounds))
+    {
+        let _ = write!(
+            out,
+            "<g class=\"tag {}\"><line class=\"leader\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{y:.1}\"/>\
+             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{tag}</text></g>",
+            look.class(),
+            from.0,
+            from.1,
+            y + 4.5
         );
     }
     out.push_str("</svg>");
     Some(out)
+}
+
+/// The values, where all are numbers.
+fn finite(values: &Option<Vec<f64>>) -> Option<&Vec<f64>> {
+    values.as_ref().filter(|v| v.iter().all(|x| x.is_finite()))
 }
 
 /// The objectives' names in two columns, each beside its spoke's end, joined to it where it had to give way.

@@ -130,12 +130,14 @@ impl Chart {
             escape(&self.description)
         );
         self.axes(&mut out, &frame, height);
+        // Many bands on each other would hide the lines.
+        let opacity = (0.7 / ends.len().max(1) as f64).min(0.14);
         for series in &self.series {
             let _ = write!(out, "<g class=\"{}\">", series.look.class());
             let runs: Vec<&[Point]> =
                 series.points.split(|p| !p.is_finite()).filter(|r| !r.is_empty()).collect();
             if !matches!(series.drawn, Drawn::Dots | Drawn::Means) {
-                runs.iter().for_each(|run| line(&mut out, series, run, &frame));
+                runs.iter().for_each(|run| line(&mut out, series, run, &frame, opacity));
             }
             if !matches!(series.drawn, Drawn::Line | Drawn::Joint) {
                 runs.into_iter().flatten().for_each(|point| mark(&mut out, series, point, &frame));
@@ -227,7 +229,7 @@ impl Chart {
             .flat_map(|s| s.points.iter().filter(|p| p.is_finite()).map(|p| (s.look, frame.at(p.x, p.y))))
             .collect();
         let wanted: Vec<((f64, f64), String)> = means.iter().map(|(look, at)| (*at, look.tag())).collect();
-        let places = beside(&wanted, [frame.left, TOP, frame.right, frame.bottom]);
+        let places = beside(&wanted, &[], [frame.left, TOP, frame.right, frame.bottom]);
         for ((look, (px, py)), (tx, ty)) in means.iter().zip(places) {
             let _ = write!(out, "<g class=\"tag {}\">", look.class());
             if (tx - px).hypot(ty - py) > 16.0 {
@@ -267,7 +269,7 @@ fn end_tags(out: &mut String, ends: &[(Look, &Point)], frame: &Frame) {
 }
 
 /// A line through the points and its band behind it.
-fn line(out: &mut String, series: &Series, points: &[Point], frame: &Frame) {
+fn line(out: &mut String, series: &Series, points: &[Point], frame: &Frame, opacity: f64) {
     let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
         let at = |(x, y)| {
             let (px, py) = frame.at(x, y);
@@ -279,7 +281,11 @@ fn line(out: &mut String, series: &Series, points: &[Point], frame: &Frame) {
         let ends = |p: &Point| p.interval().unwrap_or([p.y, p.y]);
         let above = points.iter().map(|p| (p.x, ends(p)[1]));
         let below = points.iter().rev().map(|p| (p.x, ends(p)[0]));
-        let _ = write!(out, "<polygon class=\"band\" points=\"{}\"/>", path(&mut above.chain(below)));
+        let _ = write!(
+            out,
+            "<polygon class=\"band\" fill-opacity=\"{opacity:.3}\" points=\"{}\"/>",
+            path(&mut above.chain(below))
+        );
     }
     let _ = write!(
         out,

@@ -42,13 +42,17 @@ pub fn stacked(wanted: &[f64], top: f64, bottom: f64) -> Vec<f64> {
     out
 }
 
-/// Centres for the labels of markers, each as near to its marker as it finds room: off all markers, off all other labels,
-/// within `[left, top, right, bottom]`.
-pub fn beside(markers: &[((f64, f64), String)], [left, top, right, bottom]: [f64; 4]) -> Vec<(f64, f64)> {
+/// Centres for the labels of markers, each as near to its marker as it finds room: off all markers, off all other labels and
+/// off what is to be avoided, within `[left, top, right, bottom]`, which boxes are.
+pub fn beside(
+    markers: &[((f64, f64), String)],
+    avoid: &[[f64; 4]],
+    [left, top, right, bottom]: [f64; 4],
+) -> Vec<(f64, f64)> {
     let overlaps = |a: &[f64; 4], b: &[f64; 4]| a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
     let around = |(x, y): (f64, f64), w: f64, h: f64| [x - w / 2.0, y - h / 2.0, x + w / 2.0, y + h / 2.0];
     let dots: Vec<[f64; 4]> = markers.iter().map(|(at, _)| around(*at, 11.0, 11.0)).collect();
-    let mut taken: Vec<[f64; 4]> = Vec::new();
+    let mut taken: Vec<[f64; 4]> = avoid.to_vec();
     let mut out = Vec::new();
     for ((x, y), text) in markers {
         let (w, h) = (width(text), LINE - 1.0);
@@ -95,7 +99,7 @@ mod tests {
     fn labels_beside_markers_avoid_each_other() {
         let crowd: Vec<((f64, f64), String)> =
             (0..10).map(|at| ((100.0 + 3.0 * f64::from(at), 100.0), format!("{at}"))).collect();
-        let placed = beside(&crowd, [0.0, 0.0, 300.0, 200.0]);
+        let placed = beside(&crowd, &[], [0.0, 0.0, 300.0, 200.0]);
         for (i, a) in placed.iter().enumerate() {
             for b in &placed[..i] {
                 assert!((a.0 - b.0).abs() >= 8.4 || (a.1 - b.1).abs() >= LINE - 1.1, "{placed:?}");

@@ -53,7 +53,12 @@ impl Label<'_> {
 
 impl From<Interval> for Estimate {
     fn from(i: Interval) -> Estimate {
-        Estimate { mean: i.value, low: i.low, high: i.high }
+        // An interval without width is that of a single unit, or of something that cannot vary: it says nothing.
+        if i.low == i.high {
+            Estimate::alone(i.value)
+        } else {
+            Estimate { mean: i.value, low: i.low, high: i.high }
+        }
     }
 }
 

@@ -178,15 +178,18 @@ impl<'a> Set<'a> {
     /// Who orders more of the pairs rightly than the baseline does.
     fn finding(&self, found: &BTreeMap<Key, Interval>, labels: &[Label]) -> Option<(String, Vec<String>)> {
         let baseline = self.baseline?;
+        let compared = (0..labels.len())
+            .filter(|at| !labels[*at].is_reference() && found.contains_key(&Key::AccuracyGap(*at)))
+            .count();
         let with = |sign: Option<bool>| {
             let chosen = labels.iter().enumerate().filter(|(at, label)| {
                 let gap = found.get(&Key::AccuracyGap(*at)).map(|i| Estimate::from(*i));
                 !label.is_reference() && gap.is_some_and(|gap| gap.sign() == sign)
             });
-            list(&chosen.map(|(_, label)| label.name).collect::<Vec<_>>())
+            list(&chosen.map(|(_, label)| label.name).collect::<Vec<_>>(), compared)
         };
         let sentence = format!(
-            "Accuracy over {} pairs against {}: higher {}; lower {}; not told apart {}.",
+            "Accuracy over {} pairs against “{}”: higher: {}; lower: {}; not told apart: {}.",
             self.rows,
             labels[baseline].name,
             with(Some(true)),

@@ -361,7 +361,12 @@ impl<'a> Rewards<'a> {
         }
         let most = span.iter().map(|s| s.0).fold(f64::NEG_INFINITY, f64::max);
         let least = span.iter().map(|s| s.0).fold(f64::INFINITY, f64::min);
-        Err(format!("{} of {} to {} nats per token", number(kl(label), 3), number(least, 3), number(most, 3)))
+        Err(format!(
+            "{} nats per token against {} to {}",
+            number(kl(label), 3),
+            number(least, 3),
+            number(most, 3)
+        ))
     }
 
     /// One table for each mixture, and one of the objectives.

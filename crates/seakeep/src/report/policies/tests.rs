@@ -260,6 +260,12 @@ fn findings_tell_skill_from_caution_and_from_luck() {
     assert!(of("WDPO").contains("it reaches less in the worst case than DPO"), "{convex}");
     assert!(of("Dr. DPO").contains("it is not told apart from DPO"), "{convex}");
     assert!(of("winsor").contains("lies outside what the DPO settings span"), "{convex}");
+    let short = of("In short");
+    assert!(
+        short.contains("more reward than DPO: “KLDPO beta 0.1, tau 0.5”; less: “WDPO beta 0.1, rho 0.01”"),
+        "{short}"
+    );
+    assert!(short.contains("no such comparison: “winsor"), "{short}");
     assert!(report.caveat.contains("too narrow"));
     let one = records().into_iter().filter(|r| r.1.policy.seed == 0).collect::<Vec<_>>();
     assert!(report_of(&one).caveat.contains("With one seed"));
