@@ -290,6 +290,8 @@ impl Work {
                 let rows = logps::read(&set.spec, self.settings.text("dataset_test_split").as_deref())?;
                 check_tokens(&set.pairs, &self.tokens(&set.spec, rows, &others, &mut Silent)?)?;
             }
+            let template = self.flags.chat_template;
+            drawn.map_or(Ok(()), |drawn| drawn.check_tokens(tokenizer, &others, template))?;
         }
         let (model, cache) = (Model::load(source)?, plan::reference_cache_dir(&self.settings));
         let mut known = Vec::with_capacity(sets.len());

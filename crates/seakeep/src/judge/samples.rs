@@ -292,6 +292,12 @@ impl Drawn {
         Ok(logps)
     }
 
+    /// Of every completion the tokens of its prompt and its own, with the one that ended it.
+    pub fn tokens(&self) -> impl Iterator<Item = (&[u32], &[u32])> {
+        let all = self.completions.iter().enumerate();
+        all.map(|(i, c)| (self.ids[i / self.per_prompt].as_slice(), c.tokens.as_slice()))
+    }
+
     /// Completions.
     pub fn len(&self) -> usize {
         self.completions.len()
@@ -330,6 +336,25 @@ impl Drawn {
                     "`{name}` of one of its completions is {score}; a geometric mixture takes no negative score"
                 );
                 return Err(Error::row(file, *row, "scores", what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a reference whose tokenizer gives the prompts other tokens or the tokens other texts.
+    ///
+    /// # Errors
+    /// [`Error::Row`] with the first prompt where they differ.
+    pub fn check_tokens(&self, own: &Tokenizer, other: &Tokenizer, template: Option<bool>) -> Result<()> {
+        let ids = prompt_ids(&self.prompts, other, template)?;
+        for (i, completion) in self.completions.iter().enumerate() {
+            let number = i / self.per_prompt;
+            let same = own.decode(&completion.tokens, false)? == other.decode(&completion.tokens, false)?;
+            if ids[number] != self.ids[number] || !same {
+                let Prompt { file, row, .. } = &self.prompts[number];
+                let what = "the policy's and the reference's tokenizers differ in it, so their log-probabilities cannot be \
+                            compared; the reference needs the policy's tokenizer and chat template";
+                return Err(Error::row(file, *row, "prompt", what));
             }
         }
         Ok(())
