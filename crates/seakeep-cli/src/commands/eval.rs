@@ -137,6 +137,11 @@ impl Work {
         if specs.is_empty() {
             specs.extend(settings.text("dataset_name"));
         }
+        let mut names: Vec<&str> = specs.iter().filter_map(|spec| eval_flags::given_name(spec)).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(Error::Usage(format!("--dataset_name: two data sets are named `{}`", twice[0])));
+        }
         if specs.is_empty() && flags.prompts.is_none() && flags.samples.is_none() {
             settings.required("dataset_name")?;
         }
@@ -213,7 +218,16 @@ impl Work {
             samples: (!asked.is_empty()).then_some(samples),
             ..PolicyRecord::default()
         };
-        own.paired_with(other).map(drop)
+        let (_, others) = own.paired_with(other)?;
+        let missing = |name: &&String| !others.scores.contains_key(*name);
+        match self.flags.shift.iter().flat_map(|shift| &shift.objectives).find(missing) {
+            Some(name) => Err(Error::Usage(format!(
+                "--compare_with: the samples of {} have no score `{name}`; there are: {}",
+                other.policy.label,
+                others.scores.keys().cloned().collect::<Vec<_>>().join(", ")
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// What the policy says: of the pairs, and of its samples, which it draws if it was given prompts.

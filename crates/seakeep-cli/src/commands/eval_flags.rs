@@ -28,7 +28,7 @@ pub fn flags() -> Vec<Arg> {
     let text = || ValueParser::string();
     let (whole, real) = (ValueParser::from(value_parser!(usize)), ValueParser::from(value_parser!(f64)));
     let switch = |arg: Arg| arg.num_args(0..=1).default_missing_value("true");
-    let sampling = |arg: Arg| arg.requires("prompts").help_heading("Samples");
+    let sampling = |arg: Arg| arg.requires("prompts").conflicts_with("samples").help_heading("Samples");
     vec![
         flag("prompts", "PATH", text(), "Prompts (column `prompt`) that the policy completes: reward, KL, length, distinct-n of \
              its own samples")
@@ -251,18 +251,20 @@ fn radii(given: &[String]) -> Result<Vec<(Ball, Vec<f64>)>> {
     Ok(out)
 }
 
+/// The name that a data set was given: of `natural=a.jsonl`, `natural`.
+pub fn given_name(spec: &str) -> Option<&str> {
+    let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\', '*', '?', '[']);
+    let (name, _) = spec.split_once('=')?;
+    (plain(name) && !Path::new(spec).exists()).then_some(name)
+}
+
 /// The name of a data set and where it is: `natural=a.jsonl`, or a path, whose name it then has.
 pub fn named(spec: &str) -> (String, String) {
-    let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\', '*', '?', '[']);
-    match spec.split_once('=') {
-        Some((name, path)) if plain(name) && !Path::new(spec).exists() => {
-            (name.to_string(), path.to_string())
-        }
-        _ => {
-            let stem = Path::new(spec).file_name().map_or(spec.into(), |n| n.to_string_lossy());
-            (stem.split('.').next().unwrap_or(spec).to_string(), spec.to_string())
-        }
+    if let Some(name) = given_name(spec) {
+        return (name.to_string(), spec[name.len() + 1..].to_string());
     }
+    let stem = Path::new(spec).file_name().map_or(spec.into(), |n| n.to_string_lossy());
+    (stem.split('.').next().unwrap_or(spec).to_string(), spec.to_string())
 }
 
 #[cfg(test)]
