@@ -93,11 +93,11 @@ fn what_cannot_be_reported_is_refused_and_nothing_is_written() {
         written(directory.path(), name, &value)
     };
     let old = changed("old.json", &|v| v["schema_version"] = json!(3));
-    refused(&[&good, &old], &[], 1, &["old.json", "schema version 3", "expected 1"]);
+    refused(&[&good, &old], &[], 1, &["old.json", "schema_version 3", "schema_version 1"]);
     let other = changed("other.json", &|v| v["samples"]["prompts_fingerprint"] = json!("g"));
     refused(&[&good, &other], &[], 2, &["good.json", "other.json", "prompts differ"]);
     let short = changed("short.json", &|v| v["samples"]["tokens"] = json!([1]));
-    refused(&[&good, &short], &[], 1, &["short.json", "`samples.tokens` has 1 entries; expected 4"]);
+    refused(&[&good, &short], &[], 1, &["short.json", "samples.tokens has 1 numbers, expected 4"]);
     let foreign = written(directory.path(), "foreign.json", &json!({"a": 1}));
     refused(&[&foreign], &[], 1, &["foreign.json", "schema_version"]);
     refused(&[&directory.path().join("missing.json")], &[], 1, &["missing.json"]);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::eval_record::Training;
+use crate::formats::write_atomic;
 use crate::{Error, Result};
 
 /// The version of the layout that this program writes.
@@ -142,6 +143,9 @@ pub struct PairSet {
     /// the two a mixture prefers.
     #[serde(default)]
     pub score_differences: BTreeMap<String, Column>,
+    /// By objective, the chosen completion's score, `[rows]`: with the differences, what a geometric mixture prefers.
+    #[serde(default)]
+    pub chosen_scores: BTreeMap<String, Column>,
 }
 
 /// Numbers, one for each completion or pair; `null` in the file is NaN.
@@ -160,32 +164,107 @@ impl PolicyRecord {
     /// Reads a record.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read, [`Error::Format`] where it holds something else or a record of another
-    /// schema version.
-    pub fn read(path: &Path) -> Result<PolicyRecord> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let value: Value =
-            serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not JSON: {e}")))?;
-        // The version first: another one may have other keys.
-        match value.get("schema_version").and_then(Value::as_u64) {
-            Some(version) if version == u64::from(POLICY_SCHEMA_VERSION) => {}
-            Some(version) => {
-                let expected = POLICY_SCHEMA_VERSION;
-                return Err(Error::format(
-                    path,
-                    format!(
-                        "a record of schema version {version}; expected {expected}; run `seakeep eval` again with this program"
-                    ),
-                ));
-            }
-            None => {
-                return Err(Error::format(
-                    path,
-                    "no policy record: `schema_version` is missing; expected a file of `seakeep eval --policy_record`"
-                        .to_string(),
-                ));
+    /// [`Error::Format`] for a file that is none, or is of another version; columns that do not belong together.
+    pub fn read(path: impl AsRef<Path>) -> Result<PolicyRecord> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let wrong = |e: serde_json::Error| {
+            Error::format(
+                path,
+                format!("not a policy record (`seakeep eval --policy_record` writes them): {e}"),
+            )
+        };
+        // The version first: what else is wrong with another version's file is no news.
+        let value: Value = serde_json::from_slice(&bytes).map_err(wrong)?;
+        match value.get("schema_version") {
+            Some(version) if version.as_u64() == Some(u64::from(POLICY_SCHEMA_VERSION)) => {}
+            found => {
+                let found = found.map_or("no schema_version".to_string(), |v| format!("schema_version {v}"));
+                let what = format!(
+                    "{found}; this program reads policy records of schema_version {POLICY_SCHEMA_VERSION}: judge the policy \
+                     again with `seakeep eval --policy_record`"
+                );
+                return Err(Error::format(path, what));
             }
         }
-        serde_json::from_value(value).map_err(|e| Error::format(path, format!("not a policy record: {e}")))
+        let record: PolicyRecord = serde_json::from_value(value).map_err(wrong)?;
+        record.check().map_err(|what| Error::format(path, what))?;
+        Ok(record)
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let text = serde_json::to_string(self).map_err(|e| Error::format(path, e.to_string()))?;
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        }
+        write_atomic(path, format!("{text}\n").as_bytes())
+    }
+
+    /// Whether its columns have the lengths they must have; otherwise what is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        let mut columns: Vec<(String, usize, usize)> = Vec::new();
+        if let Some(s) = &self.samples {
+            let n = s.prompts * s.per_prompt;
+            if n == 0 || s.distinct.len() != 3 {
+                return Err(format!("samples of {} prompts, {} of each", s.prompts, s.per_prompt));
+            }
+            let mut add = |name: String, length| columns.push((format!("samples.{name}"), length, n));
+            add("tokens".into(), s.tokens.len());
+            add("logps".into(), s.logps.0.len());
+            add("ref_logps".into(), s.ref_logps.0.len());
+            s.scores.iter().for_each(|(name, column)| add(format!("scores.{name}"), column.0.len()));
+            columns.extend(s.groups.iter().map(|g| ("samples.groups".to_string(), g.len(), s.prompts)));
+        }
+        for set in &self.datasets {
+            let n = set.margins.0.len();
+            let mut add =
+                |name: &str, length| columns.push((format!("datasets {}: {name}", set.name), length, n));
+            add("losses", set.losses.0.len());
+            set.input_gradients.iter().for_each(|c| add("input_gradients", c.0.len()));
+            set.groups.iter().for_each(|g| add("groups", g.len()));
+            set.score_differences.values().for_each(|c| add("score_differences", c.0.len()));
+            set.chosen_scores.values().for_each(|c| add("chosen_scores", c.0.len()));
+        }
+        match columns.into_iter().find(|(_, found, want)| found != want) {
+            Some((name, found, want)) => Err(format!("{name} has {found} numbers, expected {want}")),
+            None => Ok(()),
+        }
+    }
+
+    /// The samples of two records of the same prompts, so that they can be paired.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where one has none, or they are of different prompts.
+    pub fn paired_with<'a>(&'a self, other: &'a PolicyRecord) -> Result<(&'a Samples, &'a Samples)> {
+        let of = |record: &'a PolicyRecord| {
+            let none = || Error::Usage(format!("{} has no samples to be compared", record.policy.name()));
+            record.samples.as_ref().ok_or_else(none)
+        };
+        let (own, others) = (of(self)?, of(other)?);
+        if own.prompts_fingerprint == others.prompts_fingerprint {
+            return Ok((own, others));
+        }
+        Err(Error::Usage(format!(
+            "{} and {} were judged on different prompts ({} prompts, fingerprint {}; {} prompts, fingerprint {}) and cannot be \
+             paired; give both the same prompts in the same order",
+            self.policy.name(),
+            other.policy.name(),
+            own.prompts,
+            own.prompts_fingerprint,
+            others.prompts,
+            others.prompts_fingerprint
+        )))
+    }
+}
+
+impl Policy {
+    /// Label and place, for messages.
+    fn name(&self) -> String {
+        format!("{} ({})", self.label, self.model_name_or_path)
     }
 }

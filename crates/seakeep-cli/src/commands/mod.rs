@@ -1,6 +1,7 @@
 //! The subcommands: each a `command()` for the command line and a `run()`.
 
 mod eval;
+mod eval_flags;
 mod generate;
 mod help;
 mod init;

@@ -111,33 +111,12 @@ fn whole(path: &Path, record: &PolicyRecord) -> Result<()> {
     let wrong = |what: String| Err(Error::Format { path: path.to_owned(), what });
     if record.schema_version != POLICY_SCHEMA_VERSION {
         return wrong(format!(
-            "a record of schema version {}; expected {POLICY_SCHEMA_VERSION}; evaluate again with this program",
+            "schema_version {}; expected {POLICY_SCHEMA_VERSION}; judge the policy again with this program",
             record.schema_version
         ));
     }
-    let mut columns: Vec<(String, usize, usize)> = Vec::new();
-    if let Some(s) = &record.samples {
-        let n = s.prompts * s.per_prompt;
-        columns.extend(s.scores.iter().map(|(name, c)| (format!("samples.scores.{name}"), c.0.len(), n)));
-        columns.push(("samples.tokens".into(), s.tokens.len(), n));
-        columns.push(("samples.logps".into(), s.logps.0.len(), n));
-        columns.push(("samples.ref_logps".into(), s.ref_logps.0.len(), n));
-        columns.extend(s.groups.iter().map(|g| ("samples.groups".into(), g.len(), s.prompts)));
-        if n == 0 {
-            return wrong("samples of no prompts; expected at least one".into());
-        }
-    }
-    for d in &record.datasets {
-        let (name, n) = (format!("datasets.{}", d.name), d.margins.0.len());
-        columns.push((format!("{name}.losses"), d.losses.0.len(), n));
-        columns.extend(d.input_gradients.iter().map(|c| (format!("{name}.input_gradients"), c.0.len(), n)));
-        columns.extend(d.groups.iter().map(|g| (format!("{name}.groups"), g.len(), n)));
-        let scores = d.score_differences.iter();
-        columns.extend(scores.map(|(k, c)| (format!("{name}.score_differences.{k}"), c.0.len(), n)));
-    }
-    if let Some((name, found, expected)) = columns.into_iter().find(|(_, found, expected)| found != expected)
-    {
-        return wrong(format!("`{name}` has {found} entries; expected {expected}"));
+    if let Err(what) = record.check() {
+        return wrong(what);
     }
     if let Some(shift) = &record.shift {
         let rising = shift.alphas.windows(2).all(|two| two[0] < two[1]);

@@ -8,7 +8,6 @@ use super::super::view::{BallView, DataSetView, Estimate, Report, Table};
 use super::measures::form;
 use super::{Label, empty};
 use crate::policy_record::{PairSet, Shift};
-use crate::preferences::Form;
 use crate::stats::{Ball, Bootstrap, Draw, Interval, agreement, errors, mean, mixed_preferences, worst_case};
 
 /// Groups with a column of their own; of more only the worst is shown.
@@ -24,8 +23,16 @@ enum Key {
     /// Accuracy and loss less the baseline's.
     AccuracyGap(usize),
     LossGap(usize),
-    /// Accuracy against the labels of a convex mixture at an alpha.
-    At(usize, usize),
+    /// Accuracy against the labels of a mixture at an alpha: label, mixture, alpha.
+    At(usize, usize, usize),
+}
+
+/// How the runs agree with the labels of a mixture at an alpha.
+struct Agreement {
+    /// By label, by run: whether the pair is ordered as labelled, 0 where there is no preference, `[rows]`.
+    agreed: Vec<Vec<Vec<f64>>>,
+    /// Whether there is one, `[rows]`.
+    opinions: Vec<f64>,
 }
 
 /// One data set of all labels, `[rows]` each.
@@ -35,9 +42,8 @@ struct Set<'a> {
     groups: Vec<(String, Vec<f64>)>,
     /// By label, by run: 1 where the pair is in the right order; losses.
     runs: Vec<Vec<(Vec<f64>, &'a PairSet)>>,
-    /// By alpha, by label, by run: agreement, 0 where there is no preference, and whether there is one.
-    along: Vec<Vec<Vec<Vec<f64>>>>,
-    opinions: Vec<Vec<f64>>,
+    /// By mixture and alpha, where the pairs carry the scores.
+    along: Vec<Vec<Agreement>>,
     baseline: Option<usize>,
 }
 
@@ -91,7 +97,6 @@ impl<'a> Set<'a> {
             rows,
             groups,
             along: Vec::new(),
-            opinions: Vec::new(),
             baseline: baseline.filter(|at| !runs[*at].is_empty()),
             runs,
         };
@@ -101,20 +106,28 @@ impl<'a> Set<'a> {
         set
     }
 
-    /// Agreement with the labels of the convex mixture at every alpha, where the pairs carry both scores.
+    /// Agreement with the labels of the mixtures at every alpha, where the pairs carry both scores; a geometric mixture asks
+    /// for the chosen completions' own too.
     fn prefer(&mut self, shift: &Shift, first: &PairSet) {
-        let of = |name: &str| first.score_differences.get(name).map(|c| c.0.as_slice());
-        let (Some(d1), Some(d2)) = (of(&shift.objectives[0]), of(&shift.objectives[1])) else { return };
-        if !shift.mixtures.iter().any(|name| form(name) == Form::Convex) {
-            return;
-        }
-        for alpha in &shift.alphas {
-            let preferences = mixed_preferences(Form::Convex, *alpha, (d1, &[]), (d2, &[]));
-            self.opinions.push(preferences.iter().map(|p| f64::from(*p != 0.0)).collect());
-            let run = |(_, set): &(Vec<f64>, &PairSet)| -> Vec<f64> {
-                agreement(&set.margins.0, &preferences).into_iter().map(|a| a.unwrap_or(0.0)).collect()
+        let of = |which: usize| {
+            let name = &shift.objectives[which];
+            let chosen = first.chosen_scores.get(name).map_or(&[][..], |c| c.0.as_slice());
+            Some((first.score_differences.get(name)?.0.as_slice(), chosen))
+        };
+        let (Some(r1), Some(r2)) = (of(0), of(1)) else { return };
+        for mixture in &shift.mixtures {
+            let at = |alpha: &f64| {
+                let preferences = mixed_preferences(form(mixture), *alpha, r1, r2);
+                let run = |(_, set): &(Vec<f64>, &PairSet)| -> Vec<f64> {
+                    let agreed = agreement(&set.margins.0, &preferences);
+                    agreed.into_iter().map(|a| a.unwrap_or(0.0)).collect()
+                };
+                Agreement {
+                    agreed: self.runs.iter().map(|runs| runs.iter().map(run).collect()).collect(),
+                    opinions: preferences.iter().map(|p| f64::from(*p != 0.0)).collect(),
+                }
             };
-            self.along.push(self.runs.iter().map(|runs| runs.iter().map(run).collect()).collect());
+            self.along.push(shift.alphas.iter().map(at).collect());
         }
     }
 
@@ -143,9 +156,11 @@ impl<'a> Set<'a> {
             if self.groups.len() > 1 {
                 out.push((Key::Worst(label), worst));
             }
-            for (alpha, agreed) in self.along.iter().enumerate() {
-                let opinions = draw.mean(&self.opinions[alpha]);
-                out.push((Key::At(label, alpha), over(&|r| draw.mean(&agreed[label][r])) / opinions));
+            for (m, along) in self.along.iter().enumerate() {
+                for (alpha, found) in along.iter().enumerate() {
+                    let share = over(&|r| draw.mean(&found.agreed[label][r])) / draw.mean(&found.opinions);
+                    out.push((Key::At(label, m, alpha), share));
+                }
             }
         }
         if let Some(baseline) = self.baseline {
@@ -247,16 +262,16 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// Puts the agreement along the shift into the convex mixture's curves.
+    /// Puts the agreement along the shift into the mixtures' curves.
     fn add_along(&self, report: &mut Report, shift: &Shift, found: &BTreeMap<Key, Interval>) {
-        let Some(mixture) = report.mixtures.iter_mut().find(|m| form(&m.name) == Form::Convex) else {
-            return;
-        };
-        for (label, curve) in mixture.curves.iter_mut().enumerate() {
-            for point in curve.iter_mut().flat_map(|curve| &mut curve.points) {
-                let alpha = shift.alphas.iter().position(|alpha| *alpha == point.alpha);
-                let value = alpha.and_then(|alpha| found.get(&Key::At(label, alpha)));
-                point.accuracy = value.map(|i| Estimate::from(*i));
+        for (m, mixture) in report.mixtures.iter_mut().enumerate() {
+            for (label, curve) in mixture.curves.iter_mut().enumerate() {
+                for point in curve.iter_mut().flat_map(|curve| &mut curve.points) {
+                    let alpha = shift.alphas.iter().position(|alpha| *alpha == point.alpha);
+                    let value = alpha.and_then(|alpha| found.get(&Key::At(label, m, alpha)));
+                    // Without the chosen scores a geometric mixture has no preferences.
+                    point.accuracy = value.filter(|i| i.value.is_finite()).map(|i| Estimate::from(*i));
+                }
             }
         }
     }

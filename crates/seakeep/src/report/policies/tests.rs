@@ -123,6 +123,12 @@ fn pairs(name: &str, seed: u64, strength: f64, rich: bool) -> PairSet {
         } else {
             Default::default()
         },
+        chosen_scores: if rich {
+            let chosen = |which| Column((0..rows).map(|row| 0.5 + 0.5 * noise(row, which)).collect());
+            [("anger".to_owned(), chosen(7)), ("fear".to_owned(), chosen(8))].into()
+        } else {
+            Default::default()
+        },
     }
 }
 
@@ -197,8 +203,8 @@ fn every_section_is_there_and_hostile_text_is_text() {
     ] {
         assert!(html.contains(&format!(">{section}</h2>")), "{section}");
     }
-    // 2 mixtures: reward, 3 frontiers, 1 accuracy; spider; 5 balls' losses and 4 errors, then 4 and 4; loss and margin.
-    assert_eq!(html.matches("role=\"img\"").count(), 2 + 6 + 1 + 1 + 9 + 8 + 2);
+    // 2 mixtures: reward, 3 frontiers, accuracy; spider; 5 balls' losses and 4 errors, then 4 and 4; loss and margin.
+    assert_eq!(html.matches("role=\"img\"").count(), 2 + 6 + 2 + 1 + 9 + 8 + 2);
     // SEAKEEP_REPORT_OUT=/tmp cargo test -p seakeep --lib report: to look at it in a browser.
     if let Some(directory) = std::env::var_os("SEAKEEP_REPORT_OUT") {
         std::fs::write(PathBuf::from(directory).join("policies.html"), html).unwrap();
@@ -335,7 +341,10 @@ fn records_that_do_not_belong_together_are_refused() {
     };
     assert!(refused(&|all| all.clear()).contains("no records"));
     let message = refused(&|all| all[4].1.schema_version = 7);
-    assert!(message.contains("runs/4/policy.json") && message.contains("version 7; expected 1"), "{message}");
+    assert!(
+        message.contains("runs/4/policy.json") && message.contains("schema_version 7; expected 1"),
+        "{message}"
+    );
     let message = refused(&|all| all[4].1.samples.as_mut().unwrap().prompts_fingerprint = "xyz".into());
     assert!(
         message.contains("runs/0/policy.json and runs/4/policy.json") && message.contains("prompts differ"),
@@ -353,7 +362,7 @@ fn records_that_do_not_belong_together_are_refused() {
     let message = refused(&|all| {
         all[4].1.samples.as_mut().unwrap().tokens.pop();
     });
-    assert!(message.contains("`samples.tokens` has 79 entries; expected 80"), "{message}");
+    assert!(message.contains("samples.tokens has 79 numbers, expected 80"), "{message}");
     let message = refused(&|all| {
         let set = &mut all[4].1.datasets[1];
         set.margins.0.pop();
