@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the library from left to right. A module imports only from its left; modules of one row do
 /// not import each other.
-const RANKS: [&[&str]; 16] = [
+const RANKS: [&[&str]; 19] = [
     &["error", "progress"],
     &["formats"],
     &["data"],
@@ -20,6 +20,9 @@ const RANKS: [&[&str]; 16] = [
     &["train"],
     &["generate", "reward"],
     &["preferences", "eval_record"],
+    &["policy_record"],
+    &["stats"],
+    &["judge"],
     &["report", "world"],
     &["quickstart"],
 ];

@@ -1,19 +1,26 @@
-//! `seakeep eval`: held-out loss and rewards of a policy against its reference, on any number of data sets.
+//! `seakeep eval`: a policy against its reference, on preference data and by its own samples.
+
+use std::path::Path;
+use std::time::Instant;
 
 use clap::{ArgAction, ArgMatches, Command};
-use seakeep::data::TokenizedPair;
-use seakeep::environments::Environments;
-use seakeep::eval::evaluate;
+use seakeep::data::{Pair, TokenizedPair};
 use seakeep::formats::{ModelSource, Tokenizer};
-use seakeep::logps::{BranchLogps, Facts};
+use seakeep::generate::{GenerateOptions, eos_ids};
+use seakeep::judge::{
+    self, Drawn, Evaluated, Evaluator, Prompt, RowColumns, RunFacts, Summary, input_gradients,
+    prompts_fingerprint,
+};
 use seakeep::model::Model;
-use seakeep::objective::{Context, Scored};
+use seakeep::objective::{Objective, wdpo};
+use seakeep::policy_record::{Column, POLICY_SCHEMA_VERSION, Policy, PolicyRecord, Samples};
 use seakeep::progress::{Progress, Silent};
 use seakeep::reference::{Known, Reference};
 use seakeep::scoring::{Layout, Scores};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
+use super::eval_flags::{self, Flags};
 use super::logps::{self, RUN_KEYS};
 use crate::config::keys::objective_keys;
 use crate::config::{Settings, objective, plan};
@@ -23,114 +30,373 @@ use crate::{args, output, progress};
 pub fn command() -> Command {
     let command = args::command(
         "eval",
-        "Measure the held-out loss and the reward metrics of a policy on data sets",
-        "seakeep eval --model_name_or_path runs/a --ref_model_name_or_path models/m --dataset_name near.jsonl far.jsonl",
+        "Judge a policy: held-out loss and reward metrics on data sets, rewards of its own samples along a shift of \
+         preferences, worst cases, divergence from the reference",
+        "seakeep eval --model_name_or_path runs/a --ref_model_name_or_path models/m --dataset_name near.jsonl far=b.jsonl\n  \
+         seakeep eval --model_name_or_path runs/a --ref_model_name_or_path models/m --samples scored.jsonl --objectives \
+         anger,fear \\\n      --nominal_alpha 0.1 --policy_record records/a.json",
     );
     let own = ["model_name_or_path", "ref_model_name_or_path", "dataset_test_split", "reference_cache_dir"];
     let keys = [&own, args::DATA_KEYS, &objective_keys(), RUN_KEYS, &["seed"]].concat();
     let command = args::keyed(command, &keys)
         .mut_arg("dataset_name", |arg| arg.num_args(1..).action(ArgAction::Append))
+        .mut_arg("group_column", |arg| arg.help("Column with the name of a row's group, in data, prompts or samples"))
+        .args(eval_flags::flags())
         .arg(logps::output_flag(
-            "JSON: for each data set its rows and its metrics, named eval_*. Default: standard output",
+            "JSON: for each data set its rows and its metrics, named eval_*; with samples or a shift also a summary with \
+             intervals (docs/EVAL.md). Default: standard output",
         ));
     args::accepting_the_rest(command)
 }
 
+/// A data set.
+struct Set {
+    name: String,
+    spec: String,
+    columns: RowColumns,
+    pairs: Vec<TokenizedPair>,
+}
+
+/// What is asked, checked.
+struct Work {
+    settings: Settings,
+    flags: Flags,
+    method: String,
+    objective: Objective,
+    group_column: Option<String>,
+    source: ModelSource,
+    reference: Option<ModelSource>,
+    batch_size: usize,
+}
+
 /// Measures and writes.
 pub fn run(matches: &ArgMatches) -> Result<()> {
-    let settings = Settings::read(matches)?;
-    let specs = match args::texts(matches, "dataset_name") {
-        none if none.is_empty() => vec![settings.required("dataset_name")?],
-        several => several,
-    };
-    let split = settings.text("dataset_test_split");
-    let split = split.as_deref();
-    let (method, objective) = objective::objective(&settings)?;
+    let (started, mut progress) = (Instant::now(), progress::on_stderr());
     let output = logps::output_path(matches);
+    let (work, specs) = Work::read(matches)?;
     output::check(output)?;
-    super::set_threads(&settings)?;
-    let mut progress = progress::on_stderr();
+    output::check(work.flags.policy_record.as_deref())?;
+    super::set_threads(&work.settings)?;
+    let tokenizer = work.source.tokenizer()?;
+    let sets: Vec<Set> =
+        specs.iter().map(|spec| work.set(spec, &tokenizer, &mut *progress)).collect::<Result<_>>()?;
+    let (prompts, mut drawn) = work.prompts_or_samples(&tokenizer, &mut *progress)?;
+    let other = work.flags.compare_with.as_ref().map(PolicyRecord::read).transpose()?;
+    work.check(&sets, &prompts, drawn.as_ref(), other.as_ref())?;
 
-    let source = ModelSource::open(settings.required("model_name_or_path")?)?;
-    let tokenizer = source.tokenizer()?;
-    let read = |spec: &String, tokenizer: &Tokenizer, progress: &mut dyn Progress| {
-        logps::read_and_tokenize(spec, split, tokenizer, &settings, Some(&objective), progress)
-    };
-    let sets: Vec<Vec<TokenizedPair>> =
-        specs.iter().map(|spec| read(spec, &tokenizer, &mut *progress)).collect::<Result<_>>()?;
-    let layout = Layout::of(&objective);
-    let environments = objective::environments(&settings, &objective);
     // One model in memory at a time.
-    let reference_path = settings.text("ref_model_name_or_path");
-    let policy: Vec<Scores> = {
-        let (model, how) =
-            (Model::load(&source)?, (layout, environments.is_some() && reference_path.is_none()));
-        let score = |(spec, pairs): (&String, &Vec<TokenizedPair>)| {
-            logps::score(&model, pairs, how, &settings, &format!("policy on {spec}"), &mut *progress)
-        };
-        specs.iter().zip(&sets).map(score).collect::<Result<_>>()?
+    let (policy, logps) = work.by_policy(&sets, prompts, &mut drawn, &mut *progress)?;
+    let (reference, ref_logps) =
+        work.by_reference(&sets, &policy, (drawn.as_ref(), &logps), &tokenizer, &mut *progress)?;
+    let evaluator = Evaluator {
+        objective: &work.objective,
+        environments: objective::environments(&work.settings, &work.objective)
+            .map(|k| (k, work.settings.seed("seed"))),
     };
-    let reference: Vec<Vec<Known>> = match reference_path {
-        _ if !objective.needs_reference() => {
-            let zeros = |p: &TokenizedPair| Known { logps: layout.no_reference(p), ..Known::default() };
-            sets.iter().map(|pairs| pairs.iter().map(zeros).collect()).collect()
+    let known = sets.iter().zip(policy.iter().zip(&reference));
+    let mut evaluated: Vec<Evaluated> = known
+        .map(|(set, (policy, reference))| evaluator.evaluate(&set.pairs, policy, reference, &set.columns))
+        .collect::<Result<_>>()?;
+    if work.flags.wasserstein {
+        work.add_input_gradients(&sets, &mut evaluated, &mut *progress)?;
+    }
+    let mut record = work.record(&sets, evaluated)?;
+    record.samples = drawn.map(|drawn| drawn.into_samples(logps, ref_logps));
+    record.seconds = started.elapsed().as_secs_f64();
+
+    let mut result = work.result(&record);
+    if !sets.is_empty() {
+        progress.note(&table(result["datasets"].as_array().map_or(&[], Vec::as_slice)));
+    }
+    if work.flags.any {
+        let summary = Summary::of(&record, other.as_ref(), &work.flags.summary)?;
+        progress.note(&judge::table(&summary, work.flags.summary.bootstrap.confidence));
+        result["summary"] = json!(summary);
+    }
+    if let Some(path) = &work.flags.policy_record {
+        record.write(path)?;
+    }
+    output::emit(output, &format!("{result:#}\n"))
+}
+
+impl Work {
+    /// From the command line; with the data sets that it names.
+    fn read(matches: &ArgMatches) -> Result<(Work, Vec<String>)> {
+        let mut settings = Settings::read(matches)?;
+        let group_rule = settings.text("rule").as_deref() == Some("group");
+        let group_column = match settings.is_given("group_column") {
+            true => settings.text("group_column"),
+            false => None,
+        };
+        if !group_rule {
+            // Here it names groups to judge by, whatever the rule.
+            settings.take("group_column");
         }
-        Some(path) => {
-            let reference = ModelSource::open(&path)?;
-            if reference.tokenizer()?.fingerprint() != tokenizer.fingerprint() {
-                let tokenizer = reference.tokenizer()?;
-                for (spec, pairs) in specs.iter().zip(&sets) {
-                    check_tokens(pairs, &read(spec, &tokenizer, &mut Silent)?)?;
-                }
-            }
-            let (model, cache) = (Model::load(&reference)?, plan::reference_cache_dir(&settings));
-            let size = settings.count("per_device_eval_batch_size").unwrap_or(1);
-            let how = (Layout::of_reference(&objective), environments.is_some());
-            let mut reference = Reference::open(&model, how, cache.as_deref(), size)?;
-            let mut all = Vec::with_capacity(specs.len());
-            for (spec, pairs) in specs.iter().zip(&sets) {
-                progress.start(&format!("reference on {spec}"), pairs.len() as u64);
-                all.push(reference.score(&pairs.iter().collect::<Vec<_>>(), &mut *progress)?);
-                progress.finish();
-            }
-            all
+        let flags = Flags::read(matches, settings.seed("seed"))?;
+        let mut specs = args::texts(matches, "dataset_name");
+        if specs.is_empty() {
+            specs.extend(settings.text("dataset_name"));
         }
-        None => {
+        let mut names: Vec<&str> = specs.iter().filter_map(|spec| eval_flags::given_name(spec)).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
+            return Err(Error::Usage(format!("--dataset_name: two data sets are named `{}`", twice[0])));
+        }
+        if specs.is_empty() && flags.prompts.is_none() && flags.samples.is_none() {
+            settings.required("dataset_name")?;
+        }
+        let (method, objective) = objective::objective(&settings)?;
+        if flags.wasserstein {
+            let (form, prompt_gradient) = (wdpo::Form::Paper, wdpo::PromptGradient::Shared);
+            let penalty = wdpo::Penalty { rho: 1.0, form, prompt_gradient };
+            Objective { penalty: Some(penalty), ..objective.clone() }.check()?;
+        }
+        let source = ModelSource::open(settings.required("model_name_or_path")?)?;
+        let reference = settings.text("ref_model_name_or_path").map(ModelSource::open).transpose()?;
+        let batch_size = settings.count("per_device_eval_batch_size").unwrap_or(1);
+        Ok((Work { settings, flags, method, objective, group_column, source, reference, batch_size }, specs))
+    }
+
+    fn set(&self, spec: &str, tokenizer: &Tokenizer, progress: &mut dyn Progress) -> Result<Set> {
+        let (name, path) = eval_flags::named(spec);
+        let rows: Vec<Pair> = logps::read(&path, self.settings.text("dataset_test_split").as_deref())?;
+        let columns = RowColumns::of(&rows, self.group_column.as_deref())?;
+        let pairs = self.tokens(&path, rows, tokenizer, progress)?;
+        Ok(Set { name, spec: path, columns, pairs })
+    }
+
+    fn tokens(
+        &self,
+        spec: &str,
+        rows: Vec<Pair>,
+        tokenizer: &Tokenizer,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<TokenizedPair>> {
+        logps::tokenize(spec, rows, tokenizer, &self.settings, Some(&self.objective), progress)
+    }
+
+    fn prompts_or_samples(
+        &self,
+        tokenizer: &Tokenizer,
+        progress: &mut dyn Progress,
+    ) -> Result<(Option<Vec<Prompt>>, Option<Drawn>)> {
+        let (groups, how) = (self.group_column.as_deref(), (tokenizer, self.flags.chat_template));
+        let prompts =
+            self.flags.prompts.as_ref().map(|spec| judge::read_prompts(spec, groups)).transpose()?;
+        let samples = self.flags.samples.as_ref().map(|spec| Drawn::read(spec, groups, how, progress));
+        Ok((prompts, samples.transpose()?))
+    }
+
+    /// Refuses before any model runs what could not be judged in the end.
+    fn check(
+        &self,
+        sets: &[Set],
+        prompts: &Option<Vec<Prompt>>,
+        drawn: Option<&Drawn>,
+        other: Option<&PolicyRecord>,
+    ) -> Result<()> {
+        if let Some(shift) = &self.flags.shift {
+            drawn.map_or(Ok(()), |drawn| drawn.check_shift(shift))?;
+            sets.iter().try_for_each(|set| set.columns.check_shift(shift, &set.spec))?;
+            if drawn.is_none() && sets.iter().all(|set| set.columns.objectives().is_empty()) {
+                return Err(Error::Usage(
+                    "--objectives: nothing here has scores; give --samples with `scores`, or data with `scores_chosen` and \
+                     `scores_rejected` (`seakeep pairs` writes them)"
+                        .into(),
+                ));
+            }
+        }
+        let Some(other) = other else { return Ok(()) };
+        let asked = prompts.as_deref().or(drawn.map(Drawn::prompts)).unwrap_or_default();
+        let samples = Samples {
+            prompts: asked.len(),
+            prompts_fingerprint: prompts_fingerprint(asked),
+            ..Samples::default()
+        };
+        let own = PolicyRecord {
+            policy: self.policy(&RunFacts::of(&self.source.path)?),
+            samples: (!asked.is_empty()).then_some(samples),
+            ..PolicyRecord::default()
+        };
+        let (_, others) = own.paired_with(other)?;
+        let missing = |name: &&String| !others.scores.contains_key(*name);
+        match self.flags.shift.iter().flat_map(|shift| &shift.objectives).find(missing) {
+            Some(name) => Err(Error::Usage(format!(
+                "--compare_with: the samples of {} have no score `{name}`; there are: {}",
+                other.policy.label,
+                others.scores.keys().cloned().collect::<Vec<_>>().join(", ")
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// What the policy says: of the pairs, and of its samples, which it draws if it was given prompts.
+    fn by_policy(
+        &self,
+        sets: &[Set],
+        prompts: Option<Vec<Prompt>>,
+        drawn: &mut Option<Drawn>,
+        progress: &mut dyn Progress,
+    ) -> Result<(Vec<Scores>, Vec<f64>)> {
+        let model = Model::load(&self.source)?;
+        let features =
+            objective::environments(&self.settings, &self.objective).is_some() && self.reference.is_none();
+        let how = (Layout::of(&self.objective), features);
+        let score = |set: &Set| {
+            let what = format!("policy on {}", set.spec);
+            logps::score(&model, &set.pairs, how, &self.settings, &what, progress)
+        };
+        let scores = sets.iter().map(score).collect::<Result<_>>()?;
+        if let Some(prompts) = prompts {
+            let tokenizer = self.source.tokenizer()?;
+            let eos = eos_ids(&self.source, Some(&tokenizer))?;
+            let options = GenerateOptions { batch_size: self.batch_size, ..self.flags.generation.clone() };
+            let template = self.flags.chat_template;
+            *drawn =
+                Some(Drawn::generate((&model, &tokenizer, &eos), prompts, template, &options, progress)?);
+        }
+        Ok((scores, self.sample_logps(drawn.as_ref(), &model, "policy", progress)?))
+    }
+
+    fn sample_logps(
+        &self,
+        drawn: Option<&Drawn>,
+        model: &Model,
+        who: &str,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<f64>> {
+        let Some(drawn) = drawn else { return Ok(Vec::new()) };
+        progress.start(&format!("{who} on samples"), drawn.len() as u64);
+        let logps = drawn.logps(model, self.batch_size, progress)?;
+        progress.finish();
+        Ok(logps)
+    }
+
+    /// What the reference says of the same; without one, the policy is its own.
+    fn by_reference(
+        &self,
+        sets: &[Set],
+        policy: &[Scores],
+        (drawn, logps): (Option<&Drawn>, &[f64]),
+        tokenizer: &Tokenizer,
+        progress: &mut dyn Progress,
+    ) -> Result<(Vec<Vec<Known>>, Vec<f64>)> {
+        let (layout, needed) = (Layout::of(&self.objective), self.objective.needs_reference());
+        let zeros = |set: &Set| {
+            let of = |p: &TokenizedPair| Known { logps: layout.no_reference(p), ..Known::default() };
+            set.pairs.iter().map(of).collect::<Vec<Known>>()
+        };
+        let Some(source) = &self.reference else {
+            if !needed && drawn.is_none() {
+                return Ok((sets.iter().map(zeros).collect(), Vec::new()));
+            }
             progress
                 .note("no --ref_model_name_or_path: the policy is its own reference, so every reward is 0");
-            policy.iter().map(Known::of).collect()
+            let own = |(set, scores)| if needed { Known::of(scores) } else { zeros(set) };
+            return Ok((sets.iter().zip(policy).map(own).collect(), logps.to_vec()));
+        };
+        if !needed && drawn.is_none() {
+            return Ok((sets.iter().map(zeros).collect(), Vec::new()));
         }
-    };
-    let mut results = Vec::with_capacity(specs.len());
-    for ((spec, pairs), (policy, reference)) in specs.iter().zip(&sets).zip(policy.iter().zip(&reference)) {
-        let mut facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, layout.prompts)).collect();
-        if let Some(k) = environments {
-            let features: Vec<Vec<f32>> = reference.iter().map(|r| r.features.clone()).collect();
-            let found = Environments::find(&features, k, settings.seed("seed"))?;
-            for (facts, features) in facts.iter_mut().zip(&features) {
-                facts.environments = found.of(features);
+        let others = source.tokenizer()?;
+        if others.fingerprint() != tokenizer.fingerprint() {
+            for set in sets {
+                let rows = logps::read(&set.spec, self.settings.text("dataset_test_split").as_deref())?;
+                check_tokens(&set.pairs, &self.tokens(&set.spec, rows, &others, &mut Silent)?)?;
             }
+            let template = self.flags.chat_template;
+            drawn.map_or(Ok(()), |drawn| drawn.check_tokens(tokenizer, &others, template))?;
         }
-        let reference = BranchLogps(reference.iter().map(|r| r.logps.clone()).collect());
-        let scored = Scored { policy: &policy.logps, reference: &reference, facts: &facts };
-        let mut result = Map::from_iter([
-            ("dataset_name".to_string(), json!(spec)),
-            ("rows".to_string(), json!(pairs.len())),
-        ]);
-        let metrics = evaluate(&scored, &Context::at_the_end(&facts), &objective).into_iter();
-        let metrics = metrics.chain(policy.stats.metrics(&objective));
-        result.extend(metrics.map(|(name, value)| (format!("eval_{name}"), json!(value))));
-        results.push(Value::Object(result));
+        let (model, cache) = (Model::load(source)?, plan::reference_cache_dir(&self.settings));
+        let mut known = Vec::with_capacity(sets.len());
+        if needed && !sets.is_empty() {
+            let features = objective::environments(&self.settings, &self.objective).is_some();
+            let how = (Layout::of_reference(&self.objective), features);
+            let mut reference = Reference::open(&model, how, cache.as_deref(), self.batch_size)?;
+            for set in sets {
+                progress.start(&format!("reference on {}", set.spec), set.pairs.len() as u64);
+                known.push(reference.score(&set.pairs.iter().collect::<Vec<_>>(), progress)?);
+                progress.finish();
+            }
+        } else {
+            known.extend(sets.iter().map(zeros));
+        }
+        Ok((known, self.sample_logps(drawn, &model, "reference", progress)?))
     }
-    progress.note(&table(&results));
-    let record = json!({
-        "model_name_or_path": source.path,
-        "ref_model_name_or_path": settings.path("ref_model_name_or_path").unwrap_or(source.path.clone()),
-        "method": method,
-        "objective": objective.settings().into_iter().map(|(k, v)| (k.to_string(), v)).collect::<Map<_, _>>(),
-        "datasets": results,
-    });
-    output::emit(output, &format!("{record:#}\n"))
+
+    /// The policy once more: a pair's gradient needs what the reference said of it.
+    fn add_input_gradients(
+        &self,
+        sets: &[Set],
+        evaluated: &mut [Evaluated],
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let (model, layout) = (Model::load(&self.source)?, Layout::of(&self.objective));
+        for (set, found) in sets.iter().zip(evaluated) {
+            progress.start(&format!("input gradients on {}", set.spec), set.pairs.len() as u64);
+            let rows = (set.pairs.as_slice(), found.losses.as_slice());
+            let norms = input_gradients(&model, layout, rows, self.batch_size, progress)?;
+            found.set.input_gradients = Some(Column(norms));
+            progress.finish();
+        }
+        Ok(())
+    }
+
+    fn policy(&self, facts: &RunFacts) -> Policy {
+        let (flags, path) = (&self.flags, |p: &Path| p.display().to_string());
+        let model_name_or_path = path(&self.source.path);
+        let ref_model_name_or_path =
+            self.reference.as_ref().map_or(model_name_or_path.clone(), |r| path(&r.path));
+        let method = flags.policy_method.clone().or_else(|| facts.method().map(str::to_string));
+        let method = method.unwrap_or_else(|| match model_name_or_path == ref_model_name_or_path {
+            true => "reference".into(),
+            false => "unknown".into(),
+        });
+        let label = flags.label.clone().or_else(|| facts.label()).unwrap_or_else(|| method.clone());
+        let (settings, seed) =
+            (facts.settings.clone(), flags.policy_seed.or(facts.seed()).unwrap_or_default());
+        Policy { model_name_or_path, ref_model_name_or_path, method, label, settings, seed }
+    }
+
+    /// The record, but for samples and time.
+    fn record(&self, sets: &[Set], evaluated: Vec<Evaluated>) -> Result<PolicyRecord> {
+        let facts = RunFacts::of(&self.source.path)?;
+        let named = sets.iter().zip(evaluated).map(|(set, mut found)| {
+            (found.set.name, found.set.dataset_name) = (set.name.clone(), set.spec.clone());
+            found.set
+        });
+        Ok(PolicyRecord {
+            schema_version: POLICY_SCHEMA_VERSION,
+            program: format!("seakeep {}", env!("CARGO_PKG_VERSION")),
+            command_line: std::env::args().collect::<Vec<_>>().join(" "),
+            policy: self.policy(&facts),
+            shift: self.flags.shift.clone(),
+            datasets: named.collect(),
+            training: facts.training,
+            ..PolicyRecord::default()
+        })
+    }
+
+    /// What goes to standard output.
+    fn result(&self, record: &PolicyRecord) -> Value {
+        let set = |set: &seakeep::policy_record::PairSet| {
+            let mut result = Map::from_iter([
+                ("dataset_name".to_string(), json!(set.dataset_name)),
+                ("name".to_string(), json!(set.name)),
+                ("rows".to_string(), json!(set.margins.0.len())),
+            ]);
+            result.extend(set.metrics.clone());
+            Value::Object(result)
+        };
+        let objective = self.objective.settings().into_iter().map(|(k, v)| (k.to_string(), v));
+        json!({
+            "model_name_or_path": record.policy.model_name_or_path,
+            "ref_model_name_or_path": record.policy.ref_model_name_or_path,
+            "method": self.method,
+            "objective": objective.collect::<Map<_, _>>(),
+            "datasets": record.datasets.iter().map(set).collect::<Vec<_>>(),
+        })
+    }
 }
 
 /// Two tokenizers may differ in their files and still give the same tokens; only then can log-probabilities be

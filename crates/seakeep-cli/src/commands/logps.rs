@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::{Arg, ArgMatches, Command};
-use seakeep::data::{Branch, Role, TokenizeReport, TokenizedPair, read_pairs, tokenize_pairs};
+use seakeep::data::{Branch, Pair, Role, TokenizeReport, TokenizedPair, read_pairs, tokenize_pairs};
 use seakeep::formats::{ModelSource, Tokenizer};
 use seakeep::logps::BranchLogps;
 use seakeep::model::Model;
@@ -74,8 +74,7 @@ pub fn tokenizer(path: &str) -> Result<Arc<Tokenizer>> {
     }
 }
 
-/// The rows of a data set (all, or those of a split) as tokens, for an objective if there is one. What was cut or left out
-/// is said.
+/// [`read`], then [`tokenize`].
 pub fn read_and_tokenize(
     spec: &str,
     split: Option<&str>,
@@ -84,10 +83,27 @@ pub fn read_and_tokenize(
     objective: Option<&Objective>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<TokenizedPair>> {
-    let mut rows = read_pairs(spec)?;
-    if let Some(split) = split {
-        rows = select(rows, split)?;
+    tokenize(spec, read(spec, split)?, tokenizer, settings, objective, progress)
+}
+
+/// The rows of a data set: all, or those of a split.
+pub fn read(spec: &str, split: Option<&str>) -> Result<Vec<Pair>> {
+    let rows = read_pairs(spec)?;
+    match split {
+        Some(split) => select(rows, split),
+        None => Ok(rows),
     }
+}
+
+/// Rows as tokens, for an objective if there is one. What was cut or left out is said.
+pub fn tokenize(
+    spec: &str,
+    rows: Vec<Pair>,
+    tokenizer: &Tokenizer,
+    settings: &Settings,
+    objective: Option<&Objective>,
+    progress: &mut dyn Progress,
+) -> Result<Vec<TokenizedPair>> {
     let (pairs, report) = match objective {
         Some(objective) => tokenize_for(objective, rows, tokenizer, &plan::tokenize(settings, objective))?,
         None => tokenize_pairs(&rows, tokenizer, &plan::tokens(settings))?,

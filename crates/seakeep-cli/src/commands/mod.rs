@@ -1,6 +1,7 @@
 //! The subcommands: each a `command()` for the command line and a `run()`.
 
 mod eval;
+mod eval_flags;
 mod generate;
 mod help;
 mod init;
@@ -13,6 +14,7 @@ mod objective;
 mod pairs;
 mod prepare;
 mod quickstart;
+mod report;
 mod reward;
 mod run;
 mod sft;
@@ -53,6 +55,7 @@ pub fn cli() -> Command {
             pairs::command(),
             sweep::command(),
             run::command(),
+            report::command(),
             generate::command(),
             reward::command(),
             inspect::command(),
@@ -74,6 +77,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("sweep", matches)) => sweep::run(matches),
         Some(("run", matches)) => run::run(matches),
         Some(("objective", matches)) => objective::run(matches),
+        Some(("report", matches)) => report::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("reward", matches)) => reward::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),

@@ -51,5 +51,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     };
     let record = quickstart::run(&options, &mut *progress::on_stderr())?;
     let report = output_dir.join("report.html");
-    output::print(&format!("{}\nThe curves: {}\n", report::table(&record).trim_end(), report.display()))
+    output::print(&format!(
+        "{}\nThe curves: {}\n",
+        report::table(&report::of_eval(&record)).trim_end(),
+        report.display()
+    ))
 }

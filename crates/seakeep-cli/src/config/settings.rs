@@ -112,6 +112,11 @@ impl Settings {
         }
     }
 
+    /// Takes a value out: a command that reads the key in its own way leaves it to nobody else.
+    pub fn take(&mut self, name: &str) -> Option<Value> {
+        self.given.remove(key(name).name).map(|(value, _)| value)
+    }
+
     /// The key and where it was given, to begin an error with; a key not given is named as its flag.
     pub fn place(&self, name: &str) -> String {
         self.given.get(name).map_or(&Source::Flag, |(_, source)| source).place(name)

@@ -13,7 +13,7 @@ pub mod rule;
 mod settings;
 pub mod wdpo;
 
-pub use math::{log_sigmoid, sigmoid};
+pub use math::{log_sigmoid, quantile, sigmoid};
 pub use pair::{Divergence, KtoWeights, Loss, LossType, PairLoss};
 pub use rule::{Group, Groups, Rule};
 

@@ -33,6 +33,40 @@ pub enum Form {
     Geometric,
 }
 
+impl Form {
+    /// All of them.
+    pub const ALL: [Form; 2] = [Form::Convex, Form::Geometric];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Convex => "convex",
+            Form::Geometric => "geometric",
+        }
+    }
+
+    /// The form of this name.
+    pub fn of(name: &str) -> Option<Form> {
+        Form::ALL.into_iter().find(|form| form.name() == name)
+    }
+
+    /// Whether it can take a score.
+    pub fn takes(self, score: f64) -> bool {
+        self == Form::Convex || score >= 0.0
+    }
+
+    /// The mixture of scores, `(weight, score)` each; NaN where it cannot take one.
+    pub fn mix(self, scores: &[(f64, f64)]) -> f64 {
+        let factor = |&(weight, score): &(f64, f64)| {
+            if self.takes(score) { score.powf(weight) } else { f64::NAN }
+        };
+        match self {
+            Form::Convex => scores.iter().map(|(weight, score)| weight * score).sum(),
+            Form::Geometric => scores.iter().map(factor).product(),
+        }
+    }
+}
+
 /// Which completions meet, and who wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Labels {
@@ -87,19 +121,16 @@ impl PairOptions {
     /// # Errors
     /// [`Error::Row`] for a score that the mixture cannot take.
     pub fn reward(&self, completion: &Completion) -> Result<f64> {
-        let mut mixed = if self.form == Form::Convex { 0.0 } else { 1.0 };
+        let mut scores = Vec::with_capacity(self.weights.len());
         for (name, weight) in &self.weights {
             let score = completion.score(name)?;
-            match self.form {
-                Form::Convex => mixed += weight * score,
-                Form::Geometric if score < 0.0 => {
-                    let what = format!("`{name}` is {score}; a geometric mixture takes no negative score");
-                    return Err(completion.error("scores", what));
-                }
-                Form::Geometric => mixed *= score.powf(*weight),
+            if !self.form.takes(score) {
+                let what = format!("`{name}` is {score}; a geometric mixture takes no negative score");
+                return Err(completion.error("scores", what));
             }
+            scores.push((*weight, score));
         }
-        Ok(mixed)
+        Ok(self.form.mix(&scores))
     }
 }
 

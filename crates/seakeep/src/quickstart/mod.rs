@@ -155,7 +155,10 @@ pub fn run(options: &QuickstartOptions, progress: &mut dyn Progress) -> Result<E
     };
     let json = serde_json::to_string_pretty(&record).expect("a record serialises");
     write_atomic(options.output_dir.join("eval.json"), json.as_bytes())?;
-    write_atomic(options.output_dir.join("report.html"), report::render(&record).as_bytes())?;
+    write_atomic(
+        options.output_dir.join("report.html"),
+        report::render(&report::of_eval(&record)).as_bytes(),
+    )?;
     Ok(record)
 }
 

@@ -1,166 +1,203 @@
-//! Which series of a record make which chart.
+//! Which numbers of a report make which chart.
 
-use super::summary::{CurveNumbers, Method, Spread, curve, methods};
-use super::svg::{Chart, Drawn, Look, Point, Series};
-use super::text::{capital, number, spread};
-use crate::eval_record::EvalRecord;
+use super::look::Look;
+use super::svg::{Chart, Drawn, Point, Series};
+use super::text::{capital, estimate, number};
+use super::view::{BallView, Estimate, MixtureView, Place, Report};
 
-/// Points that a training curve is thinned to.
-const TRAINING_POINTS: usize = 80;
-
-fn point(x: f64, y: &Spread, name: &str, at: &str) -> Point {
-    Point { x, y: y.mean, spread: y.sd, note: format!("{name}, {at}: {}", spread(y, 3)) }
+/// The look of each policy: the reference is grey, the others are numbered.
+pub fn looks(report: &Report) -> Vec<Look> {
+    let mut methods = 0..;
+    let look = |is_reference| if is_reference { None } else { methods.next() };
+    let numbers: Vec<Option<usize>> = report.policies.iter().map(|p| p.is_reference).map(look).collect();
+    numbers.into_iter().map(|number| number.map_or(Look::Reference, Look::Method)).collect()
 }
 
-fn alpha_mark(record: &EvalRecord) -> Vec<(f64, String)> {
-    vec![(record.nominal_alpha, "labels".into())]
+fn point(x: f64, y: &Estimate, name: &str, at: &str) -> Point {
+    Point { x, y: y.mean, ends: [y.low, y.high], note: format!("{name}, {at}: {}", estimate(y, 3)) }
+}
+
+/// What kind of line a policy is drawn as.
+fn drawn(look: Look) -> Drawn {
+    if look == Look::Reference { Drawn::Line } else { Drawn::MarkedLine }
+}
+
+/// A series for each policy that `points` has some for.
+fn lines(report: &Report, points: impl Fn(usize, &str) -> Vec<Point>) -> Vec<Series> {
+    let of = |(at, look): (usize, Look)| {
+        let points = points(at, &report.policies[at].label);
+        (!points.is_empty()).then(|| Series { look, drawn: drawn(look), points })
+    };
+    looks(report).into_iter().enumerate().filter_map(of).collect()
+}
+
+fn alpha_axis(report: &Report) -> (String, Vec<(f64, String)>) {
+    let shift = report.shift.clone().unwrap_or_default();
+    (format!("alpha, {}", shift.meaning), vec![(shift.nominal, "labels".into())])
 }
 
 /// Reward of own samples against alpha.
-pub fn reward(record: &EvalRecord, mixture: &str) -> Chart {
-    let at = |alpha: f64| format!("alpha {}", number(alpha, 1));
-    let mut series = Vec::new();
-    let ceiling: Vec<Point> = record
-        .ceilings
+pub fn reward(report: &Report, mixture: &MixtureView) -> Chart {
+    let at = |alpha: f64| format!("alpha {}", number(alpha, 2));
+    let ceiling: Vec<Point> = mixture
+        .ceiling
         .iter()
-        .filter(|c| c.mixture == mixture)
-        .map(|c| point(c.alpha, &Spread::of([c.reward]), "best possible", &at(c.alpha)))
+        .map(|(alpha, reward)| point(*alpha, &Estimate::alone(*reward), "best possible", &at(*alpha)))
         .collect();
-    series.push(Series { look: Look::Ceiling, drawn: Drawn::Line, points: ceiling });
-    if let Some(curve) = curve(&record.reference, mixture) {
-        let points =
-            curve.points.iter().map(|p| point(p.alpha, &Spread::of([p.reward]), "reference", &at(p.alpha)));
-        series.push(Series { look: Look::Reference, drawn: Drawn::Line, points: points.collect() });
+    let mut series = Vec::new();
+    if !ceiling.is_empty() {
+        series.push(Series { look: Look::Ceiling, drawn: Drawn::Line, points: ceiling });
     }
-    series.extend(methods(record).iter().enumerate().map(|(number, method)| {
-        Series {
-            look: Look::Method(number),
-            drawn: Drawn::MarkedLine,
-            points: method
-                .points(mixture)
-                .iter()
-                .map(|p| point(p.alpha, &p.reward, method.label, &at(p.alpha)))
-                .collect(),
-        }
+    series.extend(lines(report, |which, label| {
+        let points = mixture.curves[which].iter().flat_map(|curve| &curve.points);
+        points.map(|p| point(p.alpha, &p.reward, label, &at(p.alpha))).collect()
     }));
+    let (x_label, marks) = alpha_axis(report);
     Chart {
-        title: format!("{} mixture: reward against shift", capital(mixture)),
-        description: "Mean true reward of each policy's own samples at each alpha; bands are one standard \
-                      deviation over seeds. The same numbers stand in the table under the charts."
-            .into(),
-        x_label: "alpha, share of population 1".into(),
-        y_label: "true reward".into(),
-        marks: alpha_mark(record),
+        title: format!("{} mixture: reward against shift", capital(&mixture.name)),
+        description: format!(
+            "Mean reward of each policy's own samples at each alpha; bands are {}. The dotted upright marks the alpha of \
+             the training labels. The same numbers stand in the table under the charts.",
+            report.bands
+        ),
+        x_label,
+        y_label: "reward".into(),
+        marks,
         series,
     }
 }
 
 /// Preference accuracy against alpha.
-pub fn accuracy(record: &EvalRecord, mixture: &str) -> Chart {
-    let of = |(at, method): (usize, &Method)| Series {
-        look: Look::Method(at),
-        drawn: Drawn::MarkedLine,
-        points: method
-            .points(mixture)
-            .iter()
+pub fn accuracy(report: &Report, mixture: &MixtureView) -> Chart {
+    let series = lines(report, |which, label| {
+        let points = mixture.curves[which].iter().flat_map(|curve| &curve.points);
+        points
             .filter_map(|p| {
-                Some(point(
-                    p.alpha,
-                    p.accuracy.as_ref()?,
-                    method.label,
-                    &format!("alpha {}", number(p.alpha, 1)),
-                ))
+                Some(point(p.alpha, p.accuracy.as_ref()?, label, &format!("alpha {}", number(p.alpha, 2))))
             })
-            .collect(),
-    };
+            .collect()
+    });
+    let (x_label, marks) = alpha_axis(report);
     Chart {
-        title: format!("{} mixture: preference accuracy against shift", capital(mixture)),
-        description: "Share of held-out pairs, labelled at each alpha, that each policy's implicit reward \
-                      orders as labelled; bands are one standard deviation over seeds."
-            .into(),
-        x_label: "alpha, share of population 1".into(),
+        title: format!("{} mixture: preference accuracy against shift", capital(&mixture.name)),
+        description: format!(
+            "Share of held-out pairs, labelled at each alpha, that each policy's implicit reward orders as labelled; \
+             bands are {}.",
+            report.bands
+        ),
+        x_label,
         y_label: "preference accuracy".into(),
-        marks: alpha_mark(record),
-        series: methods(record).iter().enumerate().map(of).collect(),
+        marks,
+        series,
     }
 }
 
-/// Worst-alpha reward against divergence from the reference: a dot per run, a large marker per method, and
-/// a grey line from the reference through the settings of each method that has several.
-pub fn frontier(record: &EvalRecord, mixture: &str) -> Chart {
-    let worst = |eval| Some(CurveNumbers::of(curve(eval, mixture)?, record.nominal_alpha)?.worst);
-    let all = methods(record);
-    let mean = |method: &Method| {
-        let y = method.number(mixture, record.nominal_alpha, |n| Some(n.worst))?;
-        let kl = method.kl();
-        Some(point(kl.mean, &y, method.label, &format!("mean, {} nats/token", number(kl.mean, 3))))
+/// Reward at a place of the shift against divergence from the reference: a dot per run, a large marker per policy, and a
+/// grey line from the reference through the settings of each method that has several.
+pub fn frontier(report: &Report, mixture: &MixtureView, place: Place) -> Chart {
+    let which = Place::ALL.iter().position(|p| *p == place).unwrap_or(0);
+    let shift = report.shift.clone().unwrap_or_default();
+    let (name, y_label) = match place {
+        Place::Nominal => {
+            let at = number(shift.nominal, 2);
+            (format!("at the alpha of the labels, {at}"), format!("reward at alpha {at}"))
+        }
+        Place::Far => {
+            let at = number(shift.far, 2);
+            (format!("at the furthest alpha, {at}"), format!("reward at alpha {at}"))
+        }
+        Place::Worst => ("at the worst alpha".into(), "reward at the worst alpha".into()),
     };
-    let reference =
-        worst(&record.reference).map(|y| point(0.0, &Spread::of([y]), "reference", "0 nats/token"));
+    let mean = |at: usize| {
+        let (policy, curve) = (&report.policies[at], mixture.curves[at].as_ref()?);
+        let kl = policy.kl?.mean;
+        Some(point(kl, &curve.at[which], &policy.label, &format!("mean, {} nats/token", number(kl, 3))))
+    };
+    let looks = looks(report);
+    let reference = looks.iter().position(|look| *look == Look::Reference).and_then(mean);
     let mut series = Vec::new();
-    let mut families: Vec<&str> = Vec::new();
-    for method in &all {
-        if families.contains(&method.method) {
+    let mut seen: Vec<&str> = Vec::new();
+    for policy in report.policies.iter().filter(|policy| !policy.is_reference) {
+        if seen.contains(&policy.method.as_str()) {
             continue;
         }
-        families.push(method.method);
-        let mut points: Vec<Point> =
-            all.iter().filter(|m| m.method == method.method).filter_map(mean).collect();
+        seen.push(&policy.method);
+        let of_method = (0..looks.len())
+            .filter(|&at| looks[at] != Look::Reference && report.policies[at].method == policy.method);
+        let mut points: Vec<Point> = of_method.filter_map(mean).collect();
         if points.len() > 1 {
             points.extend(reference.clone());
+            points.retain(|p| p.x.is_finite() && p.y.is_finite());
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
-            points.iter_mut().for_each(|p| p.spread = 0.0);
-            series.push(Series { look: Look::Reference, drawn: Drawn::Line, points });
+            points.iter_mut().for_each(|p| p.ends = [f64::NAN; 2]);
+            series.push(Series { look: Look::Reference, drawn: Drawn::Joint, points });
         }
     }
-    series.push(Series {
-        look: Look::Reference,
-        drawn: Drawn::Means,
-        points: reference.into_iter().collect(),
-    });
-    for (at, method) in all.iter().enumerate() {
-        let look = Look::Method(at);
-        let dots = method.runs.iter().filter_map(|run| {
-            let note = format!("seed {}, {} nats/token", run.seed, number(run.kl_per_token, 3));
-            Some(point(run.kl_per_token, &Spread::of([worst(&run.eval)?]), method.label, &note))
-        });
-        series.push(Series { look, drawn: Drawn::Dots, points: dots.collect() });
-        series.push(Series { look, drawn: Drawn::Means, points: mean(method).into_iter().collect() });
+    for (at, look) in looks.iter().enumerate() {
+        let runs = mixture.curves[at].iter().flat_map(|curve| &curve.runs);
+        let dots: Vec<Point> = runs
+            .map(|run| {
+                let note = format!("seed {}, {} nats/token", run.seed, number(run.kl, 3));
+                point(run.kl, &Estimate::alone(run.at[which]), &report.policies[at].label, &note)
+            })
+            .collect();
+        if dots.len() > 1 {
+            series.push(Series { look: *look, drawn: Drawn::Dots, points: dots });
+        }
+    }
+    for (at, look) in looks.iter().enumerate() {
+        series.push(Series { look: *look, drawn: Drawn::Means, points: mean(at).into_iter().collect() });
     }
     Chart {
-        title: format!("{} mixture: worst-alpha reward against divergence", capital(mixture)),
-        description: "One small marker per run, one large marker per method with one standard deviation \
-                      over seeds. Further up is better in the worst case; further left is closer to the \
-                      reference."
-            .into(),
+        title: format!("{} mixture: reward {name}, against divergence", capital(&mixture.name)),
+        description: format!(
+            "One small marker per run, one large marker per policy; whiskers are {}. Further up is better there; further \
+             left is closer to the reference.",
+            report.bands
+        ),
         x_label: "KL from the reference, nats per token".into(),
-        y_label: "reward at the worst alpha".into(),
+        y_label,
+        marks: Vec::new(),
+        series,
+    }
+}
+
+/// The worst case over the radius of a ball.
+pub fn ball(report: &Report, data_set: &str, ball: &BallView) -> Chart {
+    let series = lines(report, |which, label| {
+        let points = ball.curves[which].iter().flatten();
+        points
+            .map(|(radius, worst)| point(*radius, worst, label, &format!("radius {}", number(*radius, 2))))
+            .collect()
+    });
+    Chart {
+        title: format!("{}: {}", ball.name, ball.what),
+        description: format!(
+            "The worst {} on the pairs of {data_set} over all shifts of the data within the radius; bands are {}.",
+            ball.what, report.bands
+        ),
+        x_label: ball.radius.clone(),
+        y_label: format!("worst {}", ball.what),
         marks: Vec::new(),
         series,
     }
 }
 
 /// Loss and margin against the optimizer step.
-pub fn training(record: &EvalRecord) -> Vec<Chart> {
-    let all: Vec<_> = methods(record).iter().map(|m| (m.label, m.training(TRAINING_POINTS))).collect();
+pub fn training(report: &Report) -> Vec<Chart> {
     let chart = |name: &str, unit: &str, pick: fn(&(f64, f64, f64)) -> f64| Chart {
         title: format!("{} in training", capital(name)),
         description: format!("{} at each optimizer step, mean over seeds.", capital(name)),
         x_label: "optimizer step".into(),
         y_label: format!("{name}, {unit}"),
         marks: Vec::new(),
-        series: all
-            .iter()
-            .enumerate()
-            .map(|(at, (label, steps))| Series {
-                look: Look::Method(at),
-                drawn: Drawn::Line,
-                points: steps
-                    .iter()
-                    .map(|step| point(step.0, &Spread::of([pick(step)]), label, "step"))
-                    .collect(),
-            })
-            .collect(),
+        series: lines(report, |which, label| {
+            let steps = report.policies[which].training.iter();
+            steps.map(|step| point(step.0, &Estimate::alone(pick(step)), label, "step")).collect()
+        })
+        .into_iter()
+        .map(|series| Series { drawn: Drawn::Line, ..series })
+        .collect(),
     };
     vec![chart("loss", "each objective's own", |s| s.1), chart("reward margin", "nats", |s| s.2)]
 }

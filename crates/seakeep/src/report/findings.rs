@@ -1,14 +1,10 @@
 //! What the numbers say, in sentences made by plain code.
 //!
-//! A difference is called one only where its 95% interval over seeds leaves zero out. Everything else is
-//! reported as not told apart, whichever way the means lie.
+//! A difference is called one only where its 95% interval leaves zero out. Everything else is reported as not told apart,
+//! whichever way the means lie.
 
-use super::summary::{CurveNumbers, Method, Spread, curve, methods, mixtures};
-use super::text::{capital, number, spread};
-use crate::eval_record::{EvalRecord, Run};
-
-/// The method that others are compared with.
-const BASELINE: &str = "dpo";
+use super::text::{capital, estimate, number};
+use super::view::{Comparison, CurveView, Estimate, Gap, MixtureView, Report, ShiftView};
 
 /// What was found under one heading.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,197 +15,170 @@ pub struct Findings {
     pub sentences: Vec<String>,
 }
 
-/// The findings of a record: by mixture, then what holds for all of them.
-pub fn findings(record: &EvalRecord) -> Vec<Findings> {
-    let all = methods(record);
+/// The findings of a report: by mixture, then of data sets and objectives, then what holds for all of them.
+pub fn findings(report: &Report) -> Vec<Findings> {
     let mut out = Vec::new();
-    for mixture in mixtures(record) {
-        let sentences = of_mixture(record, &all, mixture);
+    for mixture in &report.mixtures {
+        let sentences = of_mixture(report, mixture);
         if !sentences.is_empty() {
-            out.push(Findings { heading: format!("{} mixture", capital(mixture)), sentences });
+            out.push(Findings { heading: format!("{} mixture", capital(&mixture.name)), sentences });
         }
     }
-    let last = if all.is_empty() {
-        "The record holds no runs, so there is nothing to find.".to_owned()
-    } else {
-        caveat(&all)
-    };
-    out.push(Findings { heading: "What the intervals cover".into(), sentences: vec![last] });
+    for (heading, sentences) in &report.more_findings {
+        out.push(Findings { heading: heading.clone(), sentences: sentences.clone() });
+    }
+    let last = vec![report.caveat.clone()];
+    out.push(Findings { heading: "What the intervals cover".into(), sentences: last });
     out
 }
 
-fn of_mixture(record: &EvalRecord, all: &[Method], mixture: &str) -> Vec<String> {
+fn of_mixture(report: &Report, mixture: &MixtureView) -> Vec<String> {
     let mut out = Vec::new();
-    let worst = |run: &Run| numbers(record, run, mixture).map(|n| n.worst);
-    let reference =
-        curve(&record.reference, mixture).and_then(|curve| CurveNumbers::of(curve, record.nominal_alpha));
-    if let Some(reference) = reference.as_ref().filter(|_| !all.is_empty()) {
-        out.push(against_reference(record, all, mixture, reference));
+    let reference = report.policies.iter().position(|policy| policy.is_reference);
+    let curve = reference.and_then(|at| mixture.curves[at].as_ref());
+    let others =
+        mixture.curves.iter().enumerate().any(|(at, curve)| Some(at) != reference && curve.is_some());
+    if let (Some(curve), Some(shift), true) = (curve, &report.shift, others) {
+        out.push(against_reference(report, shift, mixture, curve));
     }
-    let (baselines, others): (Vec<&Method>, Vec<&Method>) =
-        all.iter().partition(|method| method.method == BASELINE);
-    let mean = |method: &Method| order(Spread::of(method.runs.iter().filter_map(|r| worst(r))).mean);
-    let Some(best) = baselines.iter().max_by(|a, b| mean(a).total_cmp(&mean(b))) else { return out };
-    for other in &others {
-        let mut sentence = versus(other, best, baselines.len(), &worst);
+    out.extend(in_short(report, mixture));
+    for comparison in &mixture.comparisons {
+        let mut sentence = versus(report, mixture, comparison);
         sentence.push(' ');
-        sentence.push_str(&at_same_kl(other, &baselines, reference.map(|n| n.worst), &worst));
+        sentence.push_str(&at_same_kl(&report.baseline, &comparison.equal_kl));
         out.push(sentence);
     }
     out
 }
 
-fn order(value: f64) -> f64 {
-    if value.is_nan() { f64::NEG_INFINITY } else { value }
-}
-
-fn numbers(record: &EvalRecord, run: &Run, mixture: &str) -> Option<CurveNumbers> {
-    CurveNumbers::of(curve(&run.eval, mixture)?, record.nominal_alpha)
+/// The comparisons in one sentence each, at equal divergence first: that is the question.
+fn in_short(report: &Report, mixture: &MixtureView) -> Option<String> {
+    let all = &mixture.comparisons;
+    let best = &report.policies[all.first()?.best].label;
+    let which = |keep: &dyn Fn(&Comparison) -> bool| {
+        let kept = all.iter().filter(|c| keep(c));
+        list(&kept.map(|c| report.policies[c.policy].label.as_str()).collect::<Vec<_>>(), all.len())
+    };
+    let equal =
+        |sign: Option<bool>| which(&|c| c.equal_kl.as_ref().is_ok_and(|gap| gap.estimate.sign() == sign));
+    let own = |sign: Option<bool>| which(&|c| c.own.estimate.sign() == sign);
+    Some(format!(
+        "In short, in the worst case: at equal divergence from the reference, more reward than {0}: {1}; less: {2}; not told \
+         apart: {3}; no such comparison: {4}. At own settings, against {best}: more: {5}; less: {6}; not told apart: {7}.",
+        report.baseline,
+        equal(Some(true)),
+        equal(Some(false)),
+        equal(None),
+        which(&|c| c.equal_kl.is_err()),
+        own(Some(true)),
+        own(Some(false)),
+        own(None)
+    ))
 }
 
 /// Who gains at the nominal alpha, and who falls below the reference at the worst one.
-fn against_reference(record: &EvalRecord, all: &[Method], mixture: &str, reference: &CurveNumbers) -> String {
-    let with = |pick: fn(&CurveNumbers) -> f64, sign: bool| -> String {
-        let chosen = all.iter().filter(|method| {
-            let gain = |run: &&Run| Some(pick(&numbers(record, run, mixture)?) - pick(reference));
-            Spread::of(method.runs.iter().filter_map(gain)).sign() == Some(sign)
-        });
-        list(&chosen.map(|method| method.label).collect::<Vec<_>>())
+fn against_reference(
+    report: &Report,
+    shift: &ShiftView,
+    mixture: &MixtureView,
+    reference: &CurveView,
+) -> String {
+    let with = |place: usize, sign: bool| {
+        let gain = |curve: &CurveView| curve.gains[place].and_then(|gain| gain.sign());
+        let chosen =
+            mixture.curves.iter().zip(&report.policies).filter(|(curve, policy)| {
+                !policy.is_reference && curve.as_ref().and_then(gain) == Some(sign)
+            });
+        let others =
+            mixture.curves.iter().zip(&report.policies).filter(|(c, p)| !p.is_reference && c.is_some());
+        list(&chosen.map(|(_, policy)| policy.label.as_str()).collect::<Vec<_>>(), others.count())
     };
     format!(
         "The reference's reward is {} at alpha {} and {} at its worst alpha, {}. Above the reference at alpha \
          {}: {}. Above it in the worst case: {}. Below it in the worst case: {}.",
-        number(reference.nominal, 3),
-        number(record.nominal_alpha, 1),
-        number(reference.worst, 3),
+        number(reference.at[0].mean, 3),
+        number(shift.nominal, 1),
+        number(reference.at[2].mean, 3),
         number(reference.worst_alpha, 1),
-        number(record.nominal_alpha, 1),
-        with(|n| n.nominal, true),
-        with(|n| n.worst, true),
-        with(|n| n.worst, false)
+        number(shift.nominal, 1),
+        with(0, true),
+        with(2, true),
+        with(2, false)
     )
 }
 
-fn list(labels: &[&str]) -> String {
-    if labels.is_empty() { "none".into() } else { labels.join(", ") }
+/// Labels in a row; in a word where they are none or all `of` several.
+pub fn list(labels: &[&str], of: usize) -> String {
+    match labels {
+        [] => "none".into(),
+        all if all.len() == of && of > 1 => "all of them".into(),
+        some => some.iter().map(|label| format!("“{label}”")).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// A method's worst-case reward against the best setting of the baseline.
-fn versus(other: &Method, best: &Method, settings: usize, worst: &dyn Fn(&Run) -> Option<f64>) -> String {
-    let of = |method: &Method| Spread::of(method.runs.iter().filter_map(|run| worst(run)));
-    let gap = difference(other, best, worst);
-    let verdict = match gap.sign() {
+fn versus(report: &Report, mixture: &MixtureView, comparison: &Comparison) -> String {
+    let (label, best) = (&report.policies[comparison.policy].label, &report.policies[comparison.best].label);
+    let worst = |at: usize| mixture.curves[at].as_ref().map_or(Estimate::alone(f64::NAN), |c| c.at[2]);
+    let kl = |at: usize| report.policies[at].kl.unwrap_or(Estimate::alone(f64::NAN));
+    let verdict = match comparison.own.estimate.sign() {
         Some(true) => "is higher",
         Some(false) => "is lower",
         None => "is not told apart from it by these runs",
     };
-    let choice = if settings > 1 {
-        format!("The best of {settings} DPO settings by that measure, {}", best.label)
+    let choice = if comparison.settings > 1 {
+        format!("The best of {} {} settings by that measure, {best}", comparison.settings, report.baseline)
     } else {
-        best.label.to_owned()
+        best.clone()
     };
     format!(
-        "{}: worst-alpha reward {} at {} nats per token from the reference. {}: {} at {}. {} {verdict}: \
+        "{label}: worst-alpha reward {} at {} nats per token from the reference. {choice}: {} at {}. {label} \
+         {verdict}: difference {}.",
+        estimate(&worst(comparison.policy), 3),
+        estimate(&kl(comparison.policy), 3),
+        estimate(&worst(comparison.best), 3),
+        estimate(&kl(comparison.best), 3),
+        interval(&comparison.own),
+    )
+}
+
+/// What is left of the difference at equal divergence.
+fn at_same_kl(baseline: &str, gap: &Result<Gap, String>) -> String {
+    let gap = match gap {
+        Ok(gap) => gap,
+        Err(where_) => {
+            return format!(
+                "Its divergence lies outside what the {baseline} settings span ({where_}), so a comparison at \
+                 equal divergence cannot be made from these runs."
+            );
+        }
+    };
+    let verdict = match gap.estimate.sign() {
+        Some(true) => format!("reaches more in the worst case than {baseline} does"),
+        Some(false) => format!("reaches less in the worst case than {baseline} does"),
+        None => format!("is not told apart from {baseline}"),
+    };
+    format!(
+        "At equal divergence ({baseline} interpolated between the reference and its settings) it {verdict}: \
          difference {}.",
-        other.label,
-        spread(&of(other), 3),
-        spread(&other.kl(), 3),
-        choice,
-        spread(&of(best), 3),
-        spread(&best.kl(), 3),
-        other.label,
-        interval(&gap),
+        interval(gap)
     )
 }
 
-/// The method's gain over what DPO reaches at the same divergence, read off straight lines between DPO's
-/// settings, seed by seed. This is what tells robustness from caution. The reference belongs to the line:
-/// it is DPO at an infinite beta.
-fn at_same_kl(
-    other: &Method,
-    baselines: &[&Method],
-    reference: Option<f64>,
-    worst: &dyn Fn(&Run) -> Option<f64>,
-) -> String {
-    let line = |seed: u64| -> Vec<(f64, f64)> {
-        let runs = baselines.iter().flat_map(|method| &method.runs).filter(|run| run.seed == seed);
-        let mut points: Vec<_> = runs.filter_map(|run| Some((run.kl_per_token, worst(run)?))).collect();
-        points.extend(reference.map(|reward| (0.0, reward)));
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        points
-    };
-    let gaps: Vec<f64> = other
-        .runs
-        .iter()
-        .filter_map(|run| Some(worst(run)? - interpolate(&line(run.seed), run.kl_per_token)?))
-        .collect();
-    if gaps.len() < other.runs.len() {
-        return format!(
-            "Its divergence lies outside what the DPO settings span (in {} of {} seeds), so a comparison at \
-             equal divergence cannot be made from these runs.",
-            other.runs.len() - gaps.len(),
-            other.runs.len()
-        );
+/// A difference with its interval.
+fn interval(gap: &Gap) -> String {
+    let Estimate { mean, low, high } = gap.estimate;
+    if low.is_nan() || high.is_nan() {
+        return format!("{}, no interval {}", number(mean, 3), gap.without);
     }
-    let gap = Spread::of(gaps);
-    let verdict = match gap.sign() {
-        Some(true) => "reaches more in the worst case than DPO does",
-        Some(false) => "reaches less in the worst case than DPO does",
-        None => "is not told apart from DPO",
-    };
-    format!(
-        "At equal divergence (DPO interpolated between the reference and its settings) it {verdict}: \
-         difference {}.",
-        interval(&gap)
-    )
-}
-
-/// Difference of two methods over seeds: seed by seed where they ran with the same seeds.
-fn difference(a: &Method, b: &Method, of: &dyn Fn(&Run) -> Option<f64>) -> Spread {
-    Spread::of(a.runs.iter().filter_map(|run| {
-        let twin = b.runs.iter().find(|other| other.seed == run.seed)?;
-        Some(of(run)? - of(twin)?)
-    }))
-}
-
-/// The value at `x` of the broken line through `points` (by growing x); `None` outside it.
-fn interpolate(points: &[(f64, f64)], x: f64) -> Option<f64> {
-    points.windows(2).find(|pair| pair[0].0 <= x && x <= pair[1].0).map(|pair| {
-        let ((x0, y0), (x1, y1)) = (pair[0], pair[1]);
-        if x1 > x0 { y0 + (y1 - y0) * (x - x0) / (x1 - x0) } else { f64::midpoint(y0, y1) }
-    })
-}
-
-fn interval(gap: &Spread) -> String {
-    let half = gap.half_width();
-    if half.is_nan() {
-        return format!("{}, no interval from {} paired seed(s)", number(gap.mean, 3), gap.n);
-    }
-    format!(
-        "{}, 95% interval {} to {}",
-        number(gap.mean, 3),
-        number(gap.mean - half, 3),
-        number(gap.mean + half, 3)
-    )
-}
-
-fn caveat(all: &[Method]) -> String {
-    let (least, most) = all.iter().fold((usize::MAX, 0), |(low, high), method| {
-        (low.min(method.runs.len()), high.max(method.runs.len()))
-    });
-    let seeds = if least == most { format!("{least}") } else { format!("{least} to {most}") };
-    format!(
-        "Intervals are Student's t over {seeds} seed(s) per method, paired by seed. They cover the luck of \
-         training and sampling, not the choice of the world, and are not corrected for the number of \
-         comparisons; the best DPO setting was chosen on the numbers it is compared by, which favours DPO. Interpolating \
-         DPO by straight lines slightly favours the other side where DPO's frontier bends."
-    )
+    format!("{}, 95% interval {} to {}", number(mean, 3), number(low, 3), number(high, 3))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::of_eval;
     use super::*;
-    use crate::eval_record::{Curve, CurvePoint, PolicyEval};
+    use crate::eval_record::{Curve, CurvePoint, EvalRecord, PolicyEval, Run};
 
     fn eval(low: f64) -> PolicyEval {
         let point = |alpha, reward| CurvePoint { alpha, reward, ..CurvePoint::default() };
@@ -230,7 +199,7 @@ mod tests {
 
     fn found(runs: Vec<Run>) -> String {
         let record = EvalRecord { nominal_alpha: 0.1, reference: eval(0.4), runs, ..EvalRecord::default() };
-        let all = findings(&record).into_iter().flat_map(|part| part.sentences);
+        let all = findings(&of_eval(&record)).into_iter().flat_map(|part| part.sentences);
         all.collect::<Vec<_>>().join("\n")
     }
 
@@ -244,7 +213,7 @@ mod tests {
         let clear = [dpo.clone(), seeds("kldpo", "KLDPO", 0.5, [0.41, 0.40, 0.39])].concat();
         let text = found(clear);
         assert!(text.contains("KLDPO is higher: difference 0.100"), "{text}");
-        assert!(text.contains("Below it in the worst case: DPO."), "{text}");
+        assert!(text.contains("Below it in the worst case: “DPO”."), "{text}");
         let noisy = [dpo.clone(), seeds("kldpo", "KLDPO", 0.5, [0.60, 0.20, 0.40])].concat();
         assert!(found(noisy).contains("not told apart"));
         let worse = [dpo, seeds("kldpo", "KLDPO", 0.5, [0.20, 0.21, 0.19])].concat();
@@ -276,8 +245,5 @@ mod tests {
     fn odd_records_give_sentences_too() {
         assert!(found(vec![]).contains("no runs"));
         assert!(found(vec![run("dpo", "DPO", 0, f64::NAN, f64::NAN)]).contains("Intervals"));
-        assert_eq!(interpolate(&[(0.0, 0.0), (1.0, 2.0)], 0.25), Some(0.5));
-        assert_eq!(interpolate(&[(0.0, 0.0), (1.0, 2.0)], 1.25), None);
-        assert_eq!(interpolate(&[(1.0, 0.0), (1.0, 2.0)], 1.0), Some(1.0));
     }
 }

@@ -4,57 +4,23 @@
 //! gives no titles, descriptions or classes, so a chart could follow neither dark mode nor a screen
 //! reader. What the report needs is lines, bands and points on linear axes.
 //!
-//! Colours come from the page's style sheet by class; every series also has its own dash and marker, so
-//! that none is told by colour alone. A chart is drawn for a width of [`WIDTH`] units, narrow enough that
-//! its text stays readable when a phone scales it down.
+//! A chart is drawn for a width of [`WIDTH`] units, narrow enough that its text stays readable when a phone scales it down.
+//! Every line carries its tag (the number in the legend) at its end, every large marker beside it; tags keep apart.
 
 use std::fmt::Write;
 
+use super::axis::Axis;
+use super::look::{Look, shape};
+use super::tags::{LINE, beside, stacked, width};
 use super::text::{escape, number};
 
-const WIDTH: f64 = 420.0;
+/// Width of every chart, in units of its view box.
+pub const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 56.0;
-const RIGHT: f64 = 12.0;
 const TOP: f64 = 14.0;
-const BOTTOM: f64 = 46.0;
+const BOTTOM: f64 = 50.0;
 /// Room between the frame and the ends of the axes, so that markers at the ends stay clear of it.
 const INSET: f64 = 8.0;
-
-/// Dashes of successive series.
-const DASHES: [&str; 8] = ["none", "7 3", "2 3", "9 3 2 3", "5 2", "1 2", "12 3", "6 2 2 2 2 2"];
-/// Number of classes `s0`, `s1`, ... that the style sheet has colours for.
-const COLOURS: usize = 8;
-
-/// How a series is told from the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
-    /// The method of this number.
-    Method(usize),
-    /// What methods are measured against: grey, no markers.
-    Reference,
-    /// The best possible: thin, grey, dotted.
-    Ceiling,
-}
-
-impl Look {
-    fn class(self) -> String {
-        match self {
-            Look::Method(at) => format!("s{}", at % COLOURS),
-            Look::Reference => "reference".into(),
-            Look::Ceiling => "ceiling".into(),
-        }
-    }
-
-    fn dash(self) -> &'static str {
-        match self {
-            // Beyond the colours the dashes are shifted, so that a colour does not return with its dash.
-            Look::Method(at) => DASHES[(at + at / COLOURS) % DASHES.len()],
-            Look::Reference => "4 4",
-            Look::Ceiling => "1 4",
-        }
-    }
-}
 
 /// A point, with an interval in y where there is one.
 #[derive(Clone, Debug)]
@@ -63,22 +29,36 @@ pub struct Point {
     pub x: f64,
     /// Vertical place.
     pub y: f64,
-    /// Half the height of the band at this point; 0 or NaN for none.
-    pub spread: f64,
+    /// The interval's ends; NaN for none.
+    pub ends: [f64; 2],
     /// What is shown when the point is hovered over.
     pub note: String,
+}
+
+impl Point {
+    /// The interval, where it is whole and not empty.
+    fn interval(&self) -> Option<[f64; 2]> {
+        let [low, high] = self.ends;
+        (low.is_finite() && high.is_finite() && high > low).then_some(self.ends)
+    }
+
+    fn is_finite(&self) -> bool {
+        self.x.is_finite() && self.y.is_finite()
+    }
 }
 
 /// How the points of a series are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drawn {
-    /// A line with its band, without markers.
+    /// A line with its band and its tag at the end, without markers.
     Line,
-    /// A line with its band and markers.
+    /// A line with its band, markers and its tag at the end.
     MarkedLine,
+    /// A thin line without a tag, behind the points that it joins.
+    Joint,
     /// Small markers.
     Dots,
-    /// Large markers with whiskers.
+    /// Large markers with whiskers and tags.
     Means,
 }
 
@@ -110,179 +90,224 @@ pub struct Chart {
     pub series: Vec<Series>,
 }
 
-/// A linear axis from data to the drawing.
-struct Axis {
-    low: f64,
-    high: f64,
-    step: f64,
-    from: f64,
-    to: f64,
+/// Where things lie in one drawing.
+struct Frame {
+    x: Axis,
+    y: Axis,
+    left: f64,
+    right: f64,
+    bottom: f64,
 }
 
-impl Axis {
-    /// An axis over the values with round ends, drawn between `from` and `to`.
-    fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Axis {
-        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-        for value in values.filter(|v| v.is_finite()) {
-            (low, high) = (low.min(value), high.max(value));
-        }
-        if low > high {
-            (low, high) = (0.0, 1.0);
-        }
-        if high - low < 1e-9 * low.abs().max(1e-3) {
-            (low, high) = (low - 0.5 * low.abs().max(0.1), high + 0.5 * high.abs().max(0.1));
-        }
-        let raw = (high - low) / 5.0;
-        let power = 10f64.powf(raw.log10().floor());
-        let step =
-            [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * 0.999).unwrap_or(raw);
-        // The slack keeps a value that is a tick but for rounding from adding a tick.
-        let low = (low / step + 1e-6).floor() * step;
-        let high = (high / step - 1e-6).ceil() * step;
-        Axis { low, high, step, from, to }
-    }
-
-    fn place(&self, value: f64) -> f64 {
-        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
-    }
-
-    fn ticks(&self) -> impl Iterator<Item = f64> {
-        let count = ((self.high - self.low) / self.step).round() as usize;
-        (0..=count).map(|at| self.low + at as f64 * self.step)
-    }
-
-    fn digits(&self) -> usize {
-        (-self.step.log10().floor()).max(0.0) as usize
+impl Frame {
+    fn at(&self, x: f64, y: f64) -> (f64, f64) {
+        (self.x.place(x), self.y.place(y))
     }
 }
 
 impl Chart {
     /// Whether there is anything to draw.
     pub fn has_points(&self) -> bool {
-        self.series.iter().any(|series| !series.points.is_empty())
+        self.series.iter().any(|series| series.points.iter().any(Point::is_finite))
     }
 
     /// The `<svg>` element. `id` must be unique in the page and a valid HTML id.
     pub fn svg(&self, id: &str) -> String {
-        let points = || self.series.iter().flat_map(|s| &s.points);
-        let marks = self.marks.iter().map(|mark| mark.0);
-        let x = Axis::over(points().map(|p| p.x).chain(marks), LEFT + INSET, WIDTH - RIGHT - INSET);
-        let bounds = |p: &Point| {
-            let spread = if p.spread.is_finite() { p.spread } else { 0.0 };
-            [p.y - spread, p.y + spread]
-        };
-        let y = Axis::over(points().flat_map(bounds), HEIGHT - BOTTOM, TOP);
+        let ends: Vec<(Look, &Point)> = self
+            .series
+            .iter()
+            .filter(|s| matches!(s.drawn, Drawn::Line | Drawn::MarkedLine))
+            .filter_map(|s| Some((s.look, s.points.iter().rev().find(|p| p.is_finite())?)))
+            .collect();
+        // Room for the tags: to the right as wide as the widest, in height as high as all of them.
+        let gutter = ends.iter().map(|(look, _)| 10.0 + width(&look.tag())).fold(0.0, f64::max);
+        let height = HEIGHT.max(TOP + BOTTOM + LINE * ends.len() as f64);
+        let frame = self.frame(height, gutter);
         let mut out = format!(
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\
+            "<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\
              <title id=\"{id}-t\">{}</title><desc id=\"{id}-d\">{}</desc>",
             escape(&self.title),
             escape(&self.description)
         );
-        self.axes(&mut out, &x, &y);
+        self.axes(&mut out, &frame, height);
+        // Many bands on each other would hide the lines.
+        let opacity = (0.7 / ends.len().max(1) as f64).min(0.14);
         for series in &self.series {
             let _ = write!(out, "<g class=\"{}\">", series.look.class());
-            let runs: Vec<&[Point]> = series
-                .points
-                .split(|p| !p.x.is_finite() || !p.y.is_finite())
-                .filter(|r| !r.is_empty())
-                .collect();
-            if matches!(series.drawn, Drawn::Line | Drawn::MarkedLine) {
-                for run in &runs {
-                    line(&mut out, series.look, run, &x, &y);
-                }
+            let runs: Vec<&[Point]> =
+                series.points.split(|p| !p.is_finite()).filter(|r| !r.is_empty()).collect();
+            if !matches!(series.drawn, Drawn::Dots | Drawn::Means) {
+                runs.iter().for_each(|run| line(&mut out, series, run, &frame, opacity));
             }
-            if series.drawn != Drawn::Line {
-                for point in runs.into_iter().flatten() {
-                    mark(&mut out, series, point, &x, &y);
-                }
+            if !matches!(series.drawn, Drawn::Line | Drawn::Joint) {
+                runs.into_iter().flatten().for_each(|point| mark(&mut out, series, point, &frame));
             }
             out.push_str("</g>");
         }
+        end_tags(&mut out, &ends, &frame);
+        self.mean_tags(&mut out, &frame);
         out.push_str("</svg>");
         out
     }
 
-    fn axes(&self, out: &mut String, x: &Axis, y: &Axis) {
-        let (left, right, top, bottom) = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM);
+    fn frame(&self, height: f64, gutter: f64) -> Frame {
+        let points = || self.series.iter().flat_map(|s| &s.points);
+        let marks = self.marks.iter().map(|mark| mark.0);
+        let bounds = |p: &Point| p.interval().map_or([p.y, p.y], |[low, high]| [low.min(p.y), high.max(p.y)]);
+        let (bottom, right) = (height - BOTTOM, WIDTH - 12.0 - gutter);
+        let y = Axis::over(points().flat_map(bounds), bottom, TOP);
+        // The rotated label, then the tick labels.
+        let left = 26.0 + 8.0 * y.widest().max(3) as f64;
+        let x = Axis::over(points().map(|p| p.x).chain(marks), left + INSET, right - INSET);
+        Frame { x, y, left, right, bottom }
+    }
+
+    fn axes(&self, out: &mut String, frame: &Frame, height: f64) {
+        let Frame { x, y, left, right, bottom } = frame;
         out.push_str("<g class=\"axes\">");
         for tick in y.ticks() {
             let at = y.place(tick);
             let _ = write!(
                 out,
-                "<line class=\"grid\" x1=\"{left}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+                "<line class=\"grid\" x1=\"{left:.1}\" x2=\"{right:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 left - 6.0,
                 at + 4.0,
                 number(tick, y.digits())
             );
         }
-        for tick in x.ticks() {
+        // Every other label where they would run into each other.
+        let room = (right - left) / x.ticks().count() as f64;
+        let every = if 8.0 * x.widest() as f64 + 6.0 > room { 2 } else { 1 };
+        for (which, tick) in x.ticks().enumerate() {
             let at = x.place(tick);
             let _ = write!(
                 out,
-                "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{:.1}\"/>\
-                 <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-                bottom + 4.0,
-                bottom + 17.0,
-                number(tick, x.digits())
+                "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom:.1}\" y2=\"{:.1}\"/>",
+                bottom + 4.0
             );
+            if which % every == 0 {
+                let _ = write!(
+                    out,
+                    "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                    bottom + 20.0,
+                    number(tick, x.digits())
+                );
+            }
         }
-        let middle = (left + right) / 2.0;
         let _ = write!(
             out,
-            "<text class=\"label\" x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
-             <text class=\"label\" transform=\"translate(12 {:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
-            HEIGHT - 8.0,
+            "<text class=\"label\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
+             <text class=\"label\" transform=\"translate(13 {:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
+            (left + right) / 2.0,
+            height - 8.0,
             escape(&self.x_label),
-            (top + bottom) / 2.0,
+            (TOP + bottom) / 2.0,
             escape(&self.y_label)
         );
         for (value, label) in &self.marks {
             let at = x.place(*value);
+            let (anchor, to) = if at + 5.0 + width(label) > *right { ("end", -4.0) } else { ("start", 4.0) };
             let _ = write!(
                 out,
-                "<line class=\"mark\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{top}\" y2=\"{bottom}\"/>\
-                 <text class=\"mark\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                at + 4.0,
-                top + 8.0,
+                "<line class=\"mark\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{bottom:.1}\"/>\
+                 <text class=\"mark\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
+                at + to,
+                TOP + 9.0,
                 escape(label)
             );
         }
         out.push_str("</g>");
     }
+
+    /// The tags of large markers, each where it is free.
+    fn mean_tags(&self, out: &mut String, frame: &Frame) {
+        let means: Vec<(Look, (f64, f64))> = self
+            .series
+            .iter()
+            .filter(|s| s.drawn == Drawn::Means)
+            .flat_map(|s| s.points.iter().filter(|p| p.is_finite()).map(|p| (s.look, frame.at(p.x, p.y))))
+            .collect();
+        let wanted: Vec<((f64, f64), String)> = means.iter().map(|(look, at)| (*at, look.tag())).collect();
+        let places = beside(&wanted, &[], [frame.left, TOP, frame.right, frame.bottom]);
+        for ((look, (px, py)), (tx, ty)) in means.iter().zip(places) {
+            let _ = write!(out, "<g class=\"tag {}\">", look.class());
+            if (tx - px).hypot(ty - py) > 16.0 {
+                let _ = write!(
+                    out,
+                    "<line class=\"leader\" x1=\"{px:.1}\" y1=\"{py:.1}\" x2=\"{tx:.1}\" y2=\"{ty:.1}\"/>"
+                );
+            }
+            let _ = write!(
+                out,
+                "<text x=\"{tx:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text></g>",
+                ty + 4.5,
+                look.tag()
+            );
+        }
+    }
+}
+
+/// The tags of lines, in the gutter to the right.
+fn end_tags(out: &mut String, ends: &[(Look, &Point)], frame: &Frame) {
+    let wanted: Vec<f64> = ends.iter().map(|(_, point)| frame.y.place(point.y)).collect();
+    let heights = stacked(&wanted, TOP, frame.bottom);
+    for ((look, point), (from, to)) in ends.iter().zip(wanted.iter().zip(heights)) {
+        let _ = write!(
+            out,
+            "<g class=\"tag {}\"><polyline class=\"leader\" points=\"{:.1},{from:.1} {:.1},{from:.1} {:.1},{to:.1}\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\">{}</text></g>",
+            look.class(),
+            frame.x.place(point.x) + 4.0,
+            frame.right,
+            frame.right + 8.0,
+            frame.right + 10.0,
+            to + 4.5,
+            look.tag()
+        );
+    }
 }
 
 /// A line through the points and its band behind it.
-fn line(out: &mut String, look: Look, points: &[Point], x: &Axis, y: &Axis) {
+fn line(out: &mut String, series: &Series, points: &[Point], frame: &Frame, opacity: f64) {
     let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
-        points.map(|(px, py)| format!("{:.1},{:.1}", x.place(px), y.place(py))).collect::<Vec<_>>().join(" ")
+        let at = |(x, y)| {
+            let (px, py) = frame.at(x, y);
+            format!("{px:.1},{py:.1}")
+        };
+        points.map(at).collect::<Vec<_>>().join(" ")
     };
-    if points.iter().any(|p| p.spread > 0.0) {
-        let half = |p: &Point| if p.spread.is_finite() { p.spread } else { 0.0 };
-        let above = points.iter().map(|p| (p.x, p.y + half(p)));
-        let below = points.iter().rev().map(|p| (p.x, p.y - half(p)));
-        let _ = write!(out, "<polygon class=\"band\" points=\"{}\"/>", path(&mut above.chain(below)));
+    if points.iter().any(|p| p.interval().is_some()) {
+        let ends = |p: &Point| p.interval().unwrap_or([p.y, p.y]);
+        let above = points.iter().map(|p| (p.x, ends(p)[1]));
+        let below = points.iter().rev().map(|p| (p.x, ends(p)[0]));
+        let _ = write!(
+            out,
+            "<polygon class=\"band\" fill-opacity=\"{opacity:.3}\" points=\"{}\"/>",
+            path(&mut above.chain(below))
+        );
     }
     let _ = write!(
         out,
-        "<polyline class=\"line\" stroke-dasharray=\"{}\" points=\"{}\"/>",
-        look.dash(),
+        "<polyline class=\"{}\" stroke-dasharray=\"{}\" points=\"{}\"/>",
+        if series.drawn == Drawn::Joint { "line thin" } else { "line" },
+        series.look.dash(),
         path(&mut points.iter().map(|p| (p.x, p.y)))
     );
 }
 
 /// One point's marker, its whisker where it is a mean, and its note.
-fn mark(out: &mut String, series: &Series, point: &Point, x: &Axis, y: &Axis) {
-    let (px, py) = (x.place(point.x), y.place(point.y));
+fn mark(out: &mut String, series: &Series, point: &Point, frame: &Frame) {
+    let (px, py) = frame.at(point.x, point.y);
     let size = match series.drawn {
         Drawn::Dots => 2.6,
-        Drawn::Means => 5.5,
-        Drawn::Line | Drawn::MarkedLine => 3.2,
+        Drawn::Means => 5.0,
+        Drawn::Line | Drawn::Joint | Drawn::MarkedLine => 3.2,
     };
     let class = if series.drawn == Drawn::Dots { "marker faint" } else { "marker" };
     let _ = write!(out, "<g class=\"{class}\"><title>{}</title>", escape(&point.note));
-    if series.drawn == Drawn::Means && point.spread > 0.0 {
-        let (low, high) = (y.place(point.y - point.spread), y.place(point.y + point.spread));
+    if let (Drawn::Means, Some([low, high])) = (series.drawn, point.interval()) {
+        let (low, high) = (frame.y.place(low), frame.y.place(high));
         let _ = write!(
             out,
             "<line class=\"whisker\" x1=\"{px:.1}\" x2=\"{px:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\"/>"
@@ -292,53 +317,12 @@ fn mark(out: &mut String, series: &Series, point: &Point, x: &Axis, y: &Axis) {
     out.push_str("</g>");
 }
 
-/// The marker of a series: eight shapes in turn, a ring for the reference.
-fn shape(out: &mut String, look: Look, x: f64, y: f64, r: f64) {
-    let polygon = |corners: &[(f64, f64)]| {
-        let at = |(dx, dy): &(f64, f64)| format!("{:.1},{:.1}", x + dx * r, y + dy * r);
-        format!("<polygon points=\"{}\"/>", corners.iter().map(at).collect::<Vec<_>>().join(" "))
-    };
-    let text = match look {
-        Look::Reference | Look::Ceiling => {
-            format!("<circle class=\"hollow\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\"/>")
-        }
-        Look::Method(at) => match at % 8 {
-            0 => format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{r:.1}\"/>"),
-            1 => polygon(&[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
-            2 => polygon(&[(0.0, -1.2), (1.1, 0.8), (-1.1, 0.8)]),
-            3 => polygon(&[(0.0, -1.3), (1.3, 0.0), (0.0, 1.3), (-1.3, 0.0)]),
-            4 => polygon(&[(0.0, 1.2), (1.1, -0.8), (-1.1, -0.8)]),
-            5 => polygon(&[(-1.2, -0.4), (1.2, -0.4), (1.2, 0.4), (-1.2, 0.4)]),
-            6 => polygon(&[(-0.4, -1.2), (0.4, -1.2), (0.4, 1.2), (-0.4, 1.2)]),
-            _ => polygon(&[(0.0, -1.2), (1.1, -0.4), (0.7, 1.0), (-0.7, 1.0), (-1.1, -0.4)]),
-        },
-    };
-    out.push_str(&text);
-}
-
-/// The key of a legend's entry: a stretch of the line with its marker.
-pub fn key(look: Look) -> String {
-    let mut out = format!(
-        "<svg class=\"key\" viewBox=\"0 0 36 12\" aria-hidden=\"true\"><g class=\"{}\">\
-         <line class=\"line\" stroke-dasharray=\"{}\" x1=\"1\" x2=\"35\" y1=\"6\" y2=\"6\"/>",
-        look.class(),
-        look.dash()
-    );
-    if let Look::Method(_) = look {
-        out.push_str("<g class=\"marker\">");
-        shape(&mut out, look, 18.0, 6.0, 3.6);
-        out.push_str("</g>");
-    }
-    out.push_str("</g></svg>");
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn chart(points: &[(f64, f64, f64)]) -> Chart {
-        let point = |&(x, y, spread)| Point { x, y, spread, note: "<note>".into() };
+        let point = |&(x, y, spread)| Point { x, y, ends: [y - spread, y + spread], note: "<note>".into() };
         Chart {
             title: "Reward & <shift>".into(),
             description: "d".into(),
@@ -354,29 +338,10 @@ mod tests {
     }
 
     #[test]
-    fn axes_have_round_ends_around_the_data() {
-        let axis = Axis::over([0.31, 0.58].into_iter(), 0.0, 100.0);
-        assert!(
-            (axis.low - 0.3).abs() < 1e-12 && (axis.high - 0.6).abs() < 1e-12,
-            "{} {}",
-            axis.low,
-            axis.high
-        );
-        assert!((axis.place(axis.high) - 100.0).abs() < 1e-9);
-        let unit = Axis::over((0..=10).map(|a| f64::from(a) / 10.0), 0.0, 1.0);
-        assert_eq!(unit.ticks().count(), 6);
-        assert_eq!(unit.digits(), 1);
-        for odd in [vec![], vec![0.0], vec![5.0, 5.0], vec![f64::NAN], vec![-3.0]] {
-            let axis = Axis::over(odd.clone().into_iter(), 0.0, 1.0);
-            assert!(axis.high > axis.low && axis.ticks().count() < 20, "{odd:?}");
-        }
-    }
-
-    #[test]
     fn text_is_escaped_and_broken_points_break_the_line() {
         let svg = chart(&[(0.0, 0.5, 0.1), (0.5, f64::NAN, 0.0), (1.0, 0.4, f64::NAN)]).svg("c");
         assert!(svg.contains("Reward &amp; &lt;shift&gt;") && !svg.contains("<note>"));
-        assert_eq!(svg.matches("<polyline").count(), 2);
+        assert_eq!(svg.matches("<polyline class=\"line\"").count(), 2);
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
         assert!(chart(&[]).svg("c").ends_with("</svg>"));
     }

@@ -1,10 +1,9 @@
 //! Text and numbers made fit for HTML and for a terminal.
 
-use super::summary::Spread;
+use super::view::Estimate;
 
-/// Text as HTML content or as a quoted attribute's value. Characters that HTML does not allow or that
-/// could disguise the text (control characters but for tab and line end, direction overrides) become
-/// U+FFFD.
+/// Text as HTML content or as a quoted attribute's value. Control characters but for tab and line end are shown as
+/// pictures (`␛`), direction overrides and other controls that could disguise the text as U+FFFD.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
@@ -15,8 +14,7 @@ pub fn escape(text: &str) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
             '\n' | '\t' => out.push(c),
-            c if disguises(c) => out.push('\u{fffd}'),
-            c => out.push(c),
+            c => out.push(shown(c)),
         }
     }
     out
@@ -24,11 +22,19 @@ pub fn escape(text: &str) -> String {
 
 /// Text for one line of a terminal: nothing in it can move the cursor or change colours.
 pub fn one_line(text: &str) -> String {
-    text.chars().map(|c| if disguises(c) { '\u{fffd}' } else { c }).collect()
+    text.chars().map(shown).collect()
 }
 
-fn disguises(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// The character, or what stands for it where it would do something or hide something instead of being seen.
+fn shown(c: char) -> char {
+    match c {
+        // The block of control pictures has them in the same order.
+        '\u{0}'..='\u{1f}' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
+        '\u{7f}' => '\u{2421}',
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}' => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    }
 }
 
 /// A number with `digits` decimals and a true minus sign; a dash where there is none.
@@ -45,13 +51,25 @@ pub fn number(value: f64, digits: usize) -> String {
     }
 }
 
-/// `mean ± sd`, the sd left out with fewer than two seeds.
-pub fn spread(value: &Spread, digits: usize) -> String {
-    if value.sd.is_nan() {
+/// `mean ± half the interval`, the latter left out where there is none.
+pub fn estimate(value: &Estimate, digits: usize) -> String {
+    if value.half().is_nan() {
         number(value.mean, digits)
     } else {
-        format!("{} ± {}", number(value.mean, digits), number(value.sd, digits))
+        format!("{} ± {}", number(value.mean, digits), number(value.half(), digits))
     }
+}
+
+/// A difference with its interval and a sign always.
+pub fn signed(value: &Estimate, digits: usize) -> String {
+    let sign = |v: f64| match number(v, digits) {
+        text if text.starts_with(['−', '–']) => text,
+        text => format!("+{text}"),
+    };
+    if value.half().is_nan() {
+        return sign(value.mean);
+    }
+    format!("{} [{}, {}]", sign(value.mean), sign(value.low), sign(value.high))
 }
 
 /// The text with its first letter large.
@@ -72,10 +90,10 @@ mod tests {
         );
         assert_eq!(
             escape("a\u{0}b\u{1b}[31m\r\u{7f}\u{85}\u{202e}\tc\n"),
-            "a\u{fffd}b\u{fffd}[31m\u{fffd}\u{fffd}\u{fffd}\u{fffd}\tc\n"
+            "a\u{2400}b\u{241b}[31m\u{240d}\u{2421}\u{fffd}\u{fffd}\tc\n"
         );
         assert_eq!(escape("Grüße, 世界 α"), "Grüße, 世界 α");
-        assert_eq!(one_line("a\u{1b}[2J\nb"), "a\u{fffd}[2J\u{fffd}b");
+        assert_eq!(one_line("a\u{1b}[2J\nb"), "a\u{241b}[2J\u{240a}b");
     }
 
     #[test]
@@ -84,8 +102,11 @@ mod tests {
         assert_eq!(number(-1.25, 1), "−1.2");
         assert_eq!(number(f64::NAN, 3), "–");
         assert_eq!(number(f64::NEG_INFINITY, 3), "−inf");
-        assert_eq!(spread(&Spread::of([0.5]), 3), "0.500");
-        assert_eq!(spread(&Spread::of([0.4, 0.6]), 2), "0.50 ± 0.14");
+        assert_eq!(estimate(&Estimate::alone(0.5), 3), "0.500");
+        let half = Estimate { mean: 0.5, low: 0.36, high: 0.64 };
+        assert_eq!(estimate(&half, 2), "0.50 ± 0.14");
+        assert_eq!(signed(&half, 1), "+0.5 [+0.4, +0.6]");
+        assert_eq!(signed(&Estimate { mean: -0.5, low: -1.0, high: 0.0 }, 1), "−0.5 [−1.0, +0.0]");
         assert_eq!(capital("convex"), "Convex");
         assert_eq!(capital(""), "");
     }
