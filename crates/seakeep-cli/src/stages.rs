@@ -164,8 +164,7 @@ impl Marks {
             let (was, is) = (without(&mark.args, &stage.args), without(&stage.args, &mark.args));
             return Some(format!("with `{was}` where now `{is}` is asked"));
         }
-        let now = inputs(stage);
-        // What is no longer there is not missed: models of a sweep are removed once they are judged.
+        let now = self.inputs(stage);
         let changed =
             mark.inputs.iter().find(|(path, print)| now.get(*path).is_some_and(|now| now != *print));
         changed.map(|(path, _)| format!("{path} has changed since"))
@@ -182,13 +181,22 @@ impl Marks {
         stage.output().filter(|output| output != &self.within && output.starts_with(&self.within))
     }
 
+    /// The files and directories that a stage's flags name, and the fingerprints of their content. Not those that stages
+    /// themselves have made: `forget` makes them anew, and a sweep removes the models that it has judged.
+    fn inputs(&self, stage: &Stage) -> BTreeMap<String, String> {
+        let named =
+            stage.args.iter().skip(1).map(|arg| arg.split_once('=').map_or(arg.as_str(), |(_, path)| path));
+        let paths = named.filter(|arg| !Path::new(arg).starts_with(&self.within) && Path::new(arg).exists());
+        paths.filter_map(|path| Some((path.to_string(), content(Path::new(path))?))).collect()
+    }
+
     /// Runs a stage that is not done, and marks it. What an interrupted attempt left is resumed or removed.
     ///
     /// # Errors
     /// What the command refuses or fails at, after the name of the stage.
     pub fn run(&self, stage: &Stage) -> Result<Mark> {
         let (started, mut attempt) = (Instant::now(), stage.clone());
-        let inputs = inputs(stage);
+        let inputs = self.inputs(stage);
         if let Some(output) =
             self.output_within(stage).filter(|output| output.exists() && !stage.is_resumable())
         {
@@ -228,16 +236,6 @@ fn remove(path: &Path) -> Result<()> {
         Ok(data) if data.is_dir() => std::fs::remove_dir_all(path).map_err(Error::io("remove", path)),
         Ok(_) => std::fs::remove_file(path).map_err(Error::io("remove", path)),
     }
-}
-
-/// The files and directories that a stage's flags name, all but what it writes itself, and the fingerprints of their
-/// content.
-fn inputs(stage: &Stage) -> BTreeMap<String, String> {
-    let own = stage.output();
-    let named =
-        stage.args.iter().skip(1).map(|arg| arg.split_once('=').map_or(arg.as_str(), |(_, path)| path));
-    let paths = named.filter(|arg| Some(Path::new(arg)) != own.as_deref() && Path::new(arg).exists());
-    paths.filter_map(|path| Some((path.to_string(), content(Path::new(path))?))).collect()
 }
 
 type Known = BTreeMap<(PathBuf, u64, Option<SystemTime>), String>;

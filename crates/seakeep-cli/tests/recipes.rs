@@ -144,3 +144,102 @@ fn a_bad_recipe_is_refused_before_anything_runs() {
     place.fail(&["run", "recipe.toml", "--from", "trian"], 2, &["did you mean `train`?"]);
     place.fail(&["run", "recipe.toml", "--set", "stepz=3"], 2, &["the recipe has: steps, data"]);
 }
+
+const SWEEP: &str = r#"
+output_dir = "out"
+seeds = 2
+keep_models = false
+
+[train]
+model_name_or_path = "model"
+dataset_name = "scored.jsonl"
+max_steps = 2
+per_device_train_batch_size = 2
+
+[eval]
+dataset_name = "nominal=scored.jsonl"
+objectives = "calm,fear"
+nominal_alpha = 0.1
+alphas = "0,0.5,1"
+radii = "none"
+
+[[methods]]
+method = "dpo"
+beta = [0.1, 1.0]
+
+[[methods]]
+method = "kldpo"
+label = "worst"
+kldpo_tau = 0.5
+"#;
+
+/// The six pairs with scores of two objectives.
+fn scored(place: &Place) {
+    let with = |(i, mut row): (usize, serde_json::Value)| {
+        let x = i as f64 / 6.0;
+        row["scores_chosen"] = json!({"calm": 0.2 + x, "fear": 0.9});
+        row["scores_rejected"] = json!({"calm": 0.5, "fear": 0.3});
+        format!("{row}\n")
+    };
+    let rows: String = place.lines("pairs.jsonl").into_iter().enumerate().map(with).collect();
+    place.write("scored.jsonl", &rows);
+}
+
+#[test]
+fn a_sweep_trains_judges_and_goes_on_where_it_was() {
+    let place = Place::new();
+    scored(&place);
+    place.write("sweep.toml", SWEEP);
+    let listed = place.succeed(&["sweep", "--config", "sweep.toml", "--list"]);
+    // The reference, then three labels of two seeds, each a training and an evaluation.
+    assert_eq!(listed.stdout.lines().count(), 1 + 3 * 2 * 2, "{}", listed.stdout);
+    let first = place.succeed(&["sweep", "--config", "sweep.toml"]);
+    assert!(
+        first.stdout.contains("dpo beta 0.1") && first.stdout.contains("results.csv"),
+        "{}",
+        first.stdout
+    );
+    let csv = place.read("out/results.csv");
+    assert_eq!(csv.lines().count(), 1 + 1 + 6, "{csv}");
+    assert!(csv.starts_with("label,method,seed,") && csv.contains("\nworst,kldpo,1,"), "{csv}");
+    // Judged policies need their weights no more; what their training logged stays.
+    assert!(!place.path("out/worst/seed1/model/model.safetensors").exists());
+    assert!(place.path("out/worst/seed1/model/metrics.jsonl").exists());
+
+    // Interrupted before the last judgement, and several at a time: the same table.
+    std::fs::remove_file(place.path("out/stages/worst.seed1.eval.json")).unwrap();
+    std::fs::remove_file(place.path("out/stages/worst.seed1.train.json")).unwrap();
+    let again = place.succeed(&["sweep", "--config", "sweep.toml", "--jobs", "2"]);
+    assert!(again.stderr.contains("6 of 7 runs are done from before"), "{}", again.stderr);
+    assert_eq!(place.read("out/results.csv"), csv);
+    let report = ["report", "--records", "out/*/seed*/policy.json", "--output", "report.html"];
+    assert!(place.succeed(&report).stdout.contains("kldpo") || place.read("report.html").contains("worst"));
+
+    // Other settings of runs that are done.
+    place.write("sweep.toml", &SWEEP.replace("max_steps = 2", "max_steps = 3"));
+    let other = place.run(&["sweep", "--config", "sweep.toml"]);
+    assert!(
+        other.code == 2
+            && other.stderr.contains("was done before")
+            && other.stderr.contains("remove out/dpo"),
+        "{}",
+        other.stderr
+    );
+}
+
+#[test]
+fn a_bad_sweep_is_refused_before_anything_runs() {
+    let place = Place::new();
+    scored(&place);
+    let refused = |text: &str, said: &[&str]| {
+        place.write("sweep.toml", text);
+        place.fail(&["sweep", "--config", "sweep.toml"], 2, said);
+    };
+    refused(&SWEEP.replace("beta = [0.1, 1.0]", "kldpo_tau = 1.0"), &["kldpo_tau", "dpo"]);
+    refused(&SWEEP.replace("max_steps", "max_stepz"), &["--max_stepz"]);
+    refused(&SWEEP.replace("[0.1, 1.0]", "[0.1, 0.1]"), &["`dpo beta 0.1` stands twice"]);
+    refused(&SWEEP.replace("seeds = 2", "seeds = 0"), &["`seeds` is 0"]);
+    refused(&SWEEP.replace("[train]", "[train]\nseed = 1"), &["`seed` in [train]"]);
+    refused(&SWEEP.replace("keep_models", "keep_model"), &["`keep_model` is not a key of a sweep"]);
+    refused(&SWEEP.replace("beta = [0.1, 1.0]", "beta = [0.1, -1.0]"), &["beta", "-1"]);
+}

@@ -126,6 +126,34 @@ pub fn save_model(directory: &Path, model: &Model, source: &ModelSource, dtype: 
     model.save(directory, &source.config, dtype)
 }
 
+/// What decided a finished run, beside its model: `training_args.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingArgs {
+    /// The settings, by key.
+    pub settings: Map<String, Value>,
+    /// Wall-clock time, seconds.
+    pub seconds: f64,
+}
+
+const TRAINING_ARGS: &str = "training_args.json";
+
+/// Writes the settings of a finished run beside its model.
+///
+/// # Errors
+/// The file system's.
+pub fn save_settings(output_dir: &Path, settings: &Map<String, Value>, seconds: f64) -> Result<()> {
+    write_json(&output_dir.join(TRAINING_ARGS), &TrainingArgs { settings: settings.clone(), seconds })
+}
+
+/// The settings of the finished run that made this model; `None` where no run of ours did.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn load_settings(model: &Path) -> Result<Option<TrainingArgs>> {
+    let path = model.join(TRAINING_ARGS);
+    if path.is_file() { read_json(&path).map(Some) } else { Ok(None) }
+}
+
 /// Writes a checkpoint, atomically.
 ///
 /// # Errors

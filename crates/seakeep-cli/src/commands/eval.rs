@@ -8,7 +8,7 @@ use seakeep::data::{Pair, TokenizedPair};
 use seakeep::formats::{ModelSource, Tokenizer};
 use seakeep::generate::{GenerateOptions, eos_ids};
 use seakeep::judge::{
-    self, Drawn, Evaluated, Evaluator, Prompt, RowColumns, RunFacts, Summary, input_gradients,
+    self, Drawn, Evaluated, Evaluator, Prompt, RewardJudge, RowColumns, RunFacts, Summary, input_gradients,
     prompts_fingerprint,
 };
 use seakeep::model::Model;
@@ -16,6 +16,7 @@ use seakeep::objective::{Objective, wdpo};
 use seakeep::policy_record::{Column, POLICY_SCHEMA_VERSION, Policy, PolicyRecord, Samples};
 use seakeep::progress::{Progress, Silent};
 use seakeep::reference::{Known, Reference};
+use seakeep::reward::RewardModel;
 use seakeep::scoring::{Layout, Scores};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -82,10 +83,16 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         specs.iter().map(|spec| work.set(spec, &tokenizer, &mut *progress)).collect::<Result<_>>()?;
     let (prompts, mut drawn) = work.prompts_or_samples(&tokenizer, &mut *progress)?;
     let other = work.flags.compare_with.as_ref().map(PolicyRecord::read).transpose()?;
-    work.check(&sets, &prompts, drawn.as_ref(), other.as_ref())?;
+    let mut judge = work.judge()?;
+    work.check(&sets, &prompts, drawn.as_ref(), (other.as_ref(), judge.as_ref()))?;
 
     // One model in memory at a time.
     let (policy, logps) = work.by_policy(&sets, prompts, &mut drawn, &mut *progress)?;
+    if let (Some(judge), Some(drawn)) = (&mut judge, &mut drawn) {
+        drawn.judge(judge, &mut *progress)?;
+        work.flags.shift.iter().try_for_each(|shift| drawn.check_shift(shift))?;
+    }
+    drop(judge);
     let (reference, ref_logps) =
         work.by_reference(&sets, &policy, (drawn.as_ref(), &logps), &tokenizer, &mut *progress)?;
     let evaluator = Evaluator {
@@ -187,20 +194,33 @@ impl Work {
         Ok((prompts, samples.transpose()?))
     }
 
+    /// The reward model, where samples are to be scored.
+    fn judge(&self) -> Result<Option<RewardJudge>> {
+        let Some(path) = &self.flags.reward_model else { return Ok(None) };
+        let model = RewardModel::load(&ModelSource::open(path)?)?;
+        Ok(Some(RewardJudge { model, batch_size: self.batch_size }))
+    }
+
     /// Refuses before any model runs what could not be judged in the end.
     fn check(
         &self,
         sets: &[Set],
         prompts: &Option<Vec<Prompt>>,
         drawn: Option<&Drawn>,
-        other: Option<&PolicyRecord>,
+        (other, judge): (Option<&PolicyRecord>, Option<&RewardJudge>),
     ) -> Result<()> {
+        if let (Some(shift), Some(judge)) = (&self.flags.shift, judge) {
+            judge.check_shift(shift)?;
+        }
         if let Some(shift) = &self.flags.shift {
             drawn.map_or(Ok(()), |drawn| drawn.check_shift(shift))?;
             sets.iter().try_for_each(|set| set.columns.check_shift(shift, &set.spec))?;
-            if drawn.is_none() && sets.iter().all(|set| set.columns.objectives().is_empty()) {
+            if drawn.is_none()
+                && judge.is_none()
+                && sets.iter().all(|set| set.columns.objectives().is_empty())
+            {
                 return Err(Error::Usage(
-                    "--objectives: nothing here has scores; give --samples with `scores`, or data with `scores_chosen` and \
+                    "--objectives: nothing here has scores; give --reward_model, --samples with `scores`, or data with `scores_chosen` and \
                      `scores_rejected` (`seakeep pairs` writes them)"
                         .into(),
                 ));

@@ -47,6 +47,9 @@ pub fn flags() -> Vec<Arg> {
             .default_value("1.0")),
         switch(flag("chat_template", "true|false", ValueParser::bool(), "Whether a prompt becomes a user's message in the \
              model's chat template [default: true where it has one]")).help_heading("Samples"),
+        flag("reward_model", "PATH", text(), "The reward model that scores the completions of --prompts (`seakeep reward train`)")
+            .requires("prompts")
+            .help_heading("Samples"),
         flag("objectives", "R1,R2", text(), "Two objectives between which preferences shift; other scores are kept too")
             .requires("nominal_alpha")
             .help_heading("Shift"),
@@ -89,6 +92,7 @@ pub fn flags() -> Vec<Arg> {
 pub struct Flags {
     pub prompts: Option<String>,
     pub samples: Option<String>,
+    pub reward_model: Option<String>,
     pub generation: GenerateOptions,
     pub chat_template: Option<bool>,
     pub shift: Option<Shift>,
@@ -144,6 +148,7 @@ impl Flags {
         Ok(Flags {
             prompts: text("prompts"),
             samples: text("samples"),
+            reward_model: text("reward_model"),
             generation,
             chat_template: truth("chat_template"),
             shift: text("objectives").map(|objectives| shift(&objectives, matches)).transpose()?,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use seakeep::data::read::data_files;
 use seakeep::policy_record::PolicyRecord;
 use seakeep::report::{self, PolicyOptions};
 use seakeep::stats::Bootstrap;
@@ -29,7 +30,7 @@ pub fn command() -> Command {
             .action(ArgAction::Append)
             .required(true)
             .value_parser(value_parser!(PathBuf))
-            .help("Records of `seakeep eval --policy_record`; those with the same label are seeds of one method"),
+            .help("Records of `seakeep eval --policy_record`, or a quoted pattern; those with the same label are seeds of one method"),
         text("output", "FILE", "The page").required(true).value_parser(value_parser!(PathBuf)),
         text("data_card", "FILE", "The card.json of `seakeep pairs`, to show").value_parser(value_parser!(PathBuf)),
         text("title", "TEXT", "The page's title"),
@@ -49,9 +50,16 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     if !(100..=100_000).contains(&resamples) {
         return Err(Error::Usage(format!("--resamples is {resamples}; expected 100 to 100000")));
     }
-    let read = |file: &PathBuf| Ok((file.clone(), PolicyRecord::read(file)?));
-    let records =
-        matches.get_many::<PathBuf>("records").into_iter().flatten().map(read).collect::<Result<Vec<_>>>()?;
+    let read = |file: PathBuf| Ok((file.clone(), PolicyRecord::read(&file)?));
+    let mut files = Vec::new();
+    for given in matches.get_many::<PathBuf>("records").into_iter().flatten() {
+        match given.to_str().filter(|text| text.contains('*')) {
+            // A recipe has no shell.
+            Some(pattern) => files.extend(data_files(pattern)?),
+            None => files.push(given.clone()),
+        }
+    }
+    let records = files.into_iter().map(read).collect::<Result<Vec<_>>>()?;
     if let Some((file, _)) = records.iter().find(|(file, _)| same_file(file, to)) {
         return Err(Error::Usage(format!(
             "--output {} is one of the records; choose another",

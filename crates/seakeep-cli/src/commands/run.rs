@@ -77,7 +77,9 @@ impl Recipe {
             Some(other) => Err(bad(format!("`{name}` is {other}; expected a text"))),
         };
         let title = text("title")?.unwrap_or_else(|| path.display().to_string());
-        text("question")?;
+        for (name, value) in [("title", Some(title.clone())), ("question", text("question")?)] {
+            variables.insert(name.into(), Value::from(value.unwrap_or_default()));
+        }
         let output_dir = match (output_dir, text("output_dir")?) {
             (Some(given), _) => given,
             (None, Some(own)) => filled(&own, &variables).map_err(bad)?,

@@ -244,6 +244,7 @@ impl Sweep {
         eval.insert("ref_model_name_or_path".into(), base);
         eval.insert("model_name_or_path".into(), path_value(&model));
         eval.insert("label".into(), Value::from(label));
+        eval.insert("policy_seed".into(), Value::from(seed));
         eval.insert("policy_record".into(), path_value(&record));
         train.insert("output_dir".into(), path_value(&model));
         let stages = vec![

@@ -4,17 +4,20 @@
 //! |---|---|
 //! | `samples` | completions: drawn here or read from a file; log-probabilities, distinct n-grams |
 //! | `pairs` | preference data: margins, losses, groups, scores, input gradients |
+//! | `reward` | a reward model as the judge of completions |
 //! | `run` | what a run's directory tells of how a policy was trained |
 //! | `summary` | the record's numbers with intervals |
 //! | `table` | the same to read |
 
 mod pairs;
+mod reward;
 mod run;
 mod samples;
 mod summary;
 mod table;
 
 pub use pairs::{Evaluated, Evaluator, RowColumns, input_gradients};
+pub use reward::RewardJudge;
 pub use run::RunFacts;
 pub use samples::{Drawn, Prompt, prompts_fingerprint, read_prompts};
 pub use summary::{Comparison, Difference, RewardAt, SetSummary, Summary, SummaryOptions, WorstCase};

@@ -180,7 +180,7 @@ impl Evaluator<'_> {
         let scored = Scored { policy: &policy.logps, reference: &reference, facts: &facts };
         let context = Context::at_the_end(&facts);
         let metrics = evaluate(&scored, &context, self.objective).into_iter();
-        let metrics = metrics.chain(policy.stats.metrics(objective));
+        let metrics = metrics.chain(policy.stats.metrics(self.objective));
         // A rule may turn labels and weigh pairs; what is kept is the pair's own loss.
         let plain = Objective { rule: Rule::Mean, penalty: None, ..self.objective.clone() };
         let losses = plain.evaluate(&scored, &context).pairs;

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// How a policy was trained, as far as its directory says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunFacts {
-    /// Settings of its training (`trainer_state.json` of a checkpoint); empty where there is none.
+    /// Settings of its training (`training_args.json`, or `trainer_state.json` of a checkpoint); empty where there is none.
     pub settings: Map<String, Value>,
     /// Its training curve (`metrics.jsonl`).
     pub training: Option<Training>,
@@ -32,7 +32,12 @@ impl RunFacts {
         };
         let last = state.as_ref().filter(|_| own).map(|s| s.step as u64);
         let log = if own { model.parent().unwrap_or(model) } else { model }.join("metrics.jsonl");
-        let training = if log.is_file() { Some(curve(&log, last.unwrap_or(u64::MAX))?) } else { None };
+        let mut training = if log.is_file() { Some(curve(&log, last.unwrap_or(u64::MAX))?) } else { None };
+        // A finished run says it beside its model; checkpoints may be gone.
+        if let Some(finished) = checkpoint::load_settings(model)? {
+            training.iter_mut().for_each(|t| t.seconds = finished.seconds);
+            return Ok(RunFacts { settings: finished.settings, training });
+        }
         Ok(RunFacts { settings: state.map(|s| s.settings).unwrap_or_default(), training })
     }
 

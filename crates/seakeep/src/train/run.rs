@@ -61,7 +61,9 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
     let metrics = run.steps(&mut log, progress)?;
     checkpoint::save_model(&options.output_dir, &run.model, &source, options.save_dtype)?;
-    Ok(TrainSummary { steps: run.state.step, metrics, seconds: started.elapsed().as_secs_f64() })
+    let seconds = started.elapsed().as_secs_f64();
+    checkpoint::save_settings(&options.output_dir, &run.state.settings, seconds)?;
+    Ok(TrainSummary { steps: run.state.step, metrics, seconds })
 }
 
 /// A run in progress.
