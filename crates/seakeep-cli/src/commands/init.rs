@@ -60,7 +60,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let config_path = args::texts(matches, "config_json").pop().unwrap_or_default();
     let bytes = std::fs::read(&config_path).map_err(Error::io("read", &config_path))?;
     let mut config: Map<String, Value> = serde_json::from_slice(&bytes)
-        .map_err(|e| Error::format(&config_path, format!("not a JSON object: {e}")))?;
+        .map_err(|e| Error::format(&config_path, format!("not JSON, or not an object: {e}")))?;
     let vocabulary = matches.get_one::<u32>("train_tokenizer").map(|n| *n as usize);
     if let (None, Some(key)) = (vocabulary, TEXT_KEYS.iter().find(|key| settings.is_given(key))) {
         return Err(Error::Usage(format!(

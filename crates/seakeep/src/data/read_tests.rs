@@ -59,8 +59,8 @@ fn directories_and_patterns_take_files_in_order() {
     assert!(message(&format!("{directory}/*.parquet")).contains("no file matches"));
     assert!(message(&format!("{directory}/[")).contains("not a glob pattern"));
     assert!(message(&format!("{directory}/none.jsonl")).contains("no such file"));
-    let text = message(&format!("{directory}/notes.txt"));
-    assert!(text.contains("notes.txt") && text.contains(".jsonl"), "{text}");
+    let text = message(&write(folder.path(), "notes.md", ROW.as_bytes()));
+    assert!(text.contains("notes.md") && text.contains(".jsonl"), "{text}");
     std::fs::create_dir(folder.path().join("empty")).unwrap();
     assert!(message(&format!("{directory}/empty")).contains("no data file"));
 }

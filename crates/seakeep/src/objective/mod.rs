@@ -121,11 +121,12 @@ impl Objective {
                 self.rule.name()
             ));
         }
-        if matches!(self.rule, Rule::Causal(_)) && self.pair.any(|l| l.is_unpaired() || l.is_of_texts()) {
-            return refuse(
-                "rule causal compares the rewards of chosen and rejected completions; kto and nll have no pairs"
-                    .into(),
-            );
+        let alone = self.pair.terms.iter().find(|t| t.0.is_unpaired() || t.0.is_of_texts());
+        if let (Rule::Causal(_), Some((loss, _))) = (self.rule, alone) {
+            return refuse(format!(
+                "rule causal compares the rewards of chosen and rejected completions; {} has no pairs",
+                loss.name()
+            ));
         }
         if self.penalty.is_some() {
             if self.pair.any(|l| l == LossType::AotUnpaired) {
