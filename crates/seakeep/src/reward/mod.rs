@@ -9,8 +9,10 @@
 //! | `step` | the loss of a global batch and its gradient |
 //! | `texts` | training texts, also several joined |
 //! | `train` | a run |
+//! | `gating` | ArmoRM's mixture of objectives |
 //! | `measures` | accuracy, area under the ROC curve, calibration |
 
+mod gating;
 mod loss;
 mod measures;
 mod model;
