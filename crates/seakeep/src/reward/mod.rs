@@ -21,7 +21,7 @@ mod step;
 mod texts;
 mod train;
 
-pub use loss::{Objective, Problem, Target};
+pub use loss::{Given, Objective, Problem, Target};
 pub use measures::{Measures, measure, roc_auc};
 pub use model::RewardModel;
 pub use rows::{LabelNames, RewardRow, content_of, label_names, read_rewards};
