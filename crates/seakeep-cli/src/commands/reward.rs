@@ -82,7 +82,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 }
 
 fn flag(name: &'static str, value: &'static str, parser: ValueParser, help: &'static str) -> Arg {
-    args::spelled(name).value_name(value).value_parser(parser).help(help)
+    args::spelled(name).value_name(value).value_parser(parser).allow_negative_numbers(true).help(help)
 }
 
 fn train_command() -> Command {

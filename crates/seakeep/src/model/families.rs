@@ -146,6 +146,9 @@ impl Builder<'_> {
 /// The head of labels, under transformers' name for it in every family.
 pub const LABEL_HEAD: &str = "score.weight";
 
+/// The same in ArmoRM's `LlamaForRewardModelWithGating`, where a checkpoint has it in its place.
+pub const GATED_HEAD: &str = "regression_layer.weight";
+
 /// The tensors of a model of this configuration, on disk and in memory.
 pub fn tensors(config: &ModelConfig) -> (TensorMap, DecoderParams) {
     let mut b = Builder { map: TensorMap::default(), config };

@@ -25,6 +25,9 @@ fn find<'a>(weights: &Weights, config: &ModelConfig, file: &'a FileTensor) -> Re
     if weights.shape(name).is_some() {
         return Ok(name);
     }
+    if name == families::LABEL_HEAD && weights.shape(families::GATED_HEAD).is_some() {
+        return Ok(families::GATED_HEAD);
+    }
     let bare = name.strip_prefix(families::base_prefix(config.family));
     match bare {
         Some(bare) if weights.shape(bare).is_some() => Ok(bare),

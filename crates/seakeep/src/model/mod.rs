@@ -23,7 +23,7 @@ mod tensors;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
 pub use decoder::{Activations, Model, Tangents};
-pub use families::LABEL_HEAD;
+pub use families::{GATED_HEAD, LABEL_HEAD};
 pub use generate::{KvCache, Prefix};
 pub use labels::HiddenActivations;
 pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};

@@ -48,6 +48,9 @@ pub struct Objective {
     pub center_rewards: Option<f64>,
 }
 
+/// What a model gives to the texts of an example: `[texts][labels]`.
+pub type Given = Vec<Vec<f64>>;
+
 /// What is known of an example.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {

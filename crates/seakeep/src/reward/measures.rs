@@ -1,6 +1,6 @@
 //! How good scores are on labelled data.
 
-use super::loss::{Problem, Target};
+use super::loss::{Given, Problem, Target};
 
 /// Bins of the calibration error.
 const BINS: usize = 10;
@@ -62,7 +62,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 pub fn measure(
     problem: Problem,
     labels: &[String],
-    (logits, scores): (&[Vec<Vec<f64>>], &[Vec<Vec<f64>>]),
+    (logits, scores): (&[Given], &[Given]),
     targets: &[&Target],
 ) -> Measures {
     match problem {
@@ -73,8 +73,8 @@ pub fn measure(
 }
 
 /// TRL's metrics of pairs.
-fn pairs(logits: &[Vec<Vec<f64>>]) -> Measures {
-    let gap = |row: &Vec<Vec<f64>>| row[0][0] - row[1][0];
+fn pairs(logits: &[Given]) -> Measures {
+    let gap = |row: &Given| row[0][0] - row[1][0];
     let all = || logits.iter().flatten().map(|text| text[0]);
     let share = |holds: &dyn Fn(f64) -> bool| mean(logits.iter().map(|r| f64::from(u8::from(holds(gap(r))))));
     let found = [
@@ -92,15 +92,15 @@ fn named<const N: usize>(found: [(&str, Option<f64>); N]) -> Measures {
 }
 
 /// What is known of label `k`: score and value of each row that has it.
-fn known(scores: &[Vec<Vec<f64>>], targets: &[&Target], k: usize) -> Vec<(f64, f64)> {
-    let of = |(score, target): (&Vec<Vec<f64>>, &&Target)| match target {
+fn known(scores: &[Given], targets: &[&Target], k: usize) -> Vec<(f64, f64)> {
+    let of = |(score, target): (&Given, &&Target)| match target {
         Target::Labels(values) => values[k].map(|value| (score[0][k], value)),
         Target::Pair { .. } => None,
     };
     scores.iter().zip(targets).filter_map(of).collect()
 }
 
-fn regression(logits: &[Vec<Vec<f64>>], targets: &[&Target], labels: usize) -> Measures {
+fn regression(logits: &[Given], targets: &[&Target], labels: usize) -> Measures {
     let by_label: Vec<Vec<(f64, f64)>> = (0..labels).map(|k| known(logits, targets, k)).collect();
     let errors = || by_label.iter().flatten().map(|(z, y)| z - y);
     let r2 = |known: &Vec<(f64, f64)>| {
@@ -116,12 +116,7 @@ fn regression(logits: &[Vec<Vec<f64>>], targets: &[&Target], labels: usize) -> M
     ])
 }
 
-fn classification(
-    problem: Problem,
-    labels: &[String],
-    scores: &[Vec<Vec<f64>>],
-    targets: &[&Target],
-) -> Measures {
+fn classification(problem: Problem, labels: &[String], scores: &[Given], targets: &[&Target]) -> Measures {
     let by_label: Vec<Vec<(f64, f64)>> = (0..labels.len()).map(|k| known(scores, targets, k)).collect();
     let auc = |known: &[(f64, f64)]| {
         let (scores, held): (Vec<f64>, Vec<bool>) = known.iter().map(|(p, y)| (*p, *y >= 0.5)).unzip();

@@ -9,8 +9,10 @@
 //! | `step` | the loss of a global batch and its gradient |
 //! | `texts` | training texts, also several joined |
 //! | `train` | a run |
+//! | `gating` | ArmoRM's mixture of objectives |
 //! | `measures` | accuracy, area under the ROC curve, calibration |
 
+mod gating;
 mod loss;
 mod measures;
 mod model;
@@ -19,7 +21,7 @@ mod step;
 mod texts;
 mod train;
 
-pub use loss::{Objective, Problem, Target};
+pub use loss::{Given, Objective, Problem, Target};
 pub use measures::{Measures, measure, roc_auc};
 pub use model::RewardModel;
 pub use rows::{LabelNames, RewardRow, content_of, label_names, read_rewards};

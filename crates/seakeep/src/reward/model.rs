@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
+use super::gating::{Gating, SCORE, objective_names};
 use super::loss::{Problem, sigmoid, softmax};
 use super::rows::{LabelNames, joined};
 use crate::batch::{Batch, Sharing};
 use crate::data::Text;
 use crate::formats::{ModelSource, SaveDtype, Tokenizer};
-use crate::model::{Family, LABEL_HEAD, Model, ModelConfig};
+use crate::model::{Family, GATED_HEAD, LABEL_HEAD, Model, ModelConfig};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -22,6 +23,7 @@ pub struct RewardModel {
     /// What it was trained for.
     pub problem: Problem,
     pub(super) labels: LabelNames,
+    gating: Option<Gating>,
     tokenizer: Arc<Tokenizer>,
     /// `config.json`, as it is saved.
     config: Value,
@@ -29,14 +31,16 @@ pub struct RewardModel {
 }
 
 impl RewardModel {
-    /// Reads a checkpoint of transformers' `*ForSequenceClassification`, saved by whatever program.
+    /// Reads a checkpoint of transformers' `*ForSequenceClassification`, saved by whatever program, or of ArmoRM's
+    /// `LlamaForRewardModelWithGating`, whose labels are its objectives and, last, `score`.
     ///
     /// Without `problem_type` in its `config.json` its scores are taken as numbers, and with one label as rewards.
     ///
     /// # Errors
     /// A checkpoint without a head of labels, and whatever [`Model::load`] and [`ModelSource::tokenizer`] refuse.
     pub fn load(source: &ModelSource) -> Result<RewardModel> {
-        let Some(shape) = source.weights.shape(LABEL_HEAD) else {
+        let head = [LABEL_HEAD, GATED_HEAD].into_iter().find_map(|name| source.weights.shape(name));
+        let Some(shape) = head else {
             return Err(Error::format(
                 &source.path,
                 format!(
@@ -45,9 +49,18 @@ impl RewardModel {
                 ),
             ));
         };
-        let labels = label_names(&source.config, shape.first().copied().unwrap_or_default())
-            .map_err(|what| Error::format(&source.path, what))?;
-        let model = Model::load_with_labels(source, labels.len(), None)?;
+        let outputs = shape.first().copied().unwrap_or_default();
+        let model = Model::load_with_labels(source, outputs, None)?;
+        let gating = Gating::load(source, model.config.hidden, outputs)?;
+        let mut labels = match (label_names(&source.config, outputs), &gating) {
+            (Ok(labels), None) => labels,
+            (Err(what), None) => return Err(Error::format(&source.path, what)),
+            (Ok(labels), Some(_)) if source.config.get("id2label").is_some() => labels,
+            (_, Some(_)) => objective_names(outputs),
+        };
+        if gating.is_some() {
+            labels.push(SCORE.into());
+        }
         let problem = match source.config.get("problem_type").and_then(Value::as_str) {
             Some(name) => Problem::parse(name).ok_or_else(|| {
                 Error::format(
@@ -59,7 +72,7 @@ impl RewardModel {
             None => Problem::Regression,
         };
         let (tokenizer, config) = (source.tokenizer()?, source.config.clone());
-        Ok(RewardModel { model, problem, labels, tokenizer, config, path: source.path.clone() })
+        Ok(RewardModel { model, problem, labels, gating, tokenizer, config, path: source.path.clone() })
     }
 
     /// A model to be trained: a checkpoint with a head of these labels as it is, anything else with a new random head
@@ -84,6 +97,7 @@ impl RewardModel {
             model,
             problem,
             labels: labels.clone(),
+            gating: None,
             tokenizer,
             config,
             path: source.path.clone(),
@@ -140,7 +154,13 @@ impl RewardModel {
     /// has it. Later ones change nothing.
     pub(super) fn scored<'a>(&self, tokens: &'a [u32]) -> &'a [u32] {
         let pad = self.config.get("pad_token_id").and_then(Value::as_u64);
-        let last = tokens.iter().rposition(|&t| Some(u64::from(t)) != pad);
+        let is_pad = |t: &u32| Some(u64::from(*t)) == pad;
+        if self.gating.is_some() {
+            // ArmoRM's own code looks for the first padding token instead.
+            let first = tokens.iter().position(is_pad).filter(|&i| i > 0);
+            return &tokens[..first.unwrap_or(tokens.len())];
+        }
+        let last = tokens.iter().rposition(|t| !is_pad(t));
         &tokens[..=last.unwrap_or(0)]
     }
 
@@ -174,17 +194,29 @@ impl RewardModel {
             return Err(Error::Usage(format!("text {} has no tokens: there is nothing to score", i + 1)));
         }
         let begun = Instant::now();
-        let mut all = Vec::with_capacity(texts.len());
+        let mut all: Vec<Vec<f64>> = Vec::with_capacity(texts.len());
         for part in texts.chunks(batch_size.max(1)) {
             let mut batch = Batch::default();
-            let mut rows = Vec::with_capacity(part.len());
+            let (mut rows, mut prompts) = (Vec::with_capacity(part.len()), Vec::new());
             for text in part {
-                batch.push(self.scored(text), &[], Sharing::Shared);
+                let (first, text) = (batch.rows(), self.scored(text));
+                if let Some(gating) = &self.gating {
+                    prompts.push((first + gating.position(text, &self.tokenizer)?) as u32);
+                }
+                batch.push(text, &[], Sharing::Shared);
                 rows.push(batch.rows() as u32 - 1);
             }
             self.model.check(&batch)?;
-            let logits = self.model.label_logits(&self.model.hidden(&batch, &rows));
-            all.extend(rows_of(&logits, self.labels.len()));
+            let hidden = self.model.hidden(&batch, &[rows, prompts].concat());
+            let (c, outputs) = (self.model.config.hidden, self.model.config.labels.unwrap_or_default());
+            let (last, at_prompts) = hidden.split_at(part.len() * c);
+            all.extend(rows_of(&self.model.label_logits(last), outputs));
+            if let Some(gating) = &self.gating {
+                let done = all.len() - part.len();
+                for (rewards, prompt) in all[done..].iter_mut().zip(at_prompts.chunks_exact(c)) {
+                    rewards.push(gating.score(rewards, prompt));
+                }
+            }
             let rate = all.len() as f64 / begun.elapsed().as_secs_f64().max(1e-9);
             progress.advance(part.len() as u64, &format!("{rate:.1} rows/s"));
         }
@@ -205,6 +237,12 @@ impl RewardModel {
     /// # Errors
     /// Weights that are not finite; the file system's.
     pub fn save(&self, directory: &Path, dtype: SaveDtype) -> Result<()> {
+        if self.gating.is_some() {
+            return Err(Error::unsupported(
+                "saving a reward model with a gating network",
+                "loading it, and scoring",
+            ));
+        }
         self.tokenizer.save(directory)?;
         self.model.save(directory, &self.config, dtype)
     }

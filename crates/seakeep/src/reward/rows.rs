@@ -229,3 +229,102 @@ pub fn label_names(
         false => Ok((problem, names)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> (tempfile::TempDir, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.jsonl");
+        std::fs::write(&path, text).unwrap();
+        let spec = path.to_str().unwrap().to_string();
+        (directory, spec)
+    }
+
+    fn read(text: &str, problem: Problem, names: &[&str]) -> Result<Vec<RewardRow>> {
+        let (_directory, spec) = spec(text);
+        read_rewards(&spec, problem, &names.iter().map(|n| n.to_string()).collect())
+    }
+
+    #[test]
+    fn labels_come_as_numbers_or_names() {
+        let rows = read(
+            concat!(
+                "{\"text\": \"a\", \"labels\": {\"joy\": 1, \"fear\": 0.5, \"anger\": null, \"other\": 1}}\n",
+                "{\"prompt\": \"a\", \"completion\": \" b\", \"labels\": [\"fear\", \"other\"]}\n",
+                "{\"text\": \"a\", \"labels\": \"other\"}\n",
+            ),
+            Problem::MultiLabel,
+            &["anger", "fear", "joy", "love"],
+        )
+        .unwrap();
+        let values = |row: &RewardRow| match &row.target {
+            Target::Labels(values) => values.clone(),
+            Target::Pair { .. } => unreachable!(),
+        };
+        assert_eq!(values(&rows[0]), [None, Some(0.5), Some(1.0), None]);
+        assert_eq!(values(&rows[1]), [Some(0.0), Some(1.0), Some(0.0), Some(0.0)]);
+        assert_eq!(values(&rows[2]), [Some(0.0); 4]);
+        assert_eq!(rows[1].texts, [Text::Standard("a b".into())]);
+    }
+
+    #[test]
+    fn pairs_keep_their_prompt_and_margin() {
+        let text = concat!(
+            "{\"prompt\": \"p\", \"chosen\": \" a\", \"rejected\": \" b\", \"margin\": 0.5}\n",
+            "{\"prompt\": [{\"role\": \"user\", \"content\": \"p\"}], \"chosen\": [{\"role\": \"assistant\", ",
+            "\"content\": \"a\"}], \"rejected\": [{\"role\": \"assistant\", \"content\": \"b\"}]}\n",
+        );
+        let rows = read(text, Problem::BradleyTerry, &[]).unwrap();
+        assert_eq!(rows[0].texts, [Text::Standard("p a".into()), Text::Standard("p b".into())]);
+        assert_eq!(rows[0].target, Target::Pair { margin: 0.5 });
+        assert!(matches!(&rows[1].texts[0], Text::Chat(messages) if messages.len() == 2));
+        let (_directory, spec) = spec(text);
+        assert_eq!(
+            label_names(&spec, None, None).unwrap(),
+            (Problem::BradleyTerry, vec!["reward".to_string()])
+        );
+    }
+
+    #[test]
+    fn names_are_those_of_the_data_sorted_or_those_wanted() {
+        let (_directory, spec) = spec(
+            "{\"text\": \"a\", \"labels\": [\"joy\", \"fear\"]}\n{\"text\": \"b\", \"labels\": {\"anger\": null}}\n",
+        );
+        assert_eq!(label_names(&spec, None, None).unwrap().1, ["anger", "fear", "joy"]);
+        let wanted = vec!["joy".to_string(), "anger".to_string()];
+        assert_eq!(label_names(&spec, None, Some(&wanted)).unwrap().1, wanted);
+        let message = label_names(&spec, None, Some(&vec!["joyy".to_string()])).unwrap_err().to_string();
+        assert!(message.contains("`joyy`; did you mean `joy`?"), "{message}");
+    }
+
+    #[test]
+    fn what_is_no_label_names_row_and_key() {
+        for (row, problem, part) in [
+            ("{\"text\": \"a\"}", Problem::MultiLabel, "key `labels`: missing or null"),
+            (
+                "{\"text\": \"a\", \"labels\": {\"x\": 2}}",
+                Problem::MultiLabel,
+                "key `labels`: 2; multi_label_classification",
+            ),
+            ("{\"text\": \"a\", \"labels\": {\"x\": \"y\"}}", Problem::Regression, "`x` is \"y\""),
+            ("{\"text\": \"a\", \"labels\": [1]}", Problem::MultiLabel, "1 in the list"),
+            ("{\"text\": \"a\", \"labels\": [\"x\", \"y\"]}", Problem::SingleLabel, "add up to 2"),
+            ("{\"labels\": [\"x\"]}", Problem::MultiLabel, "key `completion`: missing or null"),
+            (
+                "{\"text\": \"a\", \"prompt\": \"b\", \"labels\": [\"x\"]}",
+                Problem::MultiLabel,
+                "this one has both",
+            ),
+            (
+                "{\"chosen\": \"pa\", \"rejected\": \"pb\", \"margin\": \"x\"}",
+                Problem::BradleyTerry,
+                "key `margin`",
+            ),
+        ] {
+            let message = read(&format!("{row}\n"), problem, &["x", "y"]).unwrap_err().to_string();
+            assert!(message.contains("a.jsonl, row 1") && message.contains(part), "{message}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The loss of a global batch and its gradient, exact however the batch is cut into micro-batches.
 
-use super::loss::{Objective, Target};
+use super::loss::{Given, Objective, Target};
 use super::model::{RewardModel, rows_of};
 use crate::batch::{Batch, Sharing};
 use crate::model::Tensors;
@@ -46,7 +46,7 @@ pub struct StepOutput {
     /// The loss of the global batch.
     pub loss: f64,
     /// Logits of every example's texts, `[examples][texts][labels]`.
-    pub logits: Vec<Vec<Vec<f64>>>,
+    pub logits: Vec<Given>,
     /// Tokens of all texts.
     pub tokens: usize,
 }

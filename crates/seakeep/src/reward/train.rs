@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::loss::{Objective, Problem, Target};
+use super::loss::{Given, Objective, Problem, Target};
 use super::measures::{Measures, measure};
 use super::model::RewardModel;
 use super::rows::{LabelNames, RewardRow, label_names, read_rewards};
@@ -182,8 +182,7 @@ pub fn evaluate(
 ) -> Result<Measures> {
     let texts: Vec<Vec<u32>> = examples.iter().flat_map(|e| e.texts.iter().cloned()).collect();
     let mut flat = model.logits(&texts, batch_size, progress)?.into_iter();
-    let logits: Vec<Vec<Vec<f64>>> =
-        examples.iter().map(|e| flat.by_ref().take(e.texts.len()).collect()).collect();
+    let logits: Vec<Given> = examples.iter().map(|e| flat.by_ref().take(e.texts.len()).collect()).collect();
     let terms: usize = examples.iter().map(|e| objective.terms(&e.target)).sum();
     let sum: f64 = logits.iter().zip(examples).map(|(l, e)| objective.evaluate(l, &e.target).0).sum();
     let mut measures = vec![("loss".to_string(), sum / terms.max(1) as f64)];
@@ -191,14 +190,9 @@ pub fn evaluate(
     Ok(measures)
 }
 
-fn measured(
-    model: &RewardModel,
-    objective: &Objective,
-    logits: &[Vec<Vec<f64>>],
-    examples: &[Example],
-) -> Measures {
+fn measured(model: &RewardModel, objective: &Objective, logits: &[Given], examples: &[Example]) -> Measures {
     let natural = |text: &Vec<f64>| model.natural(text);
-    let scores: Vec<Vec<Vec<f64>>> = logits.iter().map(|row| row.iter().map(natural).collect()).collect();
+    let scores: Vec<Given> = logits.iter().map(|row| row.iter().map(natural).collect()).collect();
     let targets: Vec<&Target> = examples.iter().map(|e| &e.target).collect();
     measure(objective.problem, model.labels(), (logits, &scores), &targets)
 }
