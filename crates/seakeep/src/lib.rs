@@ -26,6 +26,7 @@ pub mod optim;
 pub mod preferences;
 pub mod progress;
 pub mod quickstart;
+pub mod recommend;
 pub mod reference;
 pub mod report;
 pub mod scoring;

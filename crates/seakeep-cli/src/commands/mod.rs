@@ -13,6 +13,10 @@ mod objective;
 mod pairs;
 mod prepare;
 mod quickstart;
+mod recommend;
+mod recommend_prepare;
+mod recommend_rank;
+mod recommend_world;
 mod run;
 mod sweep;
 mod sweep_results;
@@ -51,6 +55,7 @@ pub fn cli() -> Command {
             sweep::command(),
             run::command(),
             generate::command(),
+            recommend::command(),
             inspect::command(),
             init::command(),
             help::command(),
@@ -70,6 +75,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("run", matches)) => run::run(matches),
         Some(("objective", matches)) => objective::run(matches),
         Some(("generate", matches)) => generate::run(matches),
+        Some(("recommend", matches)) => recommend::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),
         Some(("init", matches)) => init::run(matches),
         Some(("help", matches)) => help::run(matches),

@@ -287,7 +287,7 @@ fn common_text(a: &str, b: &str) -> usize {
 }
 
 /// Text or a conversation, from a column's value.
-pub(super) fn parse_text(file: &Path, row: usize, key: &str, value: Value) -> Result<Text> {
+pub(crate) fn parse_text(file: &Path, row: usize, key: &str, value: Value) -> Result<Text> {
     match value {
         Value::String(text) => Ok(Text::Standard(text)),
         Value::Array(items) => {
