@@ -104,24 +104,10 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let mut sets: Vec<Set> = Vec::with_capacity(specs.len());
-    for given in &specs {
-        let (name, spec) = named(given);
-        if let Some(other) = sets.iter().find(|set| set.name == name) {
-            let what = format!(
-                "--dataset_name: {} and {spec} are both called `{name}`; name them: NAME=PATH",
-                other.spec
-            );
-            return Err(Error::Usage(what));
-        }
+    for (name, spec) in names(&specs)? {
         let rows = read_rows(&spec, missing)?;
-        sets.push(Set {
-            name,
-            spec,
-            rows,
-            tokens: Vec::new(),
-            scores: RankScores::default(),
-            ranks: Vec::new(),
-        });
+        let (tokens, scores, ranks) = (Vec::new(), RankScores::default(), Vec::new());
+        sets.push(Set { name, spec, rows, tokens, scores, ranks });
     }
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
@@ -184,6 +170,19 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         "datasets": results,
     });
     output::emit(to, &format!("{record:#}\n"))
+}
+
+/// The files with their names, no two the same.
+fn names(specs: &[String]) -> Result<Vec<(String, String)>> {
+    let all: Vec<(String, String)> = specs.iter().map(|given| named(given)).collect();
+    for (at, (name, spec)) in all.iter().enumerate() {
+        if let Some((_, other)) = all[..at].iter().find(|(before, _)| before == name) {
+            return Err(Error::Usage(format!(
+                "--dataset_name: {other} and {spec} are both called `{name}`; name them: NAME=PATH"
+            )));
+        }
+    }
+    Ok(all)
 }
 
 /// `NAME=PATH`, or a path with the name of its file.

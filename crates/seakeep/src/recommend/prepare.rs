@@ -122,7 +122,7 @@ pub fn prepare(
     check(options)?;
     let users: Vec<&User> = data.users.iter().filter(|u| u.items.len() >= options.min_interactions).collect();
     let popularity = popularity(data);
-    let shifted = shifted(&users, options, &popularity)?;
+    let shifted = shifted(data, &users, options, &popularity)?;
     if users.len() == shifted.len() {
         return Err(Error::Usage(format!(
             "no user is left to train on: of {} users {} have fewer than {} interactions (--min_interactions) and {} are \
@@ -216,11 +216,16 @@ fn top_tenth_share(popularity: &[usize]) -> f64 {
 }
 
 /// The places (in `users`) of those held out.
-fn shifted(users: &[&User], options: &PrepareOptions, popularity: &[usize]) -> Result<BTreeSet<usize>> {
+fn shifted(
+    data: &Interactions,
+    users: &[&User],
+    options: &PrepareOptions,
+    popularity: &[usize],
+) -> Result<BTreeSet<usize>> {
     match &options.shift {
         Shift::None => Ok(BTreeSet::new()),
         Shift::Groups(names) => {
-            let known: BTreeSet<&str> = users.iter().filter_map(|u| u.group.as_deref()).collect();
+            let known: BTreeSet<&str> = data.users.iter().filter_map(|u| u.group.as_deref()).collect();
             if let Some(name) = names.iter().find(|name| !known.contains(name.as_str())) {
                 let near = nearest(name, known.iter().copied());
                 let hint = near.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
