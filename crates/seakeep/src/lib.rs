@@ -28,6 +28,7 @@ pub mod policy_record;
 pub mod preferences;
 pub mod progress;
 pub mod quickstart;
+pub mod recommend;
 pub mod reference;
 pub mod report;
 pub mod reward;

@@ -14,6 +14,10 @@ mod objective;
 mod pairs;
 mod prepare;
 mod quickstart;
+mod recommend;
+mod recommend_prepare;
+mod recommend_rank;
+mod recommend_world;
 mod report;
 mod reward;
 mod run;
@@ -58,6 +62,7 @@ pub fn cli() -> Command {
             report::command(),
             generate::command(),
             reward::command(),
+            recommend::command(),
             inspect::command(),
             init::command(),
             help::command(),
@@ -80,6 +85,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("report", matches)) => report::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("reward", matches)) => reward::run(matches),
+        Some(("recommend", matches)) => recommend::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),
         Some(("init", matches)) => init::run(matches),
         Some(("help", matches)) => help::run(matches),
