@@ -310,8 +310,9 @@ impl Work {
             if !needed && drawn.is_none() {
                 return Ok((sets.iter().map(zeros).collect(), Vec::new()));
             }
+            let follows = if needed { "every reward is 0" } else { "its samples have a KL of 0" };
             progress
-                .note("no --ref_model_name_or_path: the policy is its own reference, so every reward is 0");
+                .note(&format!("no --ref_model_name_or_path: the policy is its own reference, so {follows}"));
             let own = |(set, scores)| if needed { Known::of(scores) } else { zeros(set) };
             return Ok((sets.iter().zip(policy).map(own).collect(), logps.to_vec()));
         };

@@ -32,9 +32,11 @@ pub struct RowColumns {
 #[derive(Clone, Debug, Default)]
 struct Row {
     group: Option<String>,
-    /// Of the chosen and of the rejected completion, by objective.
-    scores: Option<[BTreeMap<String, f64>; 2]>,
+    scores: Option<BothScores>,
 }
+
+/// Scores of the chosen and of the rejected completion, by objective.
+type BothScores = [BTreeMap<String, f64>; 2];
 
 impl RowColumns {
     /// Reads them. Either every row has scores, for the same objectives, or none.
@@ -111,7 +113,7 @@ impl RowColumns {
             return;
         }
         for name in &self.objectives {
-            let column = |of: &dyn Fn(&[BTreeMap<String, f64>; 2]) -> f64| {
+            let column = |of: &dyn Fn(&BothScores) -> f64| {
                 Column(rows.iter().map(|row| row.scores.as_ref().map_or(f64::NAN, of)).collect())
             };
             set.score_differences

@@ -124,7 +124,7 @@ fn rewards_mix_and_preferences_follow_the_mixture() {
     assert!((mixed(Form::Geometric, 0.5, &r1, &r2)[1] - 0.1).abs() < 1e-15);
     assert!(mixed(Form::Geometric, 0.5, &[-0.1], &[0.1])[0].is_nan());
     // Chosen (0.9, 0.1), rejected (0.4, 0.3).
-    let (d1, d2): (([f64; 1], [f64; 1]), ([f64; 1], [f64; 1])) = (([0.5], [0.9]), ([-0.2], [0.1]));
+    let (d1, d2) = (([0.5], [0.9]), ([-0.2], [0.1]));
     for (form, alpha, want) in [
         (Form::Convex, 0.0, -0.2),
         (Form::Convex, 0.5, 0.15),
