@@ -5,7 +5,7 @@ pub const LINE: f64 = 16.0;
 
 /// Width that a text takes at most.
 pub fn width(text: &str) -> f64 {
-    8.5 * text.chars().count() as f64
+    10.0 * text.chars().count() as f64 + 1.0
 }
 
 /// Heights as near to the wanted ones as can be, a line apart, between `top` and `bottom` where they fit.
@@ -55,7 +55,7 @@ pub fn beside(
     let mut taken: Vec<[f64; 4]> = avoid.to_vec();
     let mut out = Vec::new();
     for ((x, y), text) in markers {
-        let (w, h) = (width(text), LINE - 1.0);
+        let (w, h) = (width(text), LINE + 1.0);
         let candidates = (0..14).flat_map(|ring| {
             (0..12).map(move |turn| {
                 // Beginning at the upper right, which is where people look.
@@ -102,7 +102,7 @@ mod tests {
         let placed = beside(&crowd, &[], [0.0, 0.0, 300.0, 200.0]);
         for (i, a) in placed.iter().enumerate() {
             for b in &placed[..i] {
-                assert!((a.0 - b.0).abs() >= 8.4 || (a.1 - b.1).abs() >= LINE - 1.1, "{placed:?}");
+                assert!((a.0 - b.0).abs() >= 10.9 || (a.1 - b.1).abs() >= LINE + 0.9, "{placed:?}");
             }
         }
     }

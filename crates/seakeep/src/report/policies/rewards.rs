@@ -259,7 +259,7 @@ impl<'a> Rewards<'a> {
                 }
                 if let Some(baseline) = self.baseline.filter(|b| *b != label) {
                     out.push((Key::OverBaseline(label, mixture, place), own - at[baseline][place]));
-                    if !family.contains(&label) {
+                    if !family.contains(&label) && reference != Some(label) {
                         let mut line: Vec<(f64, f64)> =
                             family.iter().map(|f| (kl[*f], at[*f][place])).collect();
                         line.extend(reference.map(|r| (0.0, at[r][place])));
