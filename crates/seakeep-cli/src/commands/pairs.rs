@@ -160,6 +160,7 @@ fn told(to: &Path, card: &Card) -> String {
     let left = [
         (card.lone_prompts, "prompts with one completion only"),
         (card.duplicates, "completions a second time"),
+        (card.empty, "completions that say nothing"),
         (card.filtered, "pairs outside the margins"),
     ];
     for (count, what) in left.into_iter().filter(|(count, _)| *count > 0) {

@@ -38,7 +38,7 @@ pub fn command() -> Command {
         flag("drop", "KEY=VALUE", "Leaves out rows in which a column has, or holds, this value; may be given several times")
             .action(ArgAction::Append),
         flag("add", "KEY=VALUE", "Gives every row a column, such as a group; may be given several times").action(ArgAction::Append),
-        flag("prompt_tokens", "N", "Makes prompts: of each `text` its first N tokens, every prompt once").value_parser(whole()),
+        flag("prompt_tokens", "N", "Makes prompts: of each `text` its first N tokens, to the end of the word, every prompt once").value_parser(whole()),
         flag("tokenizer", "PATH", "The model whose tokens prompt_tokens counts"),
         flag("sample", "N", "Draws this many rows").value_parser(whole()),
         flag("seed", "N", "Seed of the draw").value_parser(value_parser!(u64)).default_value("42"),
@@ -114,8 +114,8 @@ fn holds(held: &Value, value: &str) -> bool {
     }
 }
 
-/// Of each row's `text` the first tokens, as the row's `prompt`; each once, with the row's other columns. Texts that are no
-/// longer are left out: nothing would be left to write.
+/// Of each row's `text` the first tokens, to the end of the word, as the row's `prompt`; each once, with the row's other
+/// columns. Texts that are no longer are left out: nothing would be left to write.
 fn prompts(rows: Vec<Row>, tokens: usize, tokenizer: &Tokenizer) -> Result<Vec<Row>> {
     let (mut seen, mut out) = (BTreeSet::new(), Vec::new());
     for (at, mut row) in rows.into_iter().enumerate() {
@@ -127,7 +127,12 @@ fn prompts(rows: Vec<Row>, tokens: usize, tokenizer: &Tokenizer) -> Result<Vec<R
         };
         let ids = tokenizer.encode(&text, false)?;
         if ids.len() > tokens {
-            let prompt = tokenizer.decode(&ids[..tokens], true)?;
+            let mut prompt = tokenizer.decode(&ids[..tokens], true)?;
+            // To the end of its last word: half a word and its other half would be other tokens together.
+            match text.strip_prefix(prompt.as_str()).and_then(|rest| rest.find(char::is_whitespace)) {
+                Some(end) => prompt = text[..prompt.len() + end].to_string(),
+                None => continue,
+            }
             if seen.insert(prompt.clone()) {
                 out.push(std::iter::once(("prompt".to_string(), Value::from(prompt))).chain(row).collect());
             }

@@ -45,6 +45,8 @@ pub struct Card {
     pub lone_prompts: usize,
     /// Completions left out because the prompt has the same one already.
     pub duplicates: usize,
+    /// Completions left out because nothing was said in them; there is nothing to prefer.
+    pub empty: usize,
     /// Pairs left out because of their margin.
     pub filtered: usize,
     /// Training pairs.

@@ -149,7 +149,9 @@ pub fn make_pairs(completions: &[Completion], options: &PairOptions) -> Result<M
         if same.is_empty() {
             order.push(key);
         }
-        if same.iter().any(|(other, _)| other.completion == completion.completion) {
+        if completion.is_empty() {
+            card.empty += 1;
+        } else if same.iter().any(|(other, _)| other.completion == completion.completion) {
             card.duplicates += 1;
         } else {
             same.push((completion, reward));

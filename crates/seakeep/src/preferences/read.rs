@@ -45,6 +45,14 @@ impl Completion {
         })
     }
 
+    /// Whether nothing is said: no text, or no message with any.
+    pub(super) fn is_empty(&self) -> bool {
+        match &self.completion {
+            Value::Array(messages) => messages.iter().all(|m| m["content"].as_str() == Some("")),
+            text => text.as_str() == Some(""),
+        }
+    }
+
     /// The completion in the form of its prompt: after messages, a message.
     pub(super) fn answer(&self) -> Value {
         match (&self.prompt, &self.completion) {

@@ -126,9 +126,13 @@ fn the_card_counts() {
     let mut rows = two_each(10);
     rows.push(rows[0].clone());
     rows.push(completion("alone", "x", &[("a", 1.0), ("b", -1.0)]));
+    rows.push(completion("alone", "", &[("a", 1.0), ("b", -1.0)]));
     let made = make_pairs(&rows, &PairOptions { labels: Labels::Higher, ..options() }).unwrap();
     let card = &made.card;
-    assert_eq!((card.completions, card.prompts, card.duplicates, card.lone_prompts), (22, 11, 1, 1));
+    assert_eq!(
+        (card.completions, card.prompts, card.duplicates, card.empty, card.lone_prompts),
+        (23, 11, 1, 1, 1)
+    );
     assert_eq!((card.agreement, card.objective_agreement["a"]), (1.0, 1.0));
     assert_eq!(
         (card.margins.mean, card.chosen_characters.p50, card.rejected_characters.p50),
