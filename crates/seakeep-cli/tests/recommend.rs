@@ -205,10 +205,7 @@ fn what_cannot_be_ranked_is_refused() {
     for (bad, part) in [
         (row("how", json!([" fine", " fine"]), " fine"), "key `candidates[1]`: ` fine` a second time"),
         (row("how", json!([" fine", " bad"]), "bad"), "key `target`: `bad` is not among the candidates"),
-        (
-            row(&"how ".repeat(32).trim().to_string(), json!([" fine", " bad"]), " bad"),
-            "key `prompt`: 34 tokens",
-        ),
+        (row("how ".repeat(32).trim(), json!([" fine", " bad"]), " bad"), "key `prompt`: 34 tokens"),
         (
             row("how", json!([" fine", " bad".repeat(31)]), " fine"),
             "key `candidates[1]`: 33 tokens, 1 of them prompt; the model has 32 positions",
