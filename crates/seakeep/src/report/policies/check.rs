@@ -129,7 +129,8 @@ fn whole(path: &Path, record: &PolicyRecord) -> Result<()> {
         if !(0.0..=1.0).contains(&shift.nominal_alpha) {
             return wrong(format!("`shift.nominal_alpha` is {}; expected 0 to 1", shift.nominal_alpha));
         }
-        for mixture in shift.mixtures.iter().filter(|m| !["convex", "geometric"].contains(&m.as_str())) {
+        let unknown = shift.mixtures.iter().find(|m| !["convex", "geometric"].contains(&m.as_str()));
+        if let Some(mixture) = unknown {
             return wrong(format!("`shift.mixtures` has `{mixture}`; expected convex or geometric"));
         }
         for name in shift.objectives.iter() {

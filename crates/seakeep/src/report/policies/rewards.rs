@@ -41,6 +41,9 @@ pub enum Key {
     Length(usize),
 }
 
+/// Win rates of each prompt: by run, by run of the baseline, by mixture and end.
+type Met = Vec<Vec<Vec<[Vec<f64>; 2]>>>;
+
 /// The samples of all labels, for each prompt.
 pub struct Rewards<'a> {
     labels: &'a [Label<'a>],
@@ -57,7 +60,7 @@ pub struct Rewards<'a> {
     /// By mixture: the baseline method's setting of the best worst case.
     best: Vec<Option<usize>>,
     /// By label, run and baseline's run, by mixture and end: win rates of each prompt.
-    wins: Vec<Vec<Vec<Vec<[Vec<f64>; 2]>>>>,
+    wins: Vec<Met>,
     /// By objective: standard deviation of the reference's scores.
     spread: Vec<f64>,
 }
@@ -151,7 +154,7 @@ impl<'a> Rewards<'a> {
         finite.max_by(|a, b| worst(a).total_cmp(&worst(b)))
     }
 
-    fn all_wins(&self) -> Vec<Vec<Vec<Vec<[Vec<f64>; 2]>>>> {
+    fn all_wins(&self) -> Vec<Met> {
         let Some(baseline) = self.baseline else { return vec![Vec::new(); self.labels.len()] };
         let meet = |own: &Measures, other: &Measures| {
             let of = |(a, b): (&[Vec<f64>; 2], &[Vec<f64>; 2])| {
@@ -252,8 +255,7 @@ impl<'a> Rewards<'a> {
         let reference = self.reference();
         let family = self.family();
         for &label in present {
-            for place in 0..3 {
-                let own = at[label][place];
+            for (place, &own) in at[label].iter().enumerate() {
                 if let Some(reference) = reference.filter(|r| *r != label) {
                     out.push((Key::OverReference(label, mixture, place), own - at[reference][place]));
                 }

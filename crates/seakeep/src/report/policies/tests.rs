@@ -10,6 +10,8 @@ use crate::policy_record::{Column, POLICY_SCHEMA_VERSION, PairSet, Policy, Sampl
 use crate::report::tests::assert_balanced;
 use crate::report::{findings, render, table};
 
+type Records = Vec<(PathBuf, PolicyRecord)>;
+
 const PROMPTS: usize = 40;
 const OBJECTIVES: [&str; 6] = ["anger", "fear", "joy", "love", "sadness", "surprise"];
 const EVIL: &str = "</title><script>alert(1)</script>\" onload='x'\u{1b}[2J\u{202e}& <b>bold</b>";
@@ -334,7 +336,7 @@ fn numbers_that_are_none_are_shown_as_missing() {
 
 #[test]
 fn records_that_do_not_belong_together_are_refused() {
-    let refused = |change: &dyn Fn(&mut Vec<(PathBuf, PolicyRecord)>)| {
+    let refused = |change: &dyn Fn(&mut Records)| {
         let mut all = records();
         change(&mut all);
         of_policies(&all, &options()).unwrap_err().to_string()
