@@ -29,6 +29,7 @@ pub mod quickstart;
 pub mod reference;
 pub mod report;
 pub mod scoring;
+pub mod theory;
 pub mod train;
 pub mod world;
 

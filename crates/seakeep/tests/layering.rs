@@ -19,7 +19,7 @@ const RANKS: [&[&str]; 16] = [
     &["reference", "eval"],
     &["train"],
     &["generate"],
-    &["preferences", "eval_record"],
+    &["preferences", "eval_record", "theory"],
     &["report", "world"],
     &["quickstart"],
 ];

@@ -12,6 +12,7 @@ mod logps;
 mod objective;
 mod pairs;
 mod quickstart;
+mod simulate;
 mod train;
 
 use clap::{ArgMatches, Command};
@@ -43,6 +44,7 @@ pub fn cli() -> Command {
             eval::command(),
             objective::command(),
             pairs::command(),
+            simulate::command(),
             generate::command(),
             inspect::command(),
             init::command(),
@@ -58,6 +60,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("logps", matches)) => logps::run(matches),
         Some(("eval", matches)) => eval::run(matches),
         Some(("pairs", matches)) => pairs::run(matches),
+        Some(("simulate", matches)) => simulate::run(matches),
         Some(("objective", matches)) => objective::run(matches),
         Some(("generate", matches)) => generate::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),

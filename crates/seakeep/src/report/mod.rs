@@ -1,11 +1,14 @@
 //! The report: an [`EvalRecord`] as a table for the terminal and as one HTML page for a person.
 //!
+//! [`simulation`] does the same for what `seakeep simulate` found.
+//!
 //! Records in, text out; nothing here reads or writes files. The page stands alone: its style is in it,
 //! its charts are inline SVG, it runs no script and asks the network for nothing.
 
 mod charts;
 mod findings;
 mod page;
+pub mod simulation;
 pub mod summary;
 mod svg;
 mod text;

@@ -10,7 +10,7 @@ use super::text::{capital, escape, number, spread};
 use super::{charts, columns, findings, rows};
 use crate::eval_record::{EvalRecord, Sample};
 
-const STYLE: &str = include_str!("style.css");
+pub(super) const STYLE: &str = include_str!("style.css");
 
 /// How to read the numbers; the same in every report.
 const GUIDE: &str = "<ul>\
@@ -107,7 +107,7 @@ fn charted(record: &EvalRecord, id: &str, text: &str, charts: &[Chart]) -> Strin
     format!("<ul class=\"legend\">{items}</ul>{text}<div class=\"charts\">{figures}</div>")
 }
 
-fn section(out: &mut String, title: &str, body: &str) {
+pub(super) fn section(out: &mut String, title: &str, body: &str) {
     let id = title.to_lowercase().replace(' ', "-");
     let _ =
         writeln!(out, "<section aria-labelledby=\"{id}\">\n<h2 id=\"{id}\">{title}</h2>\n{body}\n</section>");
@@ -149,7 +149,7 @@ fn found(record: &EvalRecord) -> String {
 }
 
 /// Names and values as a small table.
-fn facts<'a>(rows: impl Iterator<Item = (&'a str, String)>) -> String {
+pub(super) fn facts<'a>(rows: impl Iterator<Item = (&'a str, String)>) -> String {
     let rows: String = rows
         .map(|(name, value)| {
             format!("<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(&value))
@@ -163,20 +163,20 @@ fn plain(value: &Value) -> String {
 }
 
 /// A table that scrolls by itself where it is wider than the page.
-fn scrolling(label: &str, table: &str) -> String {
+pub(super) fn scrolling(label: &str, table: &str) -> String {
     format!(
         "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{}\">{table}</div>",
         escape(label)
     )
 }
 
-fn header(names: impl Iterator<Item = String>) -> String {
+pub(super) fn header(names: impl Iterator<Item = String>) -> String {
     let cells: String = names.map(|name| format!("<th scope=\"col\">{}</th>", escape(&name))).collect();
     format!("<thead><tr>{cells}</tr></thead>")
 }
 
 /// The label of a method with the key of its series.
-fn labelled(look: Look, label: &str) -> String {
+pub(super) fn labelled(look: Look, label: &str) -> String {
     format!("<span class=\"key-cell\">{}{}</span>", key(look), escape(label))
 }
 

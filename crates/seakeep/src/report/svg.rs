@@ -110,18 +110,28 @@ pub struct Chart {
     pub series: Vec<Series>,
 }
 
-/// A linear axis from data to the drawing.
+/// What the numbers of both axes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// The values themselves.
+    Linear,
+    /// Decimal logarithms; ticks are labelled with the values.
+    Log,
+}
+
+/// An axis from data to the drawing.
 struct Axis {
     low: f64,
     high: f64,
-    step: f64,
+    /// Where the ticks are, and their labels.
+    ticks: Vec<(f64, String)>,
     from: f64,
     to: f64,
 }
 
 impl Axis {
-    /// An axis over the values with round ends, drawn between `from` and `to`.
-    fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Axis {
+    /// An axis over the values, drawn between `from` and `to`: with round ends, or of logarithms.
+    fn over(values: impl Iterator<Item = f64>, scale: Scale, from: f64, to: f64) -> Axis {
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values.filter(|v| v.is_finite()) {
             (low, high) = (low.min(value), high.max(value));
@@ -132,28 +142,49 @@ impl Axis {
         if high - low < 1e-9 * low.abs().max(1e-3) {
             (low, high) = (low - 0.5 * low.abs().max(0.1), high + 0.5 * high.abs().max(0.1));
         }
-        let raw = (high - low) / 5.0;
-        let power = 10f64.powf(raw.log10().floor());
-        let step =
-            [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * 0.999).unwrap_or(raw);
-        // The slack keeps a value that is a tick but for rounding from adding a tick.
-        let low = (low / step + 1e-6).floor() * step;
-        let high = (high / step - 1e-6).ceil() * step;
-        Axis { low, high, step, from, to }
+        let (low, high, ticks) = match scale {
+            Scale::Linear => round_ends(low, high),
+            Scale::Log => (low, high, powers(low, high)),
+        };
+        Axis { low, high, ticks, from, to }
     }
 
     fn place(&self, value: f64) -> f64 {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
+}
 
-    fn ticks(&self) -> impl Iterator<Item = f64> {
-        let count = ((self.high - self.low) / self.step).round() as usize;
-        (0..=count).map(|at| self.low + at as f64 * self.step)
-    }
+/// The range made round, and its ticks.
+fn round_ends(low: f64, high: f64) -> (f64, f64, Vec<(f64, String)>) {
+    let raw = (high - low) / 5.0;
+    let power = 10f64.powf(raw.log10().floor());
+    let step =
+        [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= raw * 0.999).unwrap_or(raw);
+    // The slack keeps a value that is a tick but for rounding from adding a tick.
+    let low = (low / step + 1e-6).floor() * step;
+    let high = (high / step - 1e-6).ceil() * step;
+    let digits = (-step.log10().floor()).max(0.0) as usize;
+    let count = ((high - low) / step).round() as usize;
+    let ticks = (0..=count).map(|at| low + at as f64 * step).map(|tick| (tick, number(tick, digits)));
+    (low, high, ticks.collect())
+}
 
-    fn digits(&self) -> usize {
-        (-self.step.log10().floor()).max(0.0) as usize
-    }
+/// The ticks of a logarithmic axis between the decimal logarithms `low` and `high`: powers of ten, and with few of
+/// them 2 and 5 times those.
+fn powers(low: f64, high: f64) -> Vec<(f64, String)> {
+    let (multiples, every): (&[f64], i32) = match high - low {
+        width if width <= 2.2 => (&[1.0, 2.0, 5.0], 1),
+        width if width <= 7.0 => (&[1.0], 1),
+        width => (&[1.0], (width / 5.0).ceil() as i32),
+    };
+    let label = |exponent: i32, m: f64| match exponent {
+        -3..0 => number(m * 10f64.powi(exponent), -exponent as usize),
+        0..5 => number(m * 10f64.powi(exponent), 0),
+        _ => format!("{m}e{exponent}").replace('-', "−"),
+    };
+    let exponents = (low.floor() as i32..=high.ceil() as i32).filter(|e| e.rem_euclid(every) == 0);
+    let all = exponents.flat_map(|e| multiples.iter().map(move |m| (f64::from(e) + m.log10(), label(e, *m))));
+    all.filter(|(at, _)| *at >= low - 1e-9 && *at <= high + 1e-9).collect()
 }
 
 impl Chart {
@@ -164,14 +195,19 @@ impl Chart {
 
     /// The `<svg>` element. `id` must be unique in the page and a valid HTML id.
     pub fn svg(&self, id: &str) -> String {
+        self.svg_on(id, Scale::Linear)
+    }
+
+    /// As [`Chart::svg`]; with [`Scale::Log`] the points (and spreads, and marks) are decimal logarithms.
+    pub fn svg_on(&self, id: &str, scale: Scale) -> String {
         let points = || self.series.iter().flat_map(|s| &s.points);
         let marks = self.marks.iter().map(|mark| mark.0);
-        let x = Axis::over(points().map(|p| p.x).chain(marks), LEFT + INSET, WIDTH - RIGHT - INSET);
+        let x = Axis::over(points().map(|p| p.x).chain(marks), scale, LEFT + INSET, WIDTH - RIGHT - INSET);
         let bounds = |p: &Point| {
             let spread = if p.spread.is_finite() { p.spread } else { 0.0 };
             [p.y - spread, p.y + spread]
         };
-        let y = Axis::over(points().flat_map(bounds), HEIGHT - BOTTOM, TOP);
+        let y = Axis::over(points().flat_map(bounds), scale, HEIGHT - BOTTOM, TOP);
         let mut out = format!(
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\
              <title id=\"{id}-t\">{}</title><desc id=\"{id}-d\">{}</desc>",
@@ -205,26 +241,26 @@ impl Chart {
     fn axes(&self, out: &mut String, x: &Axis, y: &Axis) {
         let (left, right, top, bottom) = (LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM);
         out.push_str("<g class=\"axes\">");
-        for tick in y.ticks() {
-            let at = y.place(tick);
+        for (tick, label) in &y.ticks {
+            let at = y.place(*tick);
             let _ = write!(
                 out,
                 "<line class=\"grid\" x1=\"{left}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 left - 6.0,
                 at + 4.0,
-                number(tick, y.digits())
+                label
             );
         }
-        for tick in x.ticks() {
-            let at = x.place(tick);
+        for (tick, label) in &x.ticks {
+            let at = x.place(*tick);
             let _ = write!(
                 out,
                 "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{:.1}\"/>\
                  <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
                 bottom + 4.0,
                 bottom + 17.0,
-                number(tick, x.digits())
+                label
             );
         }
         let middle = (left + right) / 2.0;
@@ -355,7 +391,7 @@ mod tests {
 
     #[test]
     fn axes_have_round_ends_around_the_data() {
-        let axis = Axis::over([0.31, 0.58].into_iter(), 0.0, 100.0);
+        let axis = Axis::over([0.31, 0.58].into_iter(), Scale::Linear, 0.0, 100.0);
         assert!(
             (axis.low - 0.3).abs() < 1e-12 && (axis.high - 0.6).abs() < 1e-12,
             "{} {}",
@@ -363,13 +399,26 @@ mod tests {
             axis.high
         );
         assert!((axis.place(axis.high) - 100.0).abs() < 1e-9);
-        let unit = Axis::over((0..=10).map(|a| f64::from(a) / 10.0), 0.0, 1.0);
-        assert_eq!(unit.ticks().count(), 6);
-        assert_eq!(unit.digits(), 1);
+        let unit = Axis::over((0..=10).map(|a| f64::from(a) / 10.0), Scale::Linear, 0.0, 1.0);
+        assert_eq!(unit.ticks.len(), 6);
+        assert_eq!(unit.ticks[1].1, "0.2");
         for odd in [vec![], vec![0.0], vec![5.0, 5.0], vec![f64::NAN], vec![-3.0]] {
-            let axis = Axis::over(odd.clone().into_iter(), 0.0, 1.0);
-            assert!(axis.high > axis.low && axis.ticks().count() < 20, "{odd:?}");
+            for scale in [Scale::Linear, Scale::Log] {
+                let axis = Axis::over(odd.clone().into_iter(), scale, 0.0, 1.0);
+                assert!(axis.high > axis.low && axis.ticks.len() < 20, "{odd:?}");
+            }
         }
+    }
+
+    #[test]
+    fn logarithmic_axes_are_labelled_with_values() {
+        let labels = |low: f64, high: f64| {
+            let axis = Axis::over([low.log10(), high.log10()].into_iter(), Scale::Log, 0.0, 1.0);
+            axis.ticks.into_iter().map(|tick| tick.1).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(labels(0.02, 1.5), "0.02 0.05 0.1 0.2 0.5 1");
+        assert_eq!(labels(128.0, 65536.0), "1000 10000");
+        assert_eq!(labels(0.0005, 2e6), "0.01 1 100 10000 1e6");
     }
 
     #[test]
