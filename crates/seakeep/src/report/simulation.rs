@@ -137,7 +137,7 @@ pub fn render(record: &SimulationRecord) -> String {
     );
     section(&mut out, "Slopes", &results(record));
     let text = "<p>The bound with its constants, in the covariance norm. Above the diameter it says nothing: no two \
-                policies of the class are further apart.</p>";
+                policies of the class are further apart. DPO's holds up to a universal constant, taken as 1.</p>";
     let bound = charted(record, "bound", &[bound_chart(record)], Scale::Log);
     section(&mut out, "The bound", &format!("{text}{bound}{}", bounds(record)));
     section(&mut out, "Dual values and the worst cases they promise", &duals(record));
@@ -170,9 +170,9 @@ fn findings(record: &SimulationRecord) -> String {
         let mut text =
             format!("{}: towards its own optimum the slope is {}", method.label, interval(&own, 3));
         let rate = match () {
-            () if judged(&own, -0.5) => ", which holds −1/2",
+            () if judged(&own, -0.5) => ", whose interval holds −1/2",
             () if own.high < -0.25 => ", steeper than −1/4 but not −1/2 within its interval",
-            () if judged(&own, -0.25) => ", which holds −1/4",
+            () if judged(&own, -0.25) => ", whose interval holds −1/4",
             () => ", less steep than −1/4",
         };
         text += rate;
@@ -186,6 +186,15 @@ fn findings(record: &SimulationRecord) -> String {
             );
         }
         sentences.push(text + ".");
+    }
+    for method in &record.methods {
+        let Some((n, bound)) = method.points.last().and_then(|p| Some((p.n, p.bound?))) else { continue };
+        let says = if bound < record.world.diameter { "below" } else { "above" };
+        sentences.push(format!(
+            "The bound on {} is {bound:.3e} at n = {n}, {says} the diameter of the class, {}.",
+            method.label,
+            number(record.world.diameter, 3)
+        ));
     }
     let items: String = sentences.iter().map(|s| format!("<li>{}</li>", escape(s))).collect();
     format!("<ul class=\"findings\">{items}</ul>")

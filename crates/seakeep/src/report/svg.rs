@@ -170,10 +170,11 @@ fn round_ends(low: f64, high: f64) -> (f64, f64, Vec<(f64, String)>) {
 }
 
 /// The ticks of a logarithmic axis between the decimal logarithms `low` and `high`: powers of ten, and with few of
-/// them 2 and 5 times those.
+/// them 3, or 2 and 5, times those.
 fn powers(low: f64, high: f64) -> Vec<(f64, String)> {
     let (multiples, every): (&[f64], i32) = match high - low {
         width if width <= 2.2 => (&[1.0, 2.0, 5.0], 1),
+        width if width <= 3.5 => (&[1.0, 3.0], 1),
         width if width <= 7.0 => (&[1.0], 1),
         width => (&[1.0], (width / 5.0).ceil() as i32),
     };
@@ -417,7 +418,7 @@ mod tests {
             axis.ticks.into_iter().map(|tick| tick.1).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(labels(0.02, 1.5), "0.02 0.05 0.1 0.2 0.5 1");
-        assert_eq!(labels(128.0, 65536.0), "1000 10000");
+        assert_eq!(labels(128.0, 65536.0), "300 1000 3000 10000 30000");
         assert_eq!(labels(0.0005, 2e6), "0.01 1 100 10000 1e6");
     }
 

@@ -63,10 +63,10 @@ impl Class {
             let value = std::f64::consts::LN_2;
             return Some(Solution { theta: self.reference.clone(), value, place: Place::Reference });
         }
-        // Robust objectives start at DPO's optimum, which is away from their kink.
         let mut start = vec![0.0; pairs.dimension];
         if estimator != Estimator::Dpo {
-            start = self.offset(&self.minimise(Estimator::Dpo, pairs)?.theta);
+            let dpo = self.offset(&self.minimise(Estimator::Dpo, pairs)?.theta);
+            start = away_from_kink(estimator, pairs, self.beta, dpo);
         }
         let solution = self.minimise_from(estimator, pairs, start)?;
         solution.theta.iter().all(|t| t.is_finite()).then_some(solution)
@@ -124,6 +124,24 @@ impl Class {
         }
         None
     }
+}
+
+/// Where to start a robust objective: at DPO's optimum, if the objective is lower there than at its kink, the reference
+/// (then descent cannot end in the kink), and otherwise at the best of points that approach the reference
+/// along DPO's direction and along the mean difference, which is the steepest descent from WDPO's kink.
+fn away_from_kink(estimator: Estimator, pairs: &Pairs, beta: f64, dpo: Vec<f64>) -> Vec<f64> {
+    let value = |w: &[f64]| estimator.at(pairs, beta, w).map_or(f64::INFINITY, |local| local.value);
+    if value(&dpo) < std::f64::consts::LN_2 {
+        return dpo;
+    }
+    let mean = pairs.moment(&pairs.masses);
+    let along_mean = norm(&dpo) / norm(&mean);
+    let nearer = (1..40).map(|halvings| 0.5f64.powi(halvings));
+    let points = nearer.flat_map(|t| {
+        [dpo.iter().map(|w| t * w).collect::<Vec<f64>>(), mean.iter().map(|m| t * along_mean * m).collect()]
+    });
+    let scored = points.map(|w| (value(&w), w));
+    scored.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(dpo, |best| best.1)
 }
 
 /// How Newton's method ended.
@@ -203,7 +221,7 @@ fn is_reference_optimal(estimator: Estimator, pairs: &Pairs) -> bool {
 
 /// The least `KL(q || p)` with `E_q x = 0`, by its dual `max over v of -log sum p_i exp(<v, x_i>)`; a number above `enough`
 /// as soon as it is known to be that large (it is infinite where no reweighting is indifferent).
-fn divergence_to_indifference(pairs: &Pairs, enough: f64) -> f64 {
+pub(super) fn divergence_to_indifference(pairs: &Pairs, enough: f64) -> f64 {
     let d = pairs.dimension;
     let log_sum = |v: &[f64]| -> Option<Local> {
         let scores: Vec<f64> = pairs.x.chunks_exact(d).map(|x| dot(v, x)).collect();
