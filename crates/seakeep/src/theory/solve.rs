@@ -211,6 +211,7 @@ fn is_reference_optimal(estimator: Estimator, pairs: &Pairs) -> bool {
         Estimator::Kldpo(rho) => divergence_to_indifference(pairs, rho) <= rho,
         Estimator::Chi2(rho) => {
             // Without q >= 0 the least divergence is a least-squares problem; where its q is a distribution, it is that.
+            // Otherwise a radius beyond it is left to Newton's method, which may fail at the kink (and then says so).
             let mut covariance = pairs.second_moment(&pairs.masses);
             add_outer(&mut covariance, -1.0, &mean, &mean);
             let Some(v) = solve(&covariance, &mean) else { return false };
