@@ -34,6 +34,7 @@ pub mod report;
 pub mod reward;
 pub mod scoring;
 pub mod stats;
+pub mod theory;
 pub mod train;
 pub mod world;
 

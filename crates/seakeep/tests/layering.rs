@@ -19,7 +19,7 @@ const RANKS: [&[&str]; 19] = [
     &["reference", "eval"],
     &["train"],
     &["generate", "reward"],
-    &["preferences", "recommend", "eval_record"],
+    &["preferences", "recommend", "eval_record", "theory"],
     &["policy_record"],
     &["stats"],
     &["judge"],

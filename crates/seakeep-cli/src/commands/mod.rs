@@ -22,6 +22,7 @@ mod report;
 mod reward;
 mod run;
 mod sft;
+mod simulate;
 mod sweep;
 mod sweep_results;
 mod train;
@@ -60,6 +61,7 @@ pub fn cli() -> Command {
             sweep::command(),
             run::command(),
             report::command(),
+            simulate::command(),
             generate::command(),
             reward::command(),
             recommend::command(),
@@ -81,6 +83,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("prepare", matches)) => prepare::run(matches),
         Some(("sweep", matches)) => sweep::run(matches),
         Some(("run", matches)) => run::run(matches),
+        Some(("simulate", matches)) => simulate::run(matches),
         Some(("objective", matches)) => objective::run(matches),
         Some(("report", matches)) => report::run(matches),
         Some(("generate", matches)) => generate::run(matches),

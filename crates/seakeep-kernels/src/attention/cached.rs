@@ -135,13 +135,13 @@ fn mix<S: Simd>(simd: S, o: &mut [f32], p: &[f32], v: &[f32], at: usize, step: u
         let rows: [_; ROWS] = std::array::from_fn(row);
         let splat: [_; ROWS] = std::array::from_fn(|r| simd.splat_f32s(weight(r)));
         for (c, o) in o.iter_mut().enumerate() {
-            for r in 0..ROWS {
-                *o = simd.mul_add_e_f32s(splat[r], rows[r].0[c], *o);
+            for (p, row) in splat.iter().zip(&rows) {
+                *o = simd.mul_add_e_f32s(*p, row.0[c], *o);
             }
         }
         for (c, o) in o_tail.iter_mut().enumerate() {
-            for r in 0..ROWS {
-                *o += weight(r) * rows[r].1[c];
+            for (r, row) in rows.iter().enumerate() {
+                *o += weight(r) * row.1[c];
             }
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Records in, text out; nothing here reads or writes files. Two kinds of record, the [`EvalRecord`] of an experiment and the
 //! [`PolicyRecord`]s of `seakeep eval`, become one [`Report`] ([`of_eval`], [`of_policies`]); everything else knows that alone.
+//! [`simulation`] does the same for what `seakeep simulate` found.
 //! The page stands alone: its style is in it, its charts are inline SVG, it runs no script and asks the network for
 //! nothing.
 //!
@@ -17,6 +18,7 @@ mod look;
 mod page;
 mod policies;
 mod sections;
+pub mod simulation;
 mod spider;
 pub mod summary;
 mod svg;

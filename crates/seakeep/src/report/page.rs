@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::axis::Scale;
 use super::charts;
 use super::look::{Look, key};
 use super::sections::{asked, configuration, found, paired, point_tables, results, samples};
@@ -25,6 +26,11 @@ pub fn render(report: &Report) -> String {
     parts.push(("Samples", samples(&report.samples)));
     parts.push(("Data card", report.card.as_ref().map(card::html).unwrap_or_default()));
     parts.push(("Exact configuration", configuration(report)));
+    page(&report.title, &report.subtitle.join(" · "), parts)
+}
+
+/// A page of sections by title; those with nothing in them are left out.
+pub fn page(title: &str, subtitle: &str, mut parts: Vec<(&str, String)>) -> String {
     parts.retain(|part| !part.1.is_empty());
 
     let mut out = format!(
@@ -33,8 +39,8 @@ pub fn render(report: &Report) -> String {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
          <title>{0}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<a class=\"skip\" href=\"#content\">Skip to the content</a>\n\
          <header>\n<h1>{0}</h1>\n<p class=\"soft\">{1}</p>\n",
-        escape(&report.title),
-        escape(&report.subtitle.join(" · "))
+        escape(title),
+        escape(subtitle)
     );
     let links: String = parts
         .iter()
@@ -178,14 +184,16 @@ fn legend(report: &Report, used: &dyn Fn(Look) -> bool) -> String {
     let mut looks: Vec<(Look, &str)> =
         charts::looks(report).into_iter().zip(report.policies.iter().map(|p| p.label.as_str())).collect();
     looks.push((Look::Ceiling, "best possible"));
-    let items: String = looks
-        .iter()
-        .filter(|(look, _)| used(*look))
-        .map(|(look, label)| {
-            format!("<li>{}<span><b>{}</b> {}</span></li>", key(*look), look.tag(), escape(label))
-        })
-        .collect();
-    format!("<ul class=\"legend\">{items}</ul>")
+    looks.retain(|(look, _)| used(*look));
+    keys(&looks)
+}
+
+/// A legend of these series.
+pub fn keys(looks: &[(Look, &str)]) -> String {
+    let item = |(look, label): &(Look, &str)| {
+        format!("<li>{}<span><b>{}</b> {}</span></li>", key(*look), look.tag(), escape(label))
+    };
+    format!("<ul class=\"legend\">{}</ul>", looks.iter().map(item).collect::<String>())
 }
 
 /// A legend, a text, and charts side by side where there is room; nothing where nothing is to be drawn.
@@ -197,14 +205,19 @@ fn charted(report: &Report, id: &str, text: &str, charts: &[Chart]) -> String {
         charts.iter().flat_map(|c| &c.series).any(|series| series.look == look && !series.points.is_empty())
     };
     let text = if text.is_empty() { String::new() } else { format!("<p>{text}</p>") };
+    format!("{}{text}{}", legend(report, &used), figures(id, charts, Scale::Linear))
+}
+
+/// Charts side by side where there is room.
+pub fn figures(id: &str, charts: &[Chart], scale: Scale) -> String {
     let figures: String = charts
         .iter()
         .enumerate()
         .filter(|(_, chart)| chart.has_points())
         .map(|(at, chart)| {
-            let svg = chart.svg(&format!("{id}{at}"));
+            let svg = chart.svg(&format!("{id}{at}"), scale);
             format!("<figure><h3>{}</h3>{svg}</figure>", escape(&chart.title))
         })
         .collect();
-    format!("{}{text}<div class=\"charts\">{figures}</div>", legend(report, &used))
+    format!("<div class=\"charts\">{figures}</div>")
 }

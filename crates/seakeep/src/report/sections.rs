@@ -57,7 +57,7 @@ pub fn header(names: impl Iterator<Item = String>) -> String {
 }
 
 /// The label of a policy with the key of its series.
-fn labelled(look: Look, label: &str) -> String {
+pub fn labelled(look: Look, label: &str) -> String {
     format!(
         "<span class=\"key-cell\">{}<span><b>{}</b> {}</span></span>",
         key(look),

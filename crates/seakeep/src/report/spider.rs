@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use super::axis::Axis;
+use super::axis::{Axis, Scale};
 use super::look::{Look, shape};
 use super::svg::WIDTH;
 use super::tags::{LINE, beside, stacked, width};
-use super::text::{escape, number};
+use super::text::escape;
 use super::view::Spider;
 
 const RADIUS: f64 = 104.0;
@@ -23,7 +23,7 @@ pub fn svg(spider: &Spider, looks: &[Look], labels: &[&str], id: &str) -> Option
     let height = (2.0 * RADIUS + 3.0 * LINE).max((side + 2.0) * LINE);
     let (cx, cy) = (WIDTH / 2.0, height / 2.0);
     let values = spider.values.iter().flatten().flatten().copied();
-    let scale = Axis::over(values.chain([0.0]), 0.0, 1.0);
+    let scale = Axis::over(values.chain([0.0]), Scale::Linear, 0.0, 1.0);
     // The lowest ring is not the centre: there all directions would fall together.
     let scale = scale.between(0.14 * RADIUS, RADIUS);
     let angle = |axis: usize| std::f64::consts::TAU * axis as f64 / n as f64 - std::f64::consts::FRAC_PI_2;
@@ -41,9 +41,9 @@ pub fn svg(spider: &Spider, looks: &[Look], labels: &[&str], id: &str) -> Option
          line for each policy, further out is better; {}. The same numbers stand in the table.</desc><g class=\"axes\">",
         escape(&spider.unit)
     );
-    for tick in scale.ticks() {
+    for (tick, _) in &scale.ticks {
         let class = if tick.abs() < 1e-9 { "grid zero" } else { "grid" };
-        let r = scale.place(tick);
+        let r = scale.place(*tick);
         let _ = write!(out, "<polygon class=\"{class}\" points=\"{}\"/>", path(&|_| r));
     }
     for (axis, (_, seen)) in spider.axes.iter().enumerate() {
@@ -79,15 +79,15 @@ pub fn svg(spider: &Spider, looks: &[Look], labels: &[&str], id: &str) -> Option
     // Between the first spokes, where no line has its corner.
     let middle = std::f64::consts::PI / n as f64 - std::f64::consts::FRAC_PI_2;
     let inner = (std::f64::consts::PI / n as f64).cos();
-    let ticks: Vec<f64> = scale.ticks().collect();
-    let every = ((LINE + 1.0) / ((scale.place(ticks[1]) - scale.place(ticks[0])) * inner * -middle.sin()))
+    let ticks = &scale.ticks;
+    let every = ((LINE + 1.0) / ((scale.place(ticks[1].0) - scale.place(ticks[0].0)) * inner * -middle.sin()))
         .ceil()
         .max(1.0) as usize;
     let mut avoid = Vec::new();
-    for tick in ticks.iter().step_by(every) {
-        let (r, text) = (scale.place(*tick) * inner, number(*tick, scale.digits()));
+    for (tick, text) in ticks.iter().step_by(every) {
+        let r = scale.place(*tick) * inner;
         let (x, y) = (cx + r * middle.cos(), cy + r * middle.sin());
-        let half = width(&text) / 2.0;
+        let half = width(text) / 2.0;
         avoid.push([x - half, y - LINE / 2.0, x + half, y + LINE / 2.0]);
         let _ = write!(
             out,

@@ -2,17 +2,17 @@
 //!
 //! Written here and not with `plotters`: its SVG backend fixes colours and fonts in every element and
 //! gives no titles, descriptions or classes, so a chart could follow neither dark mode nor a screen
-//! reader. What the report needs is lines, bands and points on linear axes.
+//! reader. What the report needs is lines, bands and points.
 //!
 //! A chart is drawn for a width of [`WIDTH`] units, narrow enough that its text stays readable when a phone scales it down.
 //! Every line carries its tag (the number in the legend) at its end, every large marker beside it; tags keep apart.
 
 use std::fmt::Write;
 
-use super::axis::Axis;
+use super::axis::{Axis, Scale};
 use super::look::{Look, shape};
 use super::tags::{LINE, beside, stacked, width};
-use super::text::{escape, number};
+use super::text::escape;
 
 /// Width of every chart, in units of its view box.
 pub const WIDTH: f64 = 420.0;
@@ -112,7 +112,8 @@ impl Chart {
     }
 
     /// The `<svg>` element. `id` must be unique in the page and a valid HTML id.
-    pub fn svg(&self, id: &str) -> String {
+    /// With [`Scale::Log`] the points (and intervals, and marks) are decimal logarithms.
+    pub fn svg(&self, id: &str, scale: Scale) -> String {
         let ends: Vec<(Look, &Point)> = self
             .series
             .iter()
@@ -122,7 +123,7 @@ impl Chart {
         // Room for the tags: to the right as wide as the widest, in height as high as all of them.
         let gutter = ends.iter().map(|(look, _)| 10.0 + width(&look.tag())).fold(0.0, f64::max);
         let height = HEIGHT.max(TOP + BOTTOM + LINE * ends.len() as f64);
-        let frame = self.frame(height, gutter);
+        let frame = self.frame(height, gutter, scale);
         let mut out = format!(
             "<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\
              <title id=\"{id}-t\">{}</title><desc id=\"{id}-d\">{}</desc>",
@@ -150,37 +151,37 @@ impl Chart {
         out
     }
 
-    fn frame(&self, height: f64, gutter: f64) -> Frame {
+    fn frame(&self, height: f64, gutter: f64, scale: Scale) -> Frame {
         let points = || self.series.iter().flat_map(|s| &s.points);
         let marks = self.marks.iter().map(|mark| mark.0);
         let bounds = |p: &Point| p.interval().map_or([p.y, p.y], |[low, high]| [low.min(p.y), high.max(p.y)]);
         let (bottom, right) = (height - BOTTOM, WIDTH - 12.0 - gutter);
-        let y = Axis::over(points().flat_map(bounds), bottom, TOP);
+        let y = Axis::over(points().flat_map(bounds), scale, bottom, TOP);
         // The rotated label, then the tick labels.
         let left = 26.0 + 8.0 * y.widest().max(3) as f64;
-        let x = Axis::over(points().map(|p| p.x).chain(marks), left + INSET, right - INSET);
+        let x = Axis::over(points().map(|p| p.x).chain(marks), scale, left + INSET, right - INSET);
         Frame { x, y, left, right, bottom }
     }
 
     fn axes(&self, out: &mut String, frame: &Frame, height: f64) {
         let Frame { x, y, left, right, bottom } = frame;
         out.push_str("<g class=\"axes\">");
-        for tick in y.ticks() {
-            let at = y.place(tick);
+        for (tick, label) in &y.ticks {
+            let at = y.place(*tick);
             let _ = write!(
                 out,
                 "<line class=\"grid\" x1=\"{left:.1}\" x2=\"{right:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 left - 6.0,
                 at + 4.0,
-                number(tick, y.digits())
+                label
             );
         }
         // Every other label where they would run into each other.
-        let room = (right - left) / x.ticks().count() as f64;
+        let room = (right - left) / x.ticks.len() as f64;
         let every = if 8.0 * x.widest() as f64 + 6.0 > room { 2 } else { 1 };
-        for (which, tick) in x.ticks().enumerate() {
-            let at = x.place(tick);
+        for (which, (tick, label)) in x.ticks.iter().enumerate() {
+            let at = x.place(*tick);
             let _ = write!(
                 out,
                 "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom:.1}\" y2=\"{:.1}\"/>",
@@ -191,7 +192,7 @@ impl Chart {
                     out,
                     "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
                     bottom + 20.0,
-                    number(tick, x.digits())
+                    label
                 );
             }
         }
@@ -339,10 +340,11 @@ mod tests {
 
     #[test]
     fn text_is_escaped_and_broken_points_break_the_line() {
-        let svg = chart(&[(0.0, 0.5, 0.1), (0.5, f64::NAN, 0.0), (1.0, 0.4, f64::NAN)]).svg("c");
+        let svg =
+            chart(&[(0.0, 0.5, 0.1), (0.5, f64::NAN, 0.0), (1.0, 0.4, f64::NAN)]).svg("c", Scale::Linear);
         assert!(svg.contains("Reward &amp; &lt;shift&gt;") && !svg.contains("<note>"));
         assert_eq!(svg.matches("<polyline class=\"line\"").count(), 2);
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
-        assert!(chart(&[]).svg("c").ends_with("</svg>"));
+        assert!(chart(&[]).svg("c", Scale::Linear).ends_with("</svg>"));
     }
 }
