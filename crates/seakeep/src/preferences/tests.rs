@@ -126,7 +126,7 @@ fn the_card_counts() {
     let mut rows = two_each(10);
     rows.push(rows[0].clone());
     rows.push(completion("alone", "x", &[("a", 1.0), ("b", -1.0)]));
-    rows.push(completion("alone", "", &[("a", 1.0), ("b", -1.0)]));
+    rows.push(completion("alone", "", &[("a", 0.5), ("b", 0.5)]));
     let made = make_pairs(&rows, &PairOptions { labels: Labels::Higher, ..options() }).unwrap();
     let card = &made.card;
     assert_eq!(

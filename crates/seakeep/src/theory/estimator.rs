@@ -38,7 +38,7 @@
 //!
 //! as in Shafieezadeh-Abadeh, Mohajerin Esfahani and Kuhn (2015, arXiv 1509.09259; 2019, arXiv 1710.10016), their
 //! `kappa = infinity`. It is approached and not attained: a share `epsilon` of every atom moved by `rho / epsilon`
-//! against `w` ([`super::worst`]). The features of the moved atoms leave the unit ball, so for a world whose features
+//! against `w` (`worst.rs`). The features of the moved atoms leave the unit ball, so for a world whose features
 //! cannot, this is an upper bound. The kink is at `w = 0` again: the reference is optimal if `|E x| / 2 <= rho`.
 //!
 //! # WDPO as language models have it
