@@ -13,6 +13,10 @@ from pathlib import Path
 WIDTH, HEIGHT, LINE = 420, 300, 18
 
 
+def plain(html):
+    return re.sub("<[^>]*>", "", html)
+
+
 def main(page, out, *names):
     html = Path(page).read_text()
     style = re.search(r"<style>\n(.*?)</style>", html, re.S).group(1)
@@ -27,7 +31,7 @@ def main(page, out, *names):
     items = re.findall(r"<li><svg [^>]*>(.*?)</svg>(.*?)</li>", legend, re.S)
     for at, (mark, label) in enumerate(items):
         x, y = 20 + at % 4 * WIDTH * len(names) / 4, HEIGHT + 8 + at // 4 * LINE
-        parts.append(f'<g transform="translate({x:.0f} {y})">{mark}<text x="42" y="10">{label}</text></g>')
+        parts.append(f'<g transform="translate({x:.0f} {y})">{mark}<text x="42" y="10">{plain(label)}</text></g>')
     height = HEIGHT + 14 + -(-len(items) // 4) * LINE
     width = WIDTH * len(names)
     Path(out).write_text(
