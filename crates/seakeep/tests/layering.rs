@@ -19,10 +19,10 @@ const RANKS: [&[&str]; 19] = [
     &["reference", "eval"],
     &["train"],
     &["generate", "reward"],
-    &["preferences", "recommend", "eval_record", "theory"],
+    &["preferences", "eval_record", "theory"],
     &["policy_record"],
     &["stats"],
-    &["judge"],
+    &["judge", "recommend"],
     &["report", "world"],
     &["quickstart"],
 ];

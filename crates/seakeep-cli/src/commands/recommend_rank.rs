@@ -8,9 +8,10 @@ use seakeep::formats::ModelSource;
 use seakeep::model::Model;
 use seakeep::recommend::metrics::groups;
 use seakeep::recommend::{
-    Inferred, MissingTarget, RankRow, RankScores, Ranking, Resampling, Summary, infer, rank_of, read_rows,
-    score, summarise, tokenize,
+    Inferred, MissingTarget, RankRow, RankScores, Ranking, Summary, infer, rank_of, read_rows, score,
+    summarise, tokenize,
 };
+use seakeep::stats::Bootstrap;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -97,9 +98,10 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some("miss") => MissingTarget::Miss,
         _ => MissingTarget::Error,
     };
-    let how = Resampling {
+    let how = Bootstrap {
         resamples: matches.get_one::<usize>("resamples").copied().unwrap_or_default(),
         seed: settings.seed("seed"),
+        ..Bootstrap::default()
     };
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::metrics::{Ranking, Resampling, summarise};
+use super::metrics::{Ranking, summarise};
 use crate::Result;
 use crate::environments::Environments;
+use crate::stats::Bootstrap;
 
 /// How inferred environments lie to known groups.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -31,7 +32,7 @@ pub fn infer(
     sets: &[(&[Vec<f32>], &[Ranking])],
     k: usize,
     seed: u64,
-    how: Resampling,
+    how: Bootstrap,
 ) -> Result<Vec<Inferred>> {
     let Some((first, _)) = sets.first() else { return Ok(Vec::new()) };
     let found = Environments::find(first, k, seed)?;
@@ -43,7 +44,7 @@ fn describe(
     features: &[Vec<f32>],
     rows: &[Ranking],
     k: usize,
-    how: Resampling,
+    how: Bootstrap,
 ) -> Inferred {
     let mut inferred = Inferred { sizes: vec![0.0; k], ..Inferred::default() };
     let mut own: Vec<Vec<Ranking>> = vec![Vec::new(); k];

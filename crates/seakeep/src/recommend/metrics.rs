@@ -10,10 +10,10 @@
 
 use std::collections::BTreeMap;
 
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+
+use crate::stats::{Bootstrap, Interval};
 
 /// The K of HR@K and NDCG@K.
 pub const CUTOFFS: [usize; 3] = [1, 5, 10];
@@ -42,15 +42,6 @@ pub struct Estimate {
     pub high: f64,
     /// Under a random order.
     pub chance: f64,
-}
-
-/// How intervals are found: users drawn with replacement, percentiles (2.5%, 97.5%) of the means.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Resampling {
-    /// How often; 0 leaves the mean as both ends.
-    pub resamples: usize,
-    /// Seed.
-    pub seed: u64,
 }
 
 /// The metrics of some rows.
@@ -122,47 +113,26 @@ impl Metric {
     }
 }
 
-/// Means over rows, and intervals over users.
-pub fn summarise(rows: &[Ranking], how: Resampling) -> Summary {
+/// Means over rows, and intervals over users, whose rows are drawn together; without resamples the mean is both ends.
+pub fn summarise(rows: &[Ranking], how: Bootstrap) -> Summary {
     let mut users: BTreeMap<&str, Vec<&Ranking>> = BTreeMap::new();
     rows.iter().for_each(|row| users.entry(&row.user).or_default().push(row));
+    let counts: Vec<f64> = users.values().map(|own| own.len() as f64).collect();
     let n = rows.len().max(1) as f64;
-    let metrics = Metric::all();
-    // Of each user the rows, and the sum of each metric over them.
-    let sums: Vec<(f64, Vec<f64>)> = users
-        .values()
-        .map(|own| {
-            let sum = |m: &Metric| own.iter().map(|row| m.of(row)).sum();
-            (own.len() as f64, metrics.iter().map(sum).collect())
-        })
-        .collect();
-    let mut rng = ChaCha8Rng::seed_from_u64(how.seed);
-    let resamples = if sums.is_empty() { 0 } else { how.resamples };
-    let mut means: Vec<Vec<f64>> = vec![Vec::with_capacity(resamples); metrics.len()];
-    for _ in 0..resamples {
-        let mut total = (0.0, vec![0.0; metrics.len()]);
-        for _ in 0..sums.len() {
-            let (count, own) = &sums[rng.random_range(0..sums.len())];
-            total.0 += count;
-            total.1.iter_mut().zip(own).for_each(|(t, x)| *t += x);
-        }
-        means.iter_mut().zip(&total.1).for_each(|(to, sum)| to.push(sum / total.0));
-    }
-    let estimate = |(metric, mut drawn): (&Metric, Vec<f64>)| {
-        drawn.sort_by(f64::total_cmp);
+    let estimate = |metric: Metric| {
+        let sum = |own: &Vec<&Ranking>| own.iter().map(|row| metric.of(row)).sum::<f64>();
+        let sums: Vec<f64> = users.values().map(sum).collect();
+        let Interval { low, high, .. } = how.ratio(&sums, &counts);
         let value = rows.iter().map(|row| metric.of(row)).sum::<f64>() / n;
-        let end = |share: f64| {
-            let last = drawn.len().saturating_sub(1) as f64;
-            drawn.get((share * last).round() as usize).copied().unwrap_or(value)
-        };
+        let end = |end: f64| if end.is_nan() { value } else { end };
         let chance = rows.iter().map(|row| metric.chance(row)).sum::<f64>() / n;
-        (metric.name(), Estimate { value, low: end(0.025), high: end(0.975), chance })
+        (metric.name(), Estimate { value, low: end(low), high: end(high), chance })
     };
     Summary {
         rows: rows.len(),
         users: users.len(),
         valid_ratio: rows.iter().filter(|r| r.rank.is_some()).count() as f64 / n,
-        metrics: metrics.iter().zip(means).map(estimate).collect(),
+        metrics: Metric::all().into_iter().map(estimate).collect(),
     }
 }
 

@@ -19,7 +19,7 @@ pub mod world;
 
 pub use inferred::{Inferred, infer};
 pub use interactions::{Columns, Interactions, Sources, User, read_interactions};
-pub use metrics::{CUTOFFS, Estimate, Ranking, Resampling, Summary, summarise};
+pub use metrics::{CUTOFFS, Estimate, Ranking, Summary, summarise};
 pub use prepare::{Card, Part, PrepareOptions, Shift, prepare};
 pub use rank::{MissingTarget, RankRow, RankScores, rank_of, read_rows, score, tokenize};
 pub use table::{Table, TableFormat};

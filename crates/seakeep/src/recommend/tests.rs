@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::metrics::groups;
 use super::*;
 use crate::data::{Completion, Pair, Role, Text};
+use crate::stats::Bootstrap;
 use crate::{Error, Result};
 
 fn read(name: &str, text: &str, change: impl Fn(&mut Sources)) -> Result<Interactions> {
@@ -293,7 +294,7 @@ fn ranking(user: &str, rank: Option<usize>) -> Ranking {
 #[test]
 fn metrics_are_their_closed_forms() {
     let rows = [ranking("a", Some(1)), ranking("b", Some(3)), ranking("c", Some(6)), ranking("d", None)];
-    let summary = summarise(&rows, Resampling { resamples: 0, seed: 1 });
+    let summary = summarise(&rows, Bootstrap { resamples: 0, seed: 1, ..Bootstrap::default() });
     for (name, expected) in [
         ("hr@1", 0.25),
         ("hr@5", 0.5),
@@ -313,7 +314,7 @@ fn metrics_are_their_closed_forms() {
     assert!((summary.of("hr@1").unwrap().chance - 0.75 / 4.0).abs() < 1e-12);
     let harmonic = 1.0 + 1.0 / 2.0 + 1.0 / 3.0 + 1.0 / 4.0;
     assert!((summary.of("mrr").unwrap().chance - 0.75 * harmonic / 4.0).abs() < 1e-12);
-    assert_eq!(summarise(&[], Resampling { resamples: 10, seed: 1 }).rows, 0);
+    assert_eq!(summarise(&[], Bootstrap { resamples: 10, seed: 1, ..Bootstrap::default() }).rows, 0);
 }
 
 #[test]
@@ -328,7 +329,7 @@ fn ties_are_broken_against_the_target() {
 fn intervals_are_the_binomials_and_of_users() {
     let half: Vec<Ranking> =
         (0..400).map(|i| ranking(&i.to_string(), Some(if i % 2 == 0 { 1 } else { 20 }))).collect();
-    let how = Resampling { resamples: 2000, seed: 3 };
+    let how = Bootstrap { resamples: 2000, seed: 3, ..Bootstrap::default() };
     let e = summarise(&half, how).of("hr@1").unwrap();
     // 1.96 sqrt(1/4 / 400) = 0.049; the percentiles of 2000 draws are good to about a tenth of it.
     assert!((e.value - 0.5).abs() < 1e-12 && (e.value - e.low - 0.049).abs() < 0.008, "{e:?}");
@@ -348,7 +349,7 @@ fn inferred_environments_meet_known_groups() {
         |i: usize| Ranking { group: Some(format!("g{}", i % 2)), ..ranking(&i.to_string(), Some(1 + i % 2)) };
     let rows: Vec<Ranking> = (0..20).map(row).collect();
     let features: Vec<Vec<f32>> = (0..20).map(|i| vec![(i % 2) as f32 * 10.0, (i as f32).sin()]).collect();
-    let how = Resampling { resamples: 0, seed: 1 };
+    let how = Bootstrap { resamples: 0, seed: 1, ..Bootstrap::default() };
     let found = infer(&[(&features, &rows), (&features[..4], &rows[..4])], 2, 5, how).unwrap();
     assert_eq!((found.len(), found[0].purity), (2, Some(1.0)));
     assert!((found[0].sizes.iter().sum::<f64>() - 20.0).abs() < 1e-9);
