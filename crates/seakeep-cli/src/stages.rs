@@ -1,8 +1,9 @@
 //! Work in stages, each a command of this program, that goes on after an interruption where it was.
 //!
-//! A stage that is done leaves a mark: its flags and the fingerprints of the files that they name. On the next start it is passed
-//! over; where flags or files are no longer those of the mark, that is an error that says which, because results of different
-//! settings would stand side by side.
+//! A stage leaves a mark when it begins and completes it when it is done: its flags and the fingerprints of the files that
+//! they name. On the next start a stage that is done is passed over; where flags or files are no longer those of the
+//! mark, that is an error that says which, because results of different settings would stand side by side. Only what a mark
+//! says a stage has begun to write is ever removed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,13 +11,14 @@ use std::sync::Mutex;
 use std::time::{Instant, SystemTime};
 
 use clap::ArgMatches;
-use seakeep::formats::{Fingerprint, write_atomic};
+use seakeep::data::read::data_files;
+use seakeep::formats::Fingerprint;
 use seakeep::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::commands;
 use crate::config::keys;
 use crate::config::kind::Kind;
+use crate::{commands, output};
 
 /// A command with its flags, under a name of its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,15 +29,15 @@ pub struct Stage {
     pub args: Vec<String>,
 }
 
-/// What a finished stage leaves.
+/// What a stage leaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
     /// The subcommand and its flags.
     pub args: Vec<String>,
     /// The files and directories that they name, with the fingerprint of what was in them.
     pub inputs: BTreeMap<String, String>,
-    /// Wall-clock time, seconds.
-    pub seconds: f64,
+    /// Wall-clock time, seconds; none for a stage that has begun and is not done.
+    pub seconds: Option<f64>,
 }
 
 impl Stage {
@@ -75,7 +77,7 @@ impl Stage {
     }
 
     /// Where it writes: the value of `--output_dir`, `--output` or `--policy_record`.
-    fn output(&self) -> Option<PathBuf> {
+    pub fn output(&self) -> Option<PathBuf> {
         ["output_dir", "output", "policy_record"]
             .into_iter()
             .find_map(|flag| self.value(flag))
@@ -124,20 +126,37 @@ fn flag(key: &str, value: &serde_json::Value) -> std::result::Result<Vec<String>
     }
 }
 
-/// The marks of stages, in a directory of their own; and the directory within which outputs may be replaced.
+/// The marks of stages, in a directory.
 pub struct Marks {
     directory: PathBuf,
-    within: PathBuf,
+    /// A directory whose files are not watched: a sweep's own, which removes the models that it has judged.
+    unwatched: Option<PathBuf>,
 }
 
 impl Marks {
-    /// Marks in `directory`, for stages that write into `within`.
-    pub fn new(directory: PathBuf, within: &Path) -> Marks {
-        Marks { directory, within: within.to_path_buf() }
+    /// Marks in `directory`; changes of files in `unwatched` do not matter.
+    pub fn new(directory: PathBuf, unwatched: Option<PathBuf>) -> Marks {
+        Marks { directory, unwatched }
     }
 
     fn path(&self, stage: &Stage) -> PathBuf {
-        self.directory.join(format!("{}.json", stage.name.replace('/', ".")))
+        self.directory.join(format!("{}.mark.json", stage.name))
+    }
+
+    fn read(&self, stage: &Stage) -> Result<Option<Mark>> {
+        let path = self.path(stage);
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(Error::io("read", &path))?,
+        };
+        let broken =
+            |e| format!("not the mark of a stage ({e}); remove it and what the stage wrote, to do it again");
+        serde_json::from_str(&text).map(Some).map_err(|e| Error::format(&path, broken(e)))
+    }
+
+    fn write(&self, stage: &Stage, mark: &Mark) -> Result<()> {
+        let text = serde_json::to_string_pretty(mark).expect("a mark is JSON");
+        output::emit(Some(&self.path(stage)), &text)
     }
 
     /// The mark of a stage that is done.
@@ -145,16 +164,11 @@ impl Marks {
     /// # Errors
     /// [`Error::Usage`] where it was done with other flags or files.
     pub fn done(&self, stage: &Stage) -> Result<Option<Mark>> {
-        let path = self.path(stage);
-        let text = match std::fs::read_to_string(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(Error::io("read", &path))?,
-        };
-        let mark: Mark = serde_json::from_str(&text).map_err(|e| {
-            Error::format(&path, format!("not the mark of a stage ({e}); remove it to do the stage again"))
-        })?;
+        let Some(mark) = self.read(stage)?.filter(|mark| mark.seconds.is_some()) else { return Ok(None) };
         match self.difference(stage, &mark) {
             None => Ok(Some(mark)),
+            // It has marks of its own, and does what is not done.
+            Some(_) if stage.args[0] == "sweep" && stage.args == mark.args => Ok(None),
             Some(what) => Err(Error::Usage(format!("stage `{}` was done before, but {what}", stage.name))),
         }
     }
@@ -162,57 +176,67 @@ impl Marks {
     fn difference(&self, stage: &Stage, mark: &Mark) -> Option<String> {
         if stage.args != mark.args {
             let (was, is) = (without(&mark.args, &stage.args), without(&stage.args, &mark.args));
-            return Some(format!("with `{was}` where now `{is}` is asked"));
+            return Some(format!("with {was} where now it is {is}"));
         }
         let now = self.inputs(stage);
-        let changed =
-            mark.inputs.iter().find(|(path, print)| now.get(*path).is_some_and(|now| now != *print));
+        let changed = mark.inputs.iter().find(|(path, print)| now.get(*path) != Some(print));
         changed.map(|(path, _)| format!("{path} has changed since"))
     }
 
-    /// Forgets that a stage was done, and removes what it wrote.
+    /// Forgets that a stage was begun or done, and removes what it wrote.
     pub fn forget(&self, stage: &Stage) -> Result<()> {
-        remove(&self.path(stage))?;
-        self.output_within(stage).map_or(Ok(()), |output| remove(&output))
+        if self.read(stage)?.is_some() {
+            stage.output().map_or(Ok(()), |output| remove(&output))?;
+            remove(&self.path(stage))?;
+        }
+        Ok(())
     }
 
-    /// What the stage writes, if it stands where outputs may be replaced.
-    fn output_within(&self, stage: &Stage) -> Option<PathBuf> {
-        stage.output().filter(|output| output != &self.within && output.starts_with(&self.within))
-    }
-
-    /// The files and directories that a stage's flags name, and the fingerprints of their content. Not those that stages
-    /// themselves have made: `forget` makes them anew, and a sweep removes the models that it has judged.
+    /// The files and directories that a stage's flags name, all but what it writes, and the fingerprints of their content.
     fn inputs(&self, stage: &Stage) -> BTreeMap<String, String> {
+        let own = stage.output();
         let named =
             stage.args.iter().skip(1).map(|arg| arg.split_once('=').map_or(arg.as_str(), |(_, path)| path));
-        let paths = named.filter(|arg| !Path::new(arg).starts_with(&self.within) && Path::new(arg).exists());
-        paths.filter_map(|path| Some((path.to_string(), content(Path::new(path))?))).collect()
+        let watched = |arg: &&str| {
+            let unwatched = self.unwatched.iter().chain(&own).any(|place| Path::new(arg).starts_with(place));
+            !unwatched && (arg.contains('*') || Path::new(arg).exists())
+        };
+        named.filter(watched).filter_map(|path| Some((path.to_string(), content(path)?))).collect()
     }
 
     /// Runs a stage that is not done, and marks it. What an interrupted attempt left is resumed or removed.
     ///
     /// # Errors
-    /// What the command refuses or fails at, after the name of the stage.
+    /// What stands in the stage's way and is not its own; what the command refuses or fails at, after the name of the stage.
     pub fn run(&self, stage: &Stage) -> Result<Mark> {
         let (started, mut attempt) = (Instant::now(), stage.clone());
-        let inputs = self.inputs(stage);
-        if let Some(output) =
-            self.output_within(stage).filter(|output| output.exists() && !stage.is_resumable())
-        {
-            if seakeep::checkpoint::list(&output).is_empty() {
-                remove(&output)?;
-            } else {
+        let begun = self.read(stage)?.is_some();
+        if let Some(output) = stage.output().filter(|output| holds_something(output)) {
+            if !begun {
+                return Err(Error::Usage(format!(
+                    "stage `{}` writes {}, which is there already and not its own; move it away, or choose another place",
+                    stage.name,
+                    output.display()
+                )));
+            }
+            if !seakeep::checkpoint::list(&output).is_empty() {
                 attempt.args.extend(["--resume_from_checkpoint", "true"].map(String::from));
+            } else if !stage.is_resumable() {
+                remove(&output)?;
             }
         }
+        let mut mark = Mark { args: stage.args.clone(), inputs: self.inputs(stage), seconds: None };
+        self.write(stage, &mark)?;
         commands::run(&attempt.matches()?).map_err(|e| named(e, &stage.name))?;
-        let mark = Mark { args: stage.args.clone(), inputs, seconds: started.elapsed().as_secs_f64() };
-        std::fs::create_dir_all(&self.directory).map_err(Error::io("create", &self.directory))?;
-        let text = serde_json::to_string_pretty(&mark).expect("a mark is JSON");
-        write_atomic(self.path(stage), text.as_bytes())?;
+        mark.seconds = Some(started.elapsed().as_secs_f64());
+        self.write(stage, &mark)?;
         Ok(mark)
     }
+}
+
+/// A file, or a directory with something in it.
+fn holds_something(path: &Path) -> bool {
+    path.is_file() || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// The error with the stage's name before it.
@@ -224,10 +248,21 @@ fn named(error: Error, stage: &str) -> Error {
     }
 }
 
-/// The arguments of one that the other has not.
+/// The flags of one that the other has not so.
 fn without(args: &[String], others: &[String]) -> String {
-    let own: Vec<&str> = args.iter().filter(|a| !others.contains(a)).map(String::as_str).collect();
-    if own.is_empty() { "fewer flags".into() } else { own.join(" ") }
+    let flags = |args: &[String]| {
+        let mut flags: Vec<String> = Vec::new();
+        for arg in args {
+            match flags.last_mut() {
+                Some(last) if !arg.starts_with("--") => *last += &format!(" {arg}"),
+                _ => flags.push(arg.clone()),
+            }
+        }
+        flags
+    };
+    let others = flags(others);
+    let own: Vec<String> = flags(args).into_iter().filter(|flag| !others.contains(flag)).collect();
+    if own.is_empty() { "without these".into() } else { format!("`{}`", own.join(" ")) }
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -240,12 +275,15 @@ fn remove(path: &Path) -> Result<()> {
 
 type Known = BTreeMap<(PathBuf, u64, Option<SystemTime>), String>;
 
-/// A fingerprint of a file, or of the files directly in a directory. A file's is kept for as long as its length and time
-/// stay.
-fn content(path: &Path) -> Option<String> {
+/// A fingerprint of a file, of the files directly in a directory, or of those of a pattern. A file's is kept for as long as its
+/// length and time stay.
+fn content(spec: &str) -> Option<String> {
     static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
+    let path = Path::new(spec);
     let mut names = vec![path.to_path_buf()];
-    if path.is_dir() {
+    if spec.contains('*') {
+        names = data_files(spec).ok()?;
+    } else if path.is_dir() {
         names = std::fs::read_dir(path)
             .ok()?
             .filter_map(|e| Some(e.ok()?.path()))

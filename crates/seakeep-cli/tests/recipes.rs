@@ -30,6 +30,14 @@ report_to = "none"
 output_dir = "{out}/policy"
 "#;
 
+/// Makes of a finished stage one that has begun and was interrupted.
+fn interrupted(place: &Place, mark: &str) {
+    let mut value: serde_json::Value = serde_json::from_str(&place.read(mark)).unwrap();
+    assert!(value["seconds"].is_number());
+    value["seconds"] = serde_json::Value::Null;
+    place.write(mark, &value.to_string());
+}
+
 #[test]
 fn texts_become_labelled_rows_and_prompts() {
     let place = Place::new();
@@ -72,7 +80,7 @@ fn texts_become_labelled_rows_and_prompts() {
     place.fail(
         &["prepare", "--input", "rows.jsonl", "--sample", "4", "--output", "o"],
         2,
-        &["there are 3 rows"],
+        &["expected 1 to 3"],
     );
 }
 
@@ -101,8 +109,8 @@ fn a_recipe_goes_on_where_it_was() {
     let again = place.succeed(&["run", "recipe.toml"]);
     assert!(again.stderr.contains("[2/2] train: done before"), "{}", again.stderr);
 
-    // An interrupted stage leaves no mark: it is done again, to the same bytes.
-    std::fs::remove_file(place.path("out/stages/train.json")).unwrap();
+    // An interrupted stage has begun: it is done again, to the same bytes.
+    interrupted(&place, "out/stages/train.mark.json");
     place.succeed(&["run", "recipe.toml"]);
     assert_eq!(std::fs::read(place.path("out/policy/model.safetensors")).unwrap(), weights);
 
@@ -110,7 +118,8 @@ fn a_recipe_goes_on_where_it_was() {
     let other = place.run(&["run", "recipe.toml", "--set", "steps=3"]);
     assert_eq!(other.code, 2);
     assert!(
-        other.stderr.contains("with `2` where now `3`") && other.stderr.contains("--from train"),
+        other.stderr.contains("with `--max_steps 2` where now it is `--max_steps 3`")
+            && other.stderr.contains("--from train"),
         "{}",
         other.stderr
     );
@@ -120,6 +129,52 @@ fn a_recipe_goes_on_where_it_was() {
     assert!(other.stderr.contains("pairs.jsonl has changed"), "{}", other.stderr);
     place.succeed(&["run", "recipe.toml", "--from", "train"]);
     assert_ne!(std::fs::read(place.path("out/policy/model.safetensors")).unwrap(), weights);
+
+    // So is what a stage made and someone else has changed.
+    let config = place.read("out/model/config.json");
+    place.write("out/model/config.json", &format!("{config} "));
+    let other = place.run(&["run", "recipe.toml"]);
+    assert!(other.code == 2 && other.stderr.contains("out/model has changed"), "{}", other.stderr);
+}
+
+#[test]
+fn a_recipe_removes_nothing_that_it_did_not_make() {
+    let place = Place::new();
+    place.write("recipe.toml", RECIPE);
+    place.write("out/policy/thesis.txt", "mine");
+    let run = place.run(&["run", "recipe.toml"]);
+    assert!(run.code == 2 && run.stderr.contains("stage `train` writes out/policy"), "{}", run.stderr);
+    assert_eq!(place.read("out/policy/thesis.txt"), "mine");
+    place.run(&["run", "recipe.toml", "--from", "train"]);
+    assert_eq!(place.read("out/policy/thesis.txt"), "mine");
+}
+
+#[test]
+fn a_sweep_within_a_recipe_grows_and_is_done_again_on_demand() {
+    let place = Place::new();
+    scored(&place);
+    let sweep = SWEEP.replace(
+        "output_dir = \"out\"",
+        "name = \"sweep\"\ncommand = \"sweep\"\noutput_dir = \"{out}/sweep\"",
+    );
+    let sweep = sweep
+        .replace("[train]", "[stages.train]")
+        .replace("[eval]", "[stages.eval]")
+        .replace("[[methods]]", "[[stages.methods]]");
+    let recipe = format!("output_dir = \"out\"\n[[stages]]\n{sweep}");
+    place.write("recipe.toml", &recipe);
+    place.succeed(&["run", "recipe.toml"]);
+    place.write("recipe.toml", &recipe.replace("seeds = 2", "seeds = 3"));
+    let grown = place.succeed(&["run", "recipe.toml"]);
+    assert!(grown.stderr.contains("7 of 10 runs are done from before"), "{}", grown.stderr);
+    place.write("recipe.toml", &recipe.replace("max_steps = 2", "max_steps = 3"));
+    let other = place.run(&["run", "recipe.toml"]);
+    assert!(
+        other.code == 2 && other.stderr.contains("with `--max_steps 2` where now it is `--max_steps 3`"),
+        "{}",
+        other.stderr
+    );
+    place.succeed(&["run", "recipe.toml", "--from", "sweep"]);
 }
 
 #[test]
@@ -139,6 +194,10 @@ fn a_bad_recipe_is_refused_before_anything_runs() {
             "{ env = \"NO_SUCH_VARIABLE\" }",
         ),
         &["$NO_SUCH_VARIABLE is not set"],
+    );
+    refused(
+        &RECIPE.replace("{out}/policy", "{out}/model"),
+        &["stages `model` and `train` write the same output"],
     );
     place.write("recipe.toml", RECIPE);
     place.fail(&["run", "recipe.toml", "--from", "trian"], 2, &["did you mean `train`?"]);
@@ -207,8 +266,9 @@ fn a_sweep_trains_judges_and_goes_on_where_it_was() {
     assert!(place.path("out/worst/seed1/model/metrics.jsonl").exists());
 
     // Interrupted before the last judgement, and several at a time: the same table.
-    std::fs::remove_file(place.path("out/stages/worst.seed1.eval.json")).unwrap();
-    std::fs::remove_file(place.path("out/stages/worst.seed1.train.json")).unwrap();
+    interrupted(&place, "out/worst/seed1/train.mark.json");
+    std::fs::remove_file(place.path("out/worst/seed1/eval.mark.json")).unwrap();
+    std::fs::remove_file(place.path("out/worst/seed1/policy.json")).unwrap();
     let again = place.succeed(&["sweep", "--config", "sweep.toml", "--jobs", "2"]);
     assert!(again.stderr.contains("6 of 7 runs are done from before"), "{}", again.stderr);
     assert_eq!(place.read("out/results.csv"), csv);

@@ -90,6 +90,9 @@ pub struct Samples {
     pub generation: Map<String, Value>,
     /// A fingerprint of the prompts: records of the same prompts can be paired.
     pub prompts_fingerprint: String,
+    /// A fingerprint of the reward model that scored them in `seakeep eval`; records of different judges are not compared.
+    #[serde(default)]
+    pub judge: Option<String>,
     /// The group of each prompt, where the data name one, `[prompts]`.
     #[serde(default)]
     pub groups: Option<Vec<String>>,
@@ -246,6 +249,12 @@ impl PolicyRecord {
             record.samples.as_ref().ok_or_else(none)
         };
         let (own, others) = (of(self)?, of(other)?);
+        if let Some(what) = own.judged_otherwise(others) {
+            let (own, other) = (self.policy.name(), other.policy.name());
+            return Err(Error::Usage(format!(
+                "{own} and {other} cannot be paired: {what}; judge both alike"
+            )));
+        }
         if own.prompts_fingerprint == others.prompts_fingerprint {
             return Ok((own, others));
         }
@@ -259,6 +268,22 @@ impl PolicyRecord {
             others.prompts,
             others.prompts_fingerprint
         )))
+    }
+}
+
+impl Samples {
+    /// What of the way they were drawn and scored differs, where both records say it.
+    pub fn judged_otherwise(&self, other: &Samples) -> Option<String> {
+        if let (Some(own), Some(others)) = (&self.judge, &other.judge)
+            && own != others
+        {
+            return Some(format!("their reward models differ (fingerprints {own} and {others})"));
+        }
+        let differs = |(key, own): (&String, &Value)| {
+            let others = other.generation.get(key).filter(|others| *others != own && key != "file")?;
+            Some(format!("their samples were drawn with `{key}` {own} and {others}"))
+        };
+        self.generation.iter().find_map(differs)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use seakeep::data::{Prompt, Text, read_prompts};
-use seakeep::formats::{Message, ModelSource, Tokenizer};
+use seakeep::formats::{Message, ModelSource, Tokenizer, is_special};
 use seakeep::generate::{
     GenerateOptions, Header, Job, Partial, PromptForm, Sample, Stop, completion, encode, eos_ids,
     generate_each, refusal,
@@ -127,13 +127,26 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let texts = |samples: &[Sample]| -> Result<Vec<String>> {
         samples.iter().map(|sample| completion(&tokenizer, &sample.tokens, &strings)).collect()
     };
-    let Some(path) = output else {
+    let written = |all: &mut dyn Iterator<Item = &Vec<Sample>>| -> Result<String> {
+        let mut lines = String::new();
+        for (prompt, samples) in prompts.iter().zip(all) {
+            for (i, (sample, text)) in samples.iter().zip(texts(samples)?).enumerate() {
+                lines.push_str(&line(prompt, i, sample, text));
+            }
+        }
+        Ok(lines)
+    };
+    // Beside a pipe or a device nothing is kept.
+    let Some(path) = output.filter(|path| !is_special(path)) else {
         let mut all = vec![Vec::new(); prompts.len()];
         work.complete(|_| true, &mut |row, samples| {
-            all[row] = texts(&samples)?;
+            all[row] = samples;
             Ok(())
         })?;
-        return show(&prompts, &all);
+        return match output {
+            None => show(&prompts, &all.iter().map(|samples| texts(samples)).collect::<Result<Vec<_>>>()?),
+            pipe => output::emit(pipe, &written(&mut all.iter())?),
+        };
     };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
@@ -152,13 +165,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         work.progress.note(&format!("{name}: goes on after {found} of {} prompts", prompts.len()));
     }
     work.complete(|row| !known[row], &mut |row, samples| partial.add(row, samples))?;
-    let mut lines = String::new();
-    for (prompt, samples) in prompts.iter().zip(partial.done().values()) {
-        for (i, (sample, text)) in samples.iter().zip(texts(samples)?).enumerate() {
-            lines.push_str(&line(prompt, i, sample, text));
-        }
-    }
-    output::emit(output, &lines)?;
+    output::emit(output, &written(&mut partial.done().values())?)?;
     partial.remove()
 }
 

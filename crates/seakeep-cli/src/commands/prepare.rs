@@ -143,8 +143,11 @@ fn prompts(rows: Vec<Row>, tokens: usize, tokenizer: &Tokenizer) -> Result<Vec<R
 
 /// Rows drawn without replacement, in the order of the file.
 fn drawn(rows: Vec<Row>, sample: usize, seed: u64) -> Result<Vec<Row>> {
-    if sample > rows.len() {
-        return Err(Error::Usage(format!("--sample {sample}, but there are {} rows", rows.len())));
+    if sample == 0 || sample > rows.len() {
+        return Err(Error::Usage(format!(
+            "--sample is {sample}; expected 1 to {}, since there are so many rows",
+            rows.len()
+        )));
     }
     let visits = Visits { rows: rows.len(), batch: sample, shuffle: true, seed };
     let chosen: BTreeSet<usize> = visits.steps(0, 1).flatten().collect();

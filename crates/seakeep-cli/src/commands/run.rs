@@ -126,9 +126,16 @@ impl Recipe {
             let file = self.output_dir.join(format!("{name}.json"));
             let config = std::mem::take(&mut flags);
             flags.insert("config".into(), Value::from(file.to_string_lossy()));
+            // Also as a flag: it says what the stage writes.
+            flags.extend(config.get("output_dir").map(|dir| ("output_dir".to_string(), dir.clone())));
             self.files.insert(file, Value::Object(config));
         }
-        self.stages.push(Stage::new(&name, &command, &flags).map_err(|e| e.to_string())?);
+        let stage = Stage::new(&name, &command, &flags).map_err(|e| e.to_string())?;
+        let same = |other: &&Stage| other.output().is_some() && other.output() == stage.output();
+        if let Some(other) = self.stages.iter().find(same) {
+            return Err(format!("stages `{}` and `{name}` write the same output", other.name));
+        }
+        self.stages.push(stage);
         Ok(())
     }
 
@@ -145,7 +152,7 @@ impl Recipe {
     }
 
     fn go(&self, from: Option<usize>, until: Option<usize>) -> Result<()> {
-        let marks = Marks::new(self.output_dir.join("stages"), &self.output_dir);
+        let marks = Marks::new(self.output_dir.join("stages"), None);
         let last = until.map_or(self.stages.len(), |until| until + 1);
         if let Some(from) = from {
             self.stages[from..].iter().try_for_each(|stage| marks.forget(stage))?;
@@ -162,7 +169,7 @@ impl Recipe {
             let head = format!("[{}/{}] {}", number + 1, self.stages.len(), stage.name);
             let mark = match done {
                 Some(mark) => {
-                    eprintln!("{head}: done before, in {:.0} s", mark.seconds);
+                    eprintln!("{head}: done before, in {:.0} s", mark.seconds.unwrap_or_default());
                     mark
                 }
                 None => {
@@ -170,7 +177,7 @@ impl Recipe {
                     marks.run(stage)?
                 }
             };
-            seconds += mark.seconds;
+            seconds += mark.seconds.unwrap_or_default();
         }
         output::print(&format!(
             "{}: {last} stages, {seconds:.0} s; all of it is in {}\n",

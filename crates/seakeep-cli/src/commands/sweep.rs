@@ -214,6 +214,8 @@ impl Sweep {
         flags.insert("ref_model_name_or_path".into(), model);
         let record = directory.join("policy.json");
         flags.insert("label".into(), Value::from("reference"));
+        flags.insert("policy_method".into(), Value::from("reference"));
+        flags.insert("policy_seed".into(), Value::from(seed));
         flags.insert("policy_record".into(), path_value(&record));
         let stages = vec![Stage::new(&format!("reference/seed{seed}/eval"), "eval", &flags)?];
         Ok(Cell { label: "reference".into(), seed, model: None, record, stages })
@@ -256,7 +258,8 @@ impl Sweep {
 
     /// Runs what is not done, several at a time.
     fn go(&self, cells: &[Cell]) -> Result<()> {
-        let marks = Marks::new(self.output_dir.join("stages"), &self.output_dir);
+        // In the directory of each run, so that removing one forgets it.
+        let marks = Marks::new(self.output_dir.clone(), Some(self.output_dir.clone()));
         let mut waiting = VecDeque::new();
         for cell in cells {
             let done = cell.stages.iter().map(|s| marks.done(s)).collect::<Result<Vec<_>>>().map_err(

@@ -74,9 +74,13 @@ struct Row {
 }
 
 impl Row {
-    fn text(&self, key: &str) -> Result<&str> {
-        let found = self.columns.get(key);
-        found.and_then(Value::as_str).ok_or_else(|| self.error(key, "a text"))
+    /// A text; PandaLM has answers that its makers' program took for numbers and truths.
+    fn text(&self, key: &str) -> Result<String> {
+        match self.columns.get(key) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(plain @ (Value::Bool(_) | Value::Number(_))) => Ok(plain.to_string()),
+            _ => Err(self.error(key, "a text")),
+        }
     }
 
     /// A whole number up to `most`.
@@ -91,18 +95,18 @@ impl Row {
     }
 }
 
-fn pair(prompt: &str, answers: [&str; 2], best: usize) -> Columns {
+fn pair(prompt: &str, answers: [String; 2], best: usize) -> Columns {
     let said = |role: &str, content: &str| json!([{"role": role, "content": content}]);
     Map::from_iter([
         ("prompt".to_string(), said("user", prompt)),
-        ("chosen".to_string(), said("assistant", answers[best])),
-        ("rejected".to_string(), said("assistant", answers[1 - best])),
+        ("chosen".to_string(), said("assistant", &answers[best])),
+        ("rejected".to_string(), said("assistant", &answers[1 - best])),
     ])
 }
 
 fn llmbar(row: &Row) -> Result<Columns> {
     let best = row.choice("label", 1, 2)? as usize - 1;
-    Ok(pair(row.text("input")?, [row.text("output_1")?, row.text("output_2")?], best))
+    Ok(pair(&row.text("input")?, [row.text("output_1")?, row.text("output_2")?], best))
 }
 
 /// With `votes`: for each annotator 1 where they agree with the label, 0 where not, 0.5 for a tie.
@@ -116,7 +120,7 @@ fn pandalm(row: &Row) -> Result<Option<Columns>> {
     }
     let best = if count(1) > count(2) { 1 } else { 2 };
     let (instruction, input) = (row.text("instruction")?, row.text("input")?);
-    let prompt = if input.is_empty() { instruction.to_string() } else { format!("{instruction}\n\n{input}") };
+    let prompt = if input.is_empty() { instruction } else { format!("{instruction}\n\n{input}") };
     let mut columns = pair(&prompt, [row.text("response1")?, row.text("response2")?], best as usize - 1);
     let vote = |v: &u64| if *v == 0 { 0.5 } else { f64::from(*v == best) };
     columns.insert("votes".into(), votes.iter().map(vote).collect());

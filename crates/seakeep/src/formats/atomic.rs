@@ -45,6 +45,15 @@ pub fn write_atomic_with(
     fill: impl FnOnce(&mut std::io::BufWriter<File>) -> std::io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
+    if is_special(path) {
+        // A pipe or a device: there is nothing to keep whole, and nothing to be put in its place.
+        let file = fs::OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
+        let mut writer = std::io::BufWriter::new(file);
+        return fill(&mut writer).and_then(|()| writer.flush()).map_err(Error::io("write", path));
+    }
+    // What a link names is replaced, not the link.
+    let target = if path.is_symlink() { fs::canonicalize(path).ok() } else { None };
+    let path = target.as_deref().unwrap_or(path);
     let temporary = sibling(path, "tmp")?;
     let result = (|| {
         let file = File::create(&temporary).map_err(Error::io("create", path))?;
@@ -59,6 +68,11 @@ pub fn write_atomic_with(
         Err(_) => drop(fs::remove_file(&temporary)),
     }
     result
+}
+
+/// Whether something stands there that is neither file nor directory: a device, a pipe.
+pub fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir())
 }
 
 /// [`write_atomic_with`] for content that is already in memory.
@@ -192,6 +206,20 @@ mod tests {
         assert!(error.to_string().contains("disk full"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(root.path()), ["a.json"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_a_link_and_a_pipe_a_pipe() {
+        let root = tempfile::tempdir().unwrap();
+        let (file, link) = (root.path().join("a"), root.path().join("l"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_atomic(&link, b"new").unwrap();
+        assert!(link.is_symlink() && fs::read_to_string(&file).unwrap() == "new");
+        assert!(is_special(Path::new("/dev/null")) && !is_special(&link));
+        write_atomic("/dev/null", b"gone").unwrap();
+        assert!(is_special(Path::new("/dev/null")));
     }
 
     #[test]

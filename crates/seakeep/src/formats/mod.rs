@@ -14,7 +14,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod weights;
 
-pub use atomic::{AtomicDir, write_atomic};
+pub use atomic::{AtomicDir, is_special, write_atomic};
 pub use fingerprint::Fingerprint;
 pub use safetensors::{SaveDtype, write_safetensors};
 pub use source::ModelSource;

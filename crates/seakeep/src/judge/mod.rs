@@ -37,6 +37,11 @@ pub trait Judge {
     /// # Errors
     /// Texts that cannot be scored.
     fn score(&mut self, texts: &[(&Text, &str)], progress: &mut dyn Progress) -> Result<Vec<Vec<f64>>>;
+
+    /// A name that tells it from other judges, where it has one.
+    fn fingerprint(&self) -> Option<String> {
+        None
+    }
 }
 
 #[cfg(test)]

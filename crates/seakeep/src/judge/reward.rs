@@ -6,6 +6,7 @@ use crate::Result;
 use crate::data::Text;
 use crate::policy_record::Shift;
 use crate::progress::Progress;
+use crate::reference;
 use crate::reward::RewardModel;
 
 /// A reward model that scores `batch_size` completions at a time, which does not change the scores.
@@ -44,5 +45,9 @@ impl Judge for RewardJudge {
         let scores = self.model.score(&tokens, self.batch_size, progress)?;
         progress.finish();
         Ok(scores)
+    }
+
+    fn fingerprint(&self) -> Option<String> {
+        Some(reference::weights(&self.model.model))
     }
 }

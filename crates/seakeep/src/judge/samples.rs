@@ -93,6 +93,7 @@ pub struct Drawn {
     /// `[prompts * per_prompt]`
     completions: Vec<Completion>,
     generation: Map<String, Value>,
+    judge: Option<String>,
 }
 
 /// A prompt's tokens: a user's message in the chat template (by default where there is one), or plain text.
@@ -158,7 +159,14 @@ impl Drawn {
             "top_p": top_p, "seed": seed,
         });
         let generation = generation.as_object().cloned().unwrap_or_default();
-        Ok(Drawn { prompts, ids, per_prompt: options.num_return_sequences, completions, generation })
+        Ok(Drawn {
+            prompts,
+            ids,
+            per_prompt: options.num_return_sequences,
+            completions,
+            generation,
+            judge: None,
+        })
     }
 
     /// Reads completions that were drawn and scored before: rows of `prompt`, `completion`, `scores` and perhaps `tokens` (the
@@ -220,7 +228,7 @@ impl Drawn {
         }
         let ids = prompt_ids(&prompts, tokenizer, template)?;
         let generation = Map::from_iter([("file".to_string(), json!(spec))]);
-        Ok(Drawn { prompts, ids, per_prompt, completions: groups.concat(), generation })
+        Ok(Drawn { prompts, ids, per_prompt, completions: groups.concat(), generation, judge: None })
     }
 
     /// Has every completion scored.
@@ -229,6 +237,7 @@ impl Drawn {
     /// The judge's; a score that is not finite, naming the prompt's row.
     pub fn judge(&mut self, judge: &mut dyn Judge, progress: &mut dyn Progress) -> Result<()> {
         let n = self.per_prompt;
+        self.judge = judge.fingerprint();
         let all = self.completions.iter().enumerate();
         let texts: Vec<(&Text, &str)> =
             all.map(|(i, c)| (&self.prompts[i / n].text, c.text.as_str())).collect();
@@ -391,6 +400,7 @@ impl Drawn {
             distinct: self.distinct(),
             texts: self.prompts.iter().enumerate().take(TEXTS).map(text).collect(),
             generation: self.generation,
+            judge: self.judge,
         }
     }
 }

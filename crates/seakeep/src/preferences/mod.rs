@@ -145,10 +145,10 @@ pub fn make_pairs(completions: &[Completion], options: &PairOptions) -> Result<M
     for completion in completions {
         let key = completion.prompt.to_string();
         let reward = options.reward(completion)?;
-        let same = prompts.entry(key.clone()).or_default();
-        if same.is_empty() {
+        let same = prompts.entry(key.clone()).or_insert_with(|| {
             order.push(key);
-        }
+            Vec::new()
+        });
         if completion.is_empty() {
             card.empty += 1;
         } else if same.iter().any(|(other, _)| other.completion == completion.completion) {

@@ -92,6 +92,9 @@ fn samples_differ(a: &Samples, b: &Samples) -> Option<String> {
         let of = |s: &Samples| format!("{} prompts, fingerprint `{}`", s.prompts, s.prompts_fingerprint);
         return Some(format!("their prompts differ ({}; {})", of(a), of(b)));
     }
+    if let Some(what) = a.judged_otherwise(b) {
+        return Some(what);
+    }
     let names = |s: &Samples| s.scores.keys().cloned().collect::<Vec<_>>().join(", ");
     (names(a) != names(b)).then(|| format!("their objectives differ ({}; {})", names(a), names(b)))
 }

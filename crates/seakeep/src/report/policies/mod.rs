@@ -134,7 +134,8 @@ fn baseline(labels: &[Label], options: &PolicyOptions) -> Result<Option<usize>> 
 }
 
 fn subtitle(records: &[(PathBuf, PolicyRecord)], labels: &[Label]) -> Vec<String> {
-    let mut seeds: Vec<u64> = records.iter().map(|(_, record)| record.policy.seed).collect();
+    let trained = labels.iter().filter(|label| !label.is_reference()).flat_map(|label| &label.records);
+    let mut seeds: Vec<u64> = trained.map(|record| record.policy.seed).collect();
     seeds.sort_unstable();
     seeds.dedup();
     let mut out =

@@ -78,7 +78,12 @@ pub fn add(
 
 impl<'a> Set<'a> {
     fn of(name: &'a str, labels: &[Label<'a>], shift: Option<&Shift>, baseline: Option<usize>) -> Set<'a> {
-        let right = |set: &PairSet| errors(&set.margins.0).into_iter().map(|e| 1.0 - e).collect::<Vec<f64>>();
+        // A policy that is its own reference has no margins, and no opinion to be right or wrong.
+        let right = |set: &PairSet| -> Vec<f64> {
+            let margins = &set.margins.0;
+            let none = margins.iter().all(|margin| *margin == 0.0);
+            errors(margins).into_iter().map(|e| if none { f64::NAN } else { 1.0 - e }).collect()
+        };
         let runs: Vec<Vec<(Vec<f64>, &PairSet)>> = labels
             .iter()
             .map(|label| {

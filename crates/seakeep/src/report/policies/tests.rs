@@ -88,6 +88,7 @@ fn record(method: &str, label: &str, seed: u64, far: f64, skill: f64) -> PolicyR
                 .into_iter()
                 .collect(),
             prompts_fingerprint: "abc".into(),
+            judge: None,
             groups: None,
             scores: OBJECTIVES.iter().enumerate().map(|(o, name)| (name.to_string(), column(o))).collect(),
             logps: Column((0..n).map(|at| -30.0 + if reference { 0.0 } else { ratio(at) }).collect()),
