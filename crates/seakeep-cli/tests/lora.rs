@@ -62,7 +62,7 @@ fn an_adapter_is_trained_read_and_merged() {
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one() {
     let place = Place::new();
-    let all = |more: &[&str]| [&TRAIN[..], &FOUR_STEPS, &ADAPTERS, more].concat();
+    let all = |more: &[&'static str]| [&TRAIN[..], &FOUR_STEPS, &ADAPTERS, more].concat();
     place.succeed(&all(&["--output_dir", "whole", "--weight_decay", "0.1"]));
     place.succeed(&all(&["--output_dir", "halves", "--weight_decay", "0.1"]));
     std::fs::remove_dir_all(place.path("halves/checkpoint-4")).unwrap();
@@ -103,7 +103,7 @@ fn texts_are_learnt_by_adapters_too_and_a_model_after_an_adapter_is_one() {
 #[test]
 fn what_cannot_be_is_refused() {
     let place = Place::new();
-    let train = |more: &[&str]| [&TRAIN[..], &FOUR_STEPS, more].concat();
+    let train = |more: &[&'static str]| [&TRAIN[..], &FOUR_STEPS, more].concat();
     place.fail(
         &train(&["--use_peft", "--lora_target_modules", "q_porj"]),
         2,
