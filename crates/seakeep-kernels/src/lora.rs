@@ -32,6 +32,9 @@ pub struct Lora<'a> {
     pub rank: usize,
 }
 
+/// Two buffers to write to: of `a` and `b`, or of a value and its tangent.
+pub type Pair<'a> = (&'a mut [f32], &'a mut [f32]);
+
 impl Lora<'_> {
     /// `s x a^T`, `[T, R]`.
     fn down(&self, x: &[f32]) -> Vec<f32> {
@@ -59,28 +62,33 @@ impl Lora<'_> {
         gemm((t, self.outputs, self.rank), y, self.outputs, true, 1.0, u, b, Threads::All);
     }
 
-    /// Adds to `d_x`, `d_a` and `d_b`.
-    pub fn backward(&self, d_x: &mut [f32], (d_a, d_b): (&mut [f32], &mut [f32]), d_y: &[f32], x: &[f32]) {
+    /// Adds to `d_x` and, where they are given, to `d_a` and `d_b`.
+    pub fn backward(&self, d_x: &mut [f32], d_ab: Option<Pair>, d_y: &[f32], x: &[f32]) {
+        let (r, i, o) = (self.rank, self.inputs, self.outputs);
         let d_u = self.d_down(d_y);
-        linear::backward_weight(d_b, d_y, &self.down(x), self.rank, self.outputs);
-        linear::backward_weight(d_a, &d_u, x, self.inputs, self.rank);
-        linear::backward_input(d_x, &d_u, self.a, self.inputs, self.rank, true);
+        linear::backward_input(d_x, &d_u, self.a, i, r, true);
+        if let Some((d_a, d_b)) = d_ab {
+            linear::backward_weight(d_b, d_y, &self.down(x), r, o);
+            linear::backward_weight(d_a, &d_u, x, i, r);
+        }
     }
 
     /// Adds to `d_x` and `td_x`, and the tangents of [`backward`](Self::backward)'s `d_a` and `d_b` to `td_a` and `td_b`.
     pub fn backward_tangent(
         &self,
-        (d_x, td_x): (&mut [f32], &mut [f32]),
-        (td_a, td_b): (&mut [f32], &mut [f32]),
+        (d_x, td_x): Pair,
+        td_ab: Option<Pair>,
         (d_y, td_y): (&[f32], &[f32]),
         (x, t_x): (&[f32], &[f32]),
     ) {
         let (r, i, o) = (self.rank, self.inputs, self.outputs);
         let (d_u, td_u) = (self.d_down(d_y), self.d_down(td_y));
-        linear::backward_tangent_weight(td_b, d_y, td_y, &self.down(x), &self.down(t_x), r, o);
-        linear::backward_tangent_weight(td_a, &d_u, &td_u, x, t_x, i, r);
         linear::backward_input(d_x, &d_u, self.a, i, r, true);
         linear::backward_input(td_x, &td_u, self.a, i, r, true);
+        if let Some((td_a, td_b)) = td_ab {
+            linear::backward_tangent_weight(td_b, d_y, td_y, &self.down(x), &self.down(t_x), r, o);
+            linear::backward_tangent_weight(td_a, &d_u, &td_u, x, t_x, i, r);
+        }
     }
 
     /// Adds the path to the map's weight: `w += s b a`, `[O, I]`.
@@ -144,7 +152,7 @@ mod tests {
             backward: &|all, d_y| {
                 let (x, lora) = split(all);
                 let (mut d_x, mut d_a, mut d_b) = (vec![0.0; T * I], vec![0.0; R * I], vec![0.0; O * R]);
-                lora.backward(&mut d_x, (&mut d_a, &mut d_b), d_y, x);
+                lora.backward(&mut d_x, Some((&mut d_a, &mut d_b)), d_y, x);
                 [d_x, d_a, d_b].concat()
             },
             tangent: &|all, t| {
@@ -157,9 +165,9 @@ mod tests {
                 let (mut d_x, mut td_x) = (vec![0.0; T * I], vec![0.0; T * I]);
                 let (mut d_a, mut d_b) = (vec![0.0; R * I], vec![0.0; O * R]);
                 let out = (&mut d_x[..], &mut td_x[..]);
-                lora.backward_tangent(out, (&mut d_a, &mut d_b), (d_y, td_y), (x, &t[..T * I]));
+                lora.backward_tangent(out, Some((&mut d_a, &mut d_b)), (d_y, td_y), (x, &t[..T * I]));
                 let mut plain = vec![0.0; T * I];
-                lora.backward(&mut plain, (&mut [0.0; R * I], &mut [0.0; O * R]), d_y, x);
+                lora.backward(&mut plain, None, d_y, x);
                 assert_eq!(d_x, plain);
                 [td_x, d_a, d_b].concat()
             },

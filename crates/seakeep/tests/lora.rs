@@ -149,6 +149,16 @@ fn gradients_of_every_adapter_and_of_nothing_else() {
             let held: usize = grads.iter().map(<[f32]>::len).sum();
             let adapters: usize = files.iter().map(|f| f.shape.iter().product::<usize>()).sum();
             assert_eq!((held, model.map.trainable()), (adapters, adapters));
+            // Without a place for gradients the one at the embeddings is the same.
+            if name == "dpo" {
+                let batch = Layout::PLAIN.lay_out(&case.pairs);
+                let (kept, seeds) = (model.forward(&batch), vec![1.0; batch.branches]);
+                let at_embeddings = |mut to: Tensors| model.backward(&batch, &kept, &seeds, &mut to);
+                assert_eq!(
+                    at_embeddings(Tensors::none(&model.map)),
+                    at_embeddings(Tensors::of_trainable(&model.map))
+                );
+            }
             for micro in [1, 2] {
                 let (part, mut got) = case.gradient(&model, name, micro);
                 relative(part.loss, out.loss, 5e-6, &what);
@@ -246,6 +256,8 @@ fn targets_are_checked() {
     let text = message("q_porj");
     assert!(text.contains("`q_porj`") && text.contains("did you mean `q_proj`?"), "{text}");
     assert!(message("lm_head").contains("down_proj"), "{}", message("lm_head"));
+    let text = case.base().add_adapters(&config(1 << 50, &[]), 1).unwrap_err().to_string();
+    assert!(text.contains("lora_r is 1125899906842624") && text.contains("wider than 24"), "{text}");
     // An end of a name counts from a dot on.
     assert!(message("proj").contains("`proj`"));
     let mut model = case.base();
@@ -286,6 +298,9 @@ fn adapters_that_do_not_fit_are_refused() {
     config["r"] = json!(4);
     let text = open(&config);
     assert!(text.contains("has shape [3, 16]; the model and `r` ask for [4, 16]"), "{text}");
+    config["r"] = json!(1u64 << 60);
+    let text = open(&config);
+    assert!(text.contains("ask for [1152921504606846976, 16]"), "{text}");
     config["use_dora"] = json!(true);
     let text = open(&config);
     assert!(text.contains("`use_dora` is true"), "{text}");

@@ -85,7 +85,7 @@ impl Linear {
         }
         let mut d_x = self.pull(w, d_y);
         if let Some((lora, at)) = self.lora(w) {
-            lora.backward(&mut d_x, grads.both(at.a, at.b), d_y, x);
+            lora.backward(&mut d_x, grads.both_trained(at.a, at.b), d_y, x);
         }
         d_x
     }
@@ -106,7 +106,12 @@ impl Linear {
         }
         let (mut d_x, mut td_x) = (self.pull(w, d_y), self.pull(w, td_y));
         if let Some((lora, at)) = self.lora(w) {
-            lora.backward_tangent((&mut d_x, &mut td_x), t_grads.both(at.a, at.b), (d_y, td_y), (x, t_x));
+            lora.backward_tangent(
+                (&mut d_x, &mut td_x),
+                t_grads.both_trained(at.a, at.b),
+                (d_y, td_y),
+                (x, t_x),
+            );
         }
         (d_x, td_x)
     }

@@ -102,13 +102,27 @@ fn choose(modules: Vec<Module>, config: &LoraConfig) -> Result<Vec<Module>> {
     Ok(modules.into_iter().filter(wanted).collect())
 }
 
-/// Checks that a model of this configuration has the layers that `lora` names.
+/// The shapes of a layer's two tensors, of rank `r`.
+fn shapes(map: &TensorMap, module: &Module, r: usize) -> [[usize; 2]; 2] {
+    let parts = module.parts.iter().map(|(weight, ..)| &map.params[weight.0]);
+    [[r, parts.clone().map(|p| p.cols).max().unwrap_or(0)], [parts.map(|p| p.rows).sum(), r]]
+}
+
+/// Checks that a model of this configuration has the layers that `lora` names, and is not smaller than its rank.
 ///
 /// # Errors
-/// [`Error::Usage`] for a name that it does not have, with the nearest one.
+/// [`Error::Usage`] for a name that it does not have, with the nearest one, or a rank beyond the width of every layer.
 pub fn check_targets(config: &ModelConfig, lora: &LoraConfig) -> Result<()> {
     let (map, params) = families::tensors(config);
-    choose(modules(&map, &params), lora).map(drop)
+    let chosen = choose(modules(&map, &params), lora)?;
+    let widest = chosen.iter().flat_map(|m| shapes(&map, m, 0)).flatten().max().unwrap_or(0);
+    if lora.r > widest {
+        return Err(Error::Usage(format!(
+            "lora_r is {}, but no layer is wider than {widest}: a rank beyond the layer's own is no saving; expected mostly 4 to 64",
+            lora.r
+        )));
+    }
+    Ok(())
 }
 
 /// PEFT's names of a layer's two tensors.
@@ -126,6 +140,7 @@ impl Model {
     /// # Panics
     /// If the model has adapters.
     pub fn add_adapters(&mut self, config: &LoraConfig, seed: u64) -> Result<()> {
+        check_targets(&self.config, config)?;
         let chosen = choose(modules(&self.map, &self.params), config)?;
         self.attach(config, &chosen);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -159,16 +174,19 @@ impl Model {
                 files.base_model_name_or_path
             ));
         }
-        self.attach(&files.config, &chosen);
-        let adapters = self.adapters.as_ref().expect("just attached");
-        for file in &adapters.files {
-            let shape = files.weights.shape(&file.name).unwrap_or_default();
-            if shape != file.shape {
-                return wrong(format!(
-                    "tensor `{}` is missing or has shape {shape:?}; the model and `r` ask for {:?}",
-                    file.name, file.shape
-                ));
+        // Before any memory is taken: a wrong `r` must not cost it.
+        for module in &chosen {
+            for (name, want) in names(&module.name).iter().zip(shapes(&self.map, module, files.config.r)) {
+                let shape = files.weights.shape(name).unwrap_or_default();
+                if shape != want {
+                    return wrong(format!(
+                        "tensor `{name}` is missing or has shape {shape:?}; the model and `r` ask for {want:?}"
+                    ));
+                }
             }
+        }
+        self.attach(&files.config, &chosen);
+        for file in &self.adapters.as_ref().expect("just attached").files {
             self.map.import(file, &files.weights.read_f32(&file.name)?, &mut self.weights);
         }
         Ok(())
@@ -182,9 +200,10 @@ impl Model {
         let mut files = Vec::new();
         for module in chosen {
             let [name_a, name_b] = names(&module.name);
-            let inputs = self.map.params[module.parts[0].0.0].cols;
+            let [shape_a, shape_b] = shapes(&self.map, module, rank);
+            let inputs = shape_a[1];
             let a = self.map.param(name_a.clone(), rank, inputs);
-            let (mut total, mut parts) = (0, Vec::new());
+            let mut parts = Vec::new();
             for (weight, label, pack) in &module.parts {
                 let rows = self.map.params[weight.0].rows;
                 let b = self.map.param(format!("{name_b}{label}"), rows, rank);
@@ -192,11 +211,10 @@ impl Model {
                 self.map.params[b.0].decays = true;
                 self.linear_mut(*weight).adapter = Some(Adapter { a, b, rank, scale });
                 parts.push((b, *pack));
-                total += rows;
             }
             self.map.params[a.0].decays = true;
-            files.push(FileTensor { name: name_a, shape: vec![rank, inputs], parts: vec![(a, Pack::Whole)] });
-            files.push(FileTensor { name: name_b, shape: vec![total, rank], parts });
+            files.push(FileTensor { name: name_a, shape: shape_a.to_vec(), parts: vec![(a, Pack::Whole)] });
+            files.push(FileTensor { name: name_b, shape: shape_b.to_vec(), parts });
         }
         self.weights.fit(&self.map);
         let modules = chosen.iter().map(|m| m.name.clone()).collect();

@@ -166,15 +166,24 @@ impl Tensors {
         Tensors(map.params.iter().map(|p| vec![0.0; size(p)]).collect())
     }
 
+    /// Empty tensors: a backward pass for its gradient at the embeddings alone.
+    pub fn none(map: &TensorMap) -> Self {
+        Tensors(vec![Vec::new(); map.params.len()])
+    }
+
     /// The tensor to add a gradient to; `None` for one that is not trained.
     pub(super) fn trained(&mut self, id: ParamId) -> Option<&mut [f32]> {
         Some(self.0[id.0].as_mut_slice()).filter(|t| !t.is_empty())
     }
 
-    /// The two tensors, to add to.
-    pub(super) fn both(&mut self, first: ParamId, second: ParamId) -> (&mut [f32], &mut [f32]) {
+    /// The two tensors to add gradients to; `None` for what is not trained.
+    pub(super) fn both_trained(
+        &mut self,
+        first: ParamId,
+        second: ParamId,
+    ) -> Option<(&mut [f32], &mut [f32])> {
         let [first, second] = self.0.get_disjoint_mut([first.0, second.0]).expect("two different tensors");
-        (first, second)
+        Some((first.as_mut_slice(), second.as_mut_slice())).filter(|(first, _)| !first.is_empty())
     }
 
     /// As many tensors as `map` has: new ones are 0, superfluous ones go.
