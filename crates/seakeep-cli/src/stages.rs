@@ -117,7 +117,8 @@ fn flag(key: &str, value: &serde_json::Value) -> std::result::Result<Vec<String>
         Value::Bool(true) => Ok(vec![name]),
         // Keys take their lists in one word, other flags in several.
         Value::Array(values)
-            if keys::find(key).is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers)) =>
+            if keys::find(key)
+                .is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers | Kind::Words)) =>
         {
             Ok(vec![name, values.iter().map(word).collect::<std::result::Result<Vec<_>, _>>()?.join(",")])
         }

@@ -40,6 +40,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod layernorm;
 pub mod linear;
+pub mod lora;
 pub mod panels;
 pub mod projection;
 pub mod rmsnorm;

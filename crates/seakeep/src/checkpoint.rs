@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! checkpoint-50/
-//!     config.json  model.safetensors  tokenizer ...   the policy, as transformers loads it (always f32)
+//!     config.json  model.safetensors  tokenizer ...   the policy, as transformers loads it (always f32);
+//!     adapter_config.json  adapter_model.safetensors  of a policy with adapters these alone, as PEFT loads them
 //!     optimizer.safetensors                           exp_avg/NAME and exp_avg_sq/NAME, in-memory layout
 //!     trainer_state.json                              step, tokens, the settings of the run
 //!     reference.json                                  what the reference says of each row
@@ -16,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::environments::Environments;
-use crate::formats::{AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors};
+use crate::formats::adapter;
+use crate::formats::{
+    AdapterFiles, AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors,
+};
 use crate::model::{Model, Tensors};
 use crate::objective::Groups;
 use crate::optim::AdamWState;
@@ -113,12 +117,23 @@ pub fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
     found
 }
 
-/// Writes the files of a model that transformers loads: weights, configuration, tokenizer.
+/// Writes the files of a model that transformers loads: weights, configuration, tokenizer. Of a model with adapters these, as
+/// PEFT loads them on top of `source`. Files of the other kind, left by an earlier run, are removed: a directory is one of both.
 ///
 /// # Errors
 /// Weights that are not finite; the file system's.
 pub fn save_model(directory: &Path, model: &Model, source: &ModelSource, dtype: SaveDtype) -> Result<()> {
     source.tokenizer()?.save(directory)?;
+    let others: &[&str] = match model.adapters {
+        Some(_) => &["config.json", "generation_config.json", "model.safetensors"],
+        None => &[adapter::CONFIG_FILE, adapter::TENSORS_FILE],
+    };
+    for path in others.iter().map(|name| directory.join(name)).filter(|path| path.is_file()) {
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    }
+    if model.adapters.is_some() {
+        return model.save_adapters(directory, &source.path, dtype);
+    }
     if let Some(generation) = &source.generation_config {
         let text = serde_json::to_string_pretty(generation).expect("JSON values serialise");
         write_atomic(directory.join("generation_config.json"), text.as_bytes())?;
@@ -192,7 +207,7 @@ fn moments(state: &AdamWState) -> [(&'static str, &Tensors); 2] {
 fn save_optimizer(path: &Path, model: &Model, state: &AdamWState) -> Result<()> {
     let mut entries = Vec::new();
     for (prefix, tensors) in moments(state) {
-        for (spec, data) in model.map.params.iter().zip(tensors.iter()) {
+        for (spec, data) in model.map.params.iter().zip(tensors.iter()).filter(|(spec, _)| spec.trainable) {
             entries.push((format!("{prefix}/{}", spec.name), [spec.rows, spec.cols], data));
         }
     }
@@ -206,7 +221,7 @@ fn load_optimizer(path: &Path, model: &Model, step: usize) -> Result<AdamWState>
     let mut state = AdamWState::new(&model.map);
     state.step = step;
     for (prefix, tensors) in [("exp_avg", &mut state.mean), ("exp_avg_sq", &mut state.square)] {
-        for (spec, to) in model.map.params.iter().zip(tensors.iter_mut()) {
+        for (spec, to) in model.map.params.iter().zip(tensors.iter_mut()).filter(|(spec, _)| spec.trainable) {
             let name = format!("{prefix}/{}", spec.name);
             if file.shape(&name) != Some(&[spec.rows, spec.cols]) {
                 return Err(Error::format(
@@ -259,12 +274,12 @@ pub struct Restored {
     pub reference: ReferenceScores,
 }
 
-/// Reads a checkpoint for a run with `settings`.
+/// Reads a checkpoint for a run with `settings` that set out from `source`, on which a checkpoint with adapters rests.
 ///
 /// # Errors
 /// A directory that is not a checkpoint, one of a run with other settings (each difference is named), or files that
 /// do not fit each other.
-pub fn load(directory: &Path, settings: &Map<String, Value>) -> Result<Restored> {
+pub fn load(directory: &Path, settings: &Map<String, Value>, source: &ModelSource) -> Result<Restored> {
     let state = load_state(directory)?;
     let none = Value::Null;
     let keys = settings.keys().chain(state.settings.keys().filter(|k| !settings.contains_key(*k)));
@@ -288,7 +303,13 @@ pub fn load(directory: &Path, settings: &Map<String, Value>) -> Result<Restored>
         let what = format!("trainer_state.json says step {}, the directory's name another", state.step);
         return Err(Error::format(directory, what));
     }
-    let model = Model::load(&ModelSource::open(directory)?)?;
+    let model = if AdapterFiles::are_in(directory) {
+        let mut model = Model::load(source)?;
+        model.load_adapters(&AdapterFiles::open(directory)?)?;
+        model
+    } else {
+        Model::load(&ModelSource::open(directory)?)?
+    };
     let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, state.step)?;
     Ok(Restored { model, optimizer, state, reference: read_json(&directory.join("reference.json"))? })
 }

@@ -97,7 +97,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "grad_norm",
         "nats per unit of weight",
-        "Length of the gradient over all parameters, before it is clipped.",
+        "Length of the gradient over all parameters that are trained, before it is clipped.",
     ),
     ("learning_rate", "", "The rate of this step."),
     ("epoch", "passes", "Passes over the training rows so far."),

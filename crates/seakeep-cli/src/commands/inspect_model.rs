@@ -51,6 +51,15 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         ("vocabulary", grouped(config.vocab_size)),
         ("tied embeddings", yes_no(config.tied)),
     ];
+    if let Some(adapter) = &source.adapter {
+        let (config, base) = (&adapter.config, &adapter.base_model_name_or_path);
+        let text = format!(
+            "LoRA of rank {}, multiplied by {}, on {base}; below: the model's own tensors",
+            config.r,
+            config.scale()
+        );
+        rows.insert(1, ("adapter", text));
+    }
     // A model without a tokenizer is still a model.
     match source.tokenizer() {
         Ok(tokenizer) => rows.extend(tokenizer_rows(&tokenizer)),

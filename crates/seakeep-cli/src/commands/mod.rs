@@ -10,6 +10,7 @@ mod inspect_checkpoint;
 mod inspect_data;
 mod inspect_model;
 mod logps;
+mod merge;
 mod objective;
 mod pairs;
 mod prepare;
@@ -63,6 +64,7 @@ pub fn cli() -> Command {
             report::command(),
             simulate::command(),
             generate::command(),
+            merge::command(),
             reward::command(),
             recommend::command(),
             inspect::command(),
@@ -87,6 +89,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some(("objective", matches)) => objective::run(matches),
         Some(("report", matches)) => report::run(matches),
         Some(("generate", matches)) => generate::run(matches),
+        Some(("merge", matches)) => merge::run(matches),
         Some(("reward", matches)) => reward::run(matches),
         Some(("recommend", matches)) => recommend::run(matches),
         Some(("inspect", matches)) => inspect::run(matches),

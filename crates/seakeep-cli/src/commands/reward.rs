@@ -134,6 +134,7 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
     if concatenate == 0 {
         return Err(Error::Usage("--concatenate is 0; expected 1 (texts as they are) or more".into()));
     }
+    plan::refuse_adapters(settings)?;
     let problem = args::texts(matches, "problem_type").pop();
     let options = RewardOptions {
         model_name_or_path: settings.required("model_name_or_path")?.into(),

@@ -382,7 +382,8 @@ fn combinations(method: &Map<String, Value>) -> Vec<(String, Map<String, Value>)
     let mut all = vec![Map::new()];
     for (key, value) in method.iter().filter(|(key, _)| *key != "label") {
         // Of a key that takes a list, only a list of lists is several values.
-        let takes_list = keys::find(key).is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers));
+        let takes_list =
+            keys::find(key).is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers | Kind::Words));
         let values = match value {
             Value::Array(list) if !takes_list || list.iter().all(Value::is_array) => list.clone(),
             one => vec![one.clone()],

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command};
+use seakeep::formats::AdapterFiles;
 use seakeep::train::{TrainOptions, TrainSummary};
 use seakeep::{Error, Result};
 
@@ -42,7 +43,15 @@ pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()>
         let same = path.canonicalize().ok().zip(output_dir.canonicalize().ok());
         same.is_some_and(|(path, output)| path == output)
     };
-    match models.iter().find(|path| inside(path)) {
+    // An adapter is read together with the model below it.
+    let below =
+        |path: &Path| AdapterFiles::are_in(path).then(|| AdapterFiles::open(path)?.base()).transpose();
+    let mut all: Vec<PathBuf> = Vec::new();
+    for path in models {
+        all.push(path.to_path_buf());
+        all.extend(below(path)?);
+    }
+    match all.iter().find(|path| inside(path)) {
         None => Ok(()),
         Some(model) => Err(Error::Usage(format!(
             "output_dir {} is the model {} itself, which the trained model would replace; choose another output_dir",

@@ -30,8 +30,7 @@ const fn foreign(name: &'static str, fate: Fate, why: &'static str) -> Foreign {
 
 const OFF: &[&str] = &["false"];
 const PRECISION: &str = "computation is in float32; to save in 16 bits use save_dtype";
-const ADAPTERS: &str = "every parameter is trained; adapters are to come";
-const ONLY_WITH_ADAPTERS: &str = "counts only with use_peft, which is not there yet";
+const ADAPTER_DROPOUT: &str = "dropout is never applied; in DPO TRL's disable_dropout, which is true by default, switches this one off too";
 const LOADING: &str = "rows are read and tokenised in parallel before training starts";
 const ONE_PROCESS: &str = "training runs in one process";
 const DETERMINISTIC: &str = "the same seed, machine and threads always give the same bits";
@@ -52,15 +51,11 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("tf32", Only(OFF), PRECISION),
     foreign("load_in_4bit", Only(OFF), "the model is trained in float32; a .gguf is dequantised when it is loaded"),
     foreign("load_in_8bit", Only(OFF), "the model is trained in float32; a .gguf is dequantised when it is loaded"),
-    foreign("use_peft", Only(OFF), ADAPTERS),
-    foreign("lora_r", Nil, ONLY_WITH_ADAPTERS),
-    foreign("lora_alpha", Nil, ONLY_WITH_ADAPTERS),
-    foreign("lora_dropout", Nil, ONLY_WITH_ADAPTERS),
-    foreign("lora_target_modules", Nil, ONLY_WITH_ADAPTERS),
-    foreign("lora_modules_to_save", Nil, ONLY_WITH_ADAPTERS),
-    foreign("lora_task_type", Nil, ONLY_WITH_ADAPTERS),
-    foreign("use_rslora", Only(OFF), ADAPTERS),
-    foreign("use_dora", Only(OFF), ADAPTERS),
+    foreign("lora_dropout", Only(&["0.0", "0"]), ADAPTER_DROPOUT),
+    foreign("lora_modules_to_save", Only(&["[]"]), "beside adapters nothing is trained"),
+    foreign("lora_target_parameters", Only(&["[]"]), "adapters stand beside linear layers; use lora_target_modules"),
+    foreign("lora_task_type", Only(&["CAUSAL_LM"]), "models trained with adapters are language models"),
+    foreign("use_dora", Only(OFF), "adapters are LoRA's (or rank-stabilised, use_rslora); DoRA also divides by norms of the merged weights"),
     foreign("gradient_checkpointing", Nil, OWN_MEMORY),
     foreign("gradient_checkpointing_kwargs", Nil, OWN_MEMORY),
     foreign("activation_offloading", Nil, OWN_MEMORY),
@@ -178,7 +173,6 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("bnb_4bit_quant_type", Nil, NO_TORCH),
     foreign("bnb_4bit_quant_storage", Nil, NO_TORCH),
     foreign("use_bnb_nested_quant", Nil, NO_TORCH),
-    foreign("lora_target_parameters", Nil, NO_TORCH),
     foreign("project", Nil, NO_HUB),
     foreign("trackio_space_id", Nil, NO_HUB),
     foreign("trackio_bucket_id", Nil, NO_HUB),
@@ -264,7 +258,8 @@ mod tests {
         assert!(!accepts("max_prompt_length", json!(128)));
         assert!(accepts("optim", json!("adamw_torch")));
         assert!(!accepts("optim", json!("adafactor")));
-        let text = find("use_peft").unwrap().refusal("a.toml: `use_peft`", &json!(true));
-        assert!(text.contains("a.toml: `use_peft` is true") && text.contains("adapters"), "{text}");
+        assert!(accepts("lora_dropout", json!(0)) && !accepts("lora_dropout", json!(0.05)));
+        let text = find("use_dora").unwrap().refusal("a.toml: `use_dora`", &json!(true));
+        assert!(text.contains("a.toml: `use_dora` is true") && text.contains("adapters"), "{text}");
     }
 }

@@ -25,6 +25,7 @@ const DATA: &str = "Data";
 const TEXTS: &str = "Texts";
 const OBJECTIVE: &str = "Objective";
 const TRAINING: &str = "Training";
+const ADAPTERS: &str = "Adapters";
 const KEEPING: &str = "Evaluating, saving, logging";
 const MACHINE: &str = "Machine";
 
@@ -61,6 +62,11 @@ pub fn objective_keys() -> Vec<&'static str> {
 /// The names of the keys that have a meaning only for texts that are learnt as they are.
 pub fn text_keys() -> Vec<&'static str> {
     of_group(TEXTS)
+}
+
+/// The names of the keys that have a meaning only with adapters.
+pub fn adapter_keys() -> Vec<&'static str> {
+    of_group(ADAPTERS).into_iter().filter(|name| *name != "use_peft").collect()
 }
 
 /// The names of the keys that have a meaning only for preferences.
@@ -240,9 +246,22 @@ pub const KEYS: &[Key] = &[
     key(TRAINING, "max_grad_norm", Kind::Number(Range::NotNegative), Some("1.0"),
         "Gradients longer than this are shortened to it; 0: never."),
     key(TRAINING, "seed", Kind::Whole(0), Some("42"),
-        "Seed of the order of the rows."),
+        "Seed of the order of the rows, and of new adapters."),
     key(TRAINING, "resume_from_checkpoint", Kind::SwitchOrPath, None,
         "true: go on from the newest checkpoint in output_dir; or the directory of a checkpoint."),
+
+    key(ADAPTERS, "use_peft", Kind::Switch, Some("false"),
+        "Whether to train LoRA adapters beside the linear layers of the model, which itself stays as it is. output_dir then holds \
+         an adapter as PEFT has it; `seakeep merge` makes a model of it. Adapters take learning rates about ten times as large."),
+    key(ADAPTERS, "lora_r", Kind::Whole(1), Some("16"),
+        "Rank of the adapters."),
+    key(ADAPTERS, "lora_alpha", Kind::Number(Range::Positive), Some("32"),
+        "Strength of the adapters: their outputs are multiplied by lora_alpha / lora_r."),
+    key(ADAPTERS, "lora_target_modules", Kind::Words, Some("all-linear"),
+        "The layers that have one, by the last parts of their names, such as q_proj,v_proj. all-linear: every linear layer but the \
+         vocabulary projection. (PEFT's own default depends on the family; in Llama's it is q_proj,v_proj.)"),
+    key(ADAPTERS, "use_rslora", Kind::Switch, Some("false"),
+        "Whether outputs are multiplied by lora_alpha / sqrt(lora_r) instead (rank-stabilised LoRA)."),
 
     key(KEEPING, "output_dir", Kind::Path, None,
         "Where the trained model, checkpoints and metrics.jsonl go."),

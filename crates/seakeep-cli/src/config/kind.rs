@@ -64,6 +64,8 @@ pub enum Kind {
     Number(Range),
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// Several words of any kind.
+    Words,
     /// Several of these words.
     Choices(&'static [&'static str]),
     /// The name of a method; dashes or underscores.
@@ -90,6 +92,7 @@ impl Kind {
             Kind::Choice([one]) => format!("{one} (the only one there is yet)"),
             Kind::Choice(words) => format!("one of: {}", words.join(", ")),
             Kind::Choices(words) => format!("one or several of: {}", words.join(", ")),
+            Kind::Words => "a name, or several".into(),
             Kind::Method => format!("one of: {}", methods::names().join(", ")),
             Kind::Numbers => "a number, or several".into(),
             Kind::Limit(least) => format!("a whole number, {least} or above (0 or none: no limit)"),
@@ -111,6 +114,7 @@ impl Kind {
             Kind::Choice(words) if words.len() > 6 => "NAME".into(),
             Kind::Choice(words) | Kind::Choices(words) => words.join("|"),
             Kind::Method => "NAME".into(),
+            Kind::Words => "NAME,...".into(),
             Kind::Numbers => "X,...".into(),
             Kind::SwitchOrPath => "true|PATH".into(),
         }
@@ -123,7 +127,9 @@ impl Kind {
         let whole = || text.parse::<i64>().ok().map(Value::from);
         let value = match self {
             Kind::Text | Kind::Path | Kind::Choice(_) | Kind::Method => None,
-            Kind::Choices(_) => Some(text.split(',').map(|word| Value::from(word.trim())).collect()),
+            Kind::Choices(_) | Kind::Words => {
+                Some(text.split(',').map(|word| Value::from(word.trim())).collect())
+            }
             Kind::Numbers => text
                 .split(',')
                 .map(|word| word.trim().parse().ok().and_then(Number::from_f64).map(Value::Number))
@@ -170,6 +176,14 @@ impl Kind {
                 }
                 _ => false,
             },
+            Kind::Words => match value {
+                Value::Array(list) => !list.is_empty() && list.iter().all(text),
+                Value::String(words) => {
+                    let list: Vec<Value> = words.split(',').map(|w| Value::from(w.trim())).collect();
+                    return list.iter().all(text).then(|| Value::from(list));
+                }
+                _ => false,
+            },
             Kind::Method => {
                 let name = value.as_str().map(|name| name.to_lowercase().replace('_', "-"));
                 return name.filter(|name| methods::find(name).is_some()).map(Value::from);
@@ -210,6 +224,7 @@ mod tests {
             (Kind::Limit(2), "none", json!(null)),
             (Kind::Steps, "-1", json!(-1)),
             (Kind::Choices(&["a", "b"]), "a, b", json!(["a", "b"])),
+            (Kind::Words, "a, b", json!(["a", "b"])),
             (Kind::SwitchOrPath, "true", json!(true)),
             (Kind::SwitchOrPath, "runs/a", json!("runs/a")),
         ] {
@@ -235,6 +250,8 @@ mod tests {
             (Kind::Choice(&["a", "b"]), json!("c")),
             (Kind::Choice(&["a", "b"]), json!(["a", "b"])),
             (Kind::Choices(&["a", "b"]), json!(["a", "c"])),
+            (Kind::Words, json!([])),
+            (Kind::Words, json!("a,,b")),
             (Kind::Limit(2), json!(1)),
             (Kind::Steps, json!(0)),
             (Kind::Text, json!("")),

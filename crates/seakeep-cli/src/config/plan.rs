@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use seakeep::data::{PromptMismatch, TokenizeOptions, TruncatedCompletion, TruncationMode};
-use seakeep::formats::SaveDtype;
+use seakeep::formats::{LoraConfig, SaveDtype};
 use seakeep::objective::Objective;
 use seakeep::optim::{AdamW, Schedule, Warmup};
 use seakeep::train::{Every, Resume, TrainOptions};
@@ -83,6 +83,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         eval,
         save: every(settings, "save_strategy", "save_steps"),
         save_total_limit: settings.count("save_total_limit"),
+        lora: lora(settings)?,
         seed: settings.seed("seed"),
         resume_from_checkpoint: match settings.switch("resume_from_checkpoint") {
             Some(true) => Some(Resume::Latest),
@@ -92,6 +93,50 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         tensorboard: settings.words("report_to").iter().any(|word| word == "tensorboard"),
         save_dtype: save_dtype(settings),
     })
+}
+
+/// The adapters to train, if any.
+fn lora(settings: &Settings) -> Result<Option<LoraConfig>> {
+    if !switch(settings, "use_peft") {
+        // Without it every parameter would be trained, which who sets a rank does not expect.
+        let given =
+            keys::adapter_keys().into_iter().find(|k| settings.is_given(k) && !settings.is_default(k));
+        return match given {
+            Some(key) => usage(format!(
+                "{} has no meaning without adapters; add use_peft = true, or leave it out to train every parameter",
+                settings.place(key)
+            )),
+            None => Ok(None),
+        };
+    }
+    let targets = settings.words("lora_target_modules");
+    let all = targets.iter().any(|target| target == "all-linear");
+    if all && targets.len() > 1 {
+        return usage(format!(
+            "{} names all-linear and others; expected all-linear alone, or names of layers",
+            settings.place("lora_target_modules")
+        ));
+    }
+    Ok(Some(LoraConfig {
+        r: count(settings, "lora_r"),
+        lora_alpha: number(settings, "lora_alpha"),
+        use_rslora: switch(settings, "use_rslora"),
+        target_modules: if all { Vec::new() } else { targets },
+    }))
+}
+
+/// Refuses adapters in a command that trains every parameter.
+///
+/// # Errors
+/// [`Error::Usage`] where they are asked for.
+pub fn refuse_adapters(settings: &Settings) -> Result<()> {
+    match switch(settings, "use_peft") {
+        true => usage(format!(
+            "{} is for train and sft; here every parameter is trained",
+            settings.place("use_peft")
+        )),
+        false => Ok(()),
+    }
 }
 
 /// Where the reference's log-probabilities are kept from run to run.

@@ -4,6 +4,7 @@
 //! Everything here treats a file as foreign: limits are named constants, every offset is checked, and
 //! an error says which file, which tensor or key, what was found and what to do about it.
 
+pub mod adapter;
 pub mod atomic;
 pub mod bpe;
 pub mod fingerprint;
@@ -14,6 +15,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod weights;
 
+pub use adapter::{AdapterFiles, LoraConfig};
 pub use atomic::{AtomicDir, is_special, write_atomic};
 pub use fingerprint::Fingerprint;
 pub use safetensors::{SaveDtype, write_safetensors};

@@ -1,10 +1,11 @@
-//! Where a model comes from: a Hugging Face directory or a GGUF file, seen the same way.
+//! Where a model comes from: a Hugging Face directory, a GGUF file, or an adapter to one of them, seen the same way.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+use super::adapter::{self, AdapterFiles};
 use super::gguf::GgufFile;
 use super::tokenizer::Tokenizer;
 use super::weights::{Weights, directory_files, gguf_in};
@@ -16,20 +17,22 @@ pub const SUPPORTED_MODEL_TYPES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen
 /// An opened model: configuration, weights (mapped, not yet read) and tokenizer (opened when asked for).
 #[derive(Debug)]
 pub struct ModelSource {
-    /// What was opened: a directory or a `.gguf` file.
+    /// What was opened: a directory (an adapter's too) or a `.gguf` file.
     pub path: PathBuf,
     /// `config.json`; for GGUF the equivalent, made from the metadata.
     pub config: Value,
-    /// The tensors under their Hugging Face names.
+    /// The tensors under their Hugging Face names; with an adapter those of the model below it.
     pub weights: Weights,
     /// `generation_config.json`, where there is one.
     pub generation_config: Option<Value>,
+    /// The adapter on top, where an adapter's directory was opened.
+    pub adapter: Option<AdapterFiles>,
     tokenizer: OnceLock<Arc<Tokenizer>>,
 }
 
 impl ModelSource {
-    /// Opens a Hugging Face directory, a `.gguf` file, or a directory that holds exactly one `.gguf`
-    /// and no safetensors.
+    /// Opens a Hugging Face directory, a `.gguf` file, a directory that holds exactly one `.gguf`
+    /// and no safetensors, or the directory of a PEFT adapter, whose model is opened below it.
     ///
     /// # Errors
     /// [`Error::Format`] and [`Error::Io`] for missing or malformed files; [`Error::Unsupported`] for
@@ -42,6 +45,9 @@ impl ModelSource {
                 "no such file or directory; --model_name_or_path takes a Hugging Face model directory or a .gguf file \
                  on this machine (a hub name must be downloaded first)",
             ));
+        }
+        if path.is_dir() && AdapterFiles::are_in(path) {
+            return ModelSource::open_adapter(path);
         }
         if path.is_dir() {
             return match ModelSource::lone_gguf(path)? {
@@ -77,6 +83,27 @@ impl ModelSource {
         }
     }
 
+    fn open_adapter(path: &Path) -> Result<ModelSource> {
+        if path.join("config.json").is_file() {
+            let what = format!(
+                "a model (config.json) and an adapter ({}) in one directory: move one of them elsewhere",
+                adapter::CONFIG_FILE
+            );
+            return Err(Error::format(path, what));
+        }
+        let adapter = AdapterFiles::open(path)?;
+        let base = adapter.base()?;
+        if AdapterFiles::are_in(&base) {
+            let what = format!(
+                "its base {} is an adapter itself: merge that first (`seakeep merge`)",
+                base.display()
+            );
+            return Err(Error::format(path, what));
+        }
+        let below = ModelSource::open(&base)?;
+        Ok(ModelSource { path: path.to_path_buf(), adapter: Some(adapter), ..below })
+    }
+
     fn open_gguf(path: &Path) -> Result<ModelSource> {
         let file = GgufFile::open(path)?;
         let config = super::gguf::config::synthesize(&file, file.architecture()?)?;
@@ -86,6 +113,7 @@ impl ModelSource {
             config,
             weights,
             generation_config: None,
+            adapter: None,
             tokenizer: OnceLock::new(),
         })
     }
@@ -108,6 +136,7 @@ impl ModelSource {
             config,
             weights,
             generation_config,
+            adapter: None,
             tokenizer: OnceLock::new(),
         })
     }
@@ -125,8 +154,11 @@ impl ModelSource {
         if let Some(tokenizer) = self.tokenizer.get() {
             return Ok(tokenizer.clone());
         }
+        let own = self.path.join("tokenizer.json").is_file();
         let tokenizer = match self.weights.gguf() {
-            Some(file) if !self.path.join("tokenizer.json").is_file() => Tokenizer::from_gguf(file)?,
+            Some(file) if !own => Tokenizer::from_gguf(file)?,
+            // An adapter may leave the tokenizer to the model below it.
+            None if !own && self.adapter.is_some() => Tokenizer::open(self.weights.path())?,
             _ => Tokenizer::open(&self.path)?,
         };
         Ok(self.tokenizer.get_or_init(|| Arc::new(tokenizer)).clone())

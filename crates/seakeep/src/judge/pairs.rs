@@ -224,8 +224,7 @@ pub fn input_gradients(
     progress: &mut dyn Progress,
 ) -> Result<Vec<f64>> {
     let mut norms = Vec::with_capacity(pairs.len());
-    // The backward pass adds to the weights' gradients too; nobody looks at them.
-    let mut unused = Tensors::zeros(&model.map);
+    let mut unused = Tensors::none(&model.map);
     let size = batch_size.max(1);
     for (pairs, losses) in pairs.chunks(size).zip(losses.chunks(size)) {
         let batch = layout.lay_out(pairs);

@@ -1,14 +1,27 @@
-//! The two building blocks with weights: linear maps and norms, each with its four passes.
-//! Shapes as in `seakeep_kernels`; every function returns a fresh buffer.
+//! The two building blocks with weights: linear maps, perhaps with an adapter, and norms, each with its four passes.
+//! Shapes as in `seakeep_kernels`; every function returns a fresh buffer. What is not trained gets no gradient.
 
-use seakeep_kernels::{layernorm, linear, rmsnorm};
+use seakeep_kernels::{layernorm, linear, lora, rmsnorm};
 
 use super::tensors::{ParamId, Tensors};
 
 /// A value and its tangent (or a gradient and its tangent).
 pub type Dual = (Vec<f32>, Vec<f32>);
 
-/// `y = x w^T + b`.
+/// The low-rank path beside a linear map, `s (x a^T) b^T`: [`seakeep_kernels::lora`].
+#[derive(Clone, Copy, Debug)]
+pub struct Adapter {
+    /// `[rank, inputs]`; maps that are fused on disk share it.
+    pub a: ParamId,
+    /// `[outputs, rank]`
+    pub b: ParamId,
+    /// Width between the two.
+    pub rank: usize,
+    /// The factor `s`.
+    pub scale: f32,
+}
+
+/// `y = x w^T + b`, with an adapter `y = x w^T + b + s (x a^T) b^T`.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     /// `[outputs, inputs]`
@@ -19,6 +32,8 @@ pub struct Linear {
     pub inputs: usize,
     /// Width of `y`.
     pub outputs: usize,
+    /// The low-rank path, where there is one.
+    pub adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -26,19 +41,34 @@ impl Linear {
         x.len() / self.inputs
     }
 
+    /// The low-rank path and the places of its two matrices.
+    pub(super) fn lora<'a>(&self, w: &'a Tensors) -> Option<(lora::Lora<'a>, Adapter)> {
+        let of = |adapter: Adapter| {
+            let (a, b, scale, rank) = (&w[adapter.a], &w[adapter.b], adapter.scale, adapter.rank);
+            (lora::Lora { a, b, scale, inputs: self.inputs, outputs: self.outputs, rank }, adapter)
+        };
+        self.adapter.map(of)
+    }
+
     pub(super) fn forward(&self, w: &Tensors, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; self.rows(x) * self.outputs];
         linear::forward(&mut y, x, &w[self.weight], self.bias.map(|b| &w[b]), self.inputs, self.outputs);
+        if let Some((lora, _)) = self.lora(w) {
+            lora.forward(&mut y, x);
+        }
         y
     }
 
     pub(super) fn tangent(&self, w: &Tensors, t_x: &[f32]) -> Vec<f32> {
         let mut t_y = vec![0.0; self.rows(t_x) * self.outputs];
         linear::tangent(&mut t_y, t_x, &w[self.weight], self.inputs, self.outputs);
+        if let Some((lora, _)) = self.lora(w) {
+            lora.forward(&mut t_y, t_x);
+        }
         t_y
     }
 
-    /// `d_x` alone.
+    /// `d_x` alone, of the map without its adapter.
     fn pull(&self, w: &Tensors, d_y: &[f32]) -> Vec<f32> {
         let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
         linear::backward_input(&mut d_x, d_y, &w[self.weight], self.inputs, self.outputs, false);
@@ -47,11 +77,17 @@ impl Linear {
 
     /// Returns `d_x`; adds to `grads`.
     pub(super) fn backward(&self, w: &Tensors, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
-        linear::backward_weight(&mut grads[self.weight], d_y, x, self.inputs, self.outputs);
-        if let Some(b) = self.bias {
-            linear::backward_bias(&mut grads[b], d_y);
+        if let Some(to) = grads.trained(self.weight) {
+            linear::backward_weight(to, d_y, x, self.inputs, self.outputs);
         }
-        self.pull(w, d_y)
+        if let Some(to) = self.bias.and_then(|b| grads.trained(b)) {
+            linear::backward_bias(to, d_y);
+        }
+        let mut d_x = self.pull(w, d_y);
+        if let Some((lora, at)) = self.lora(w) {
+            lora.backward(&mut d_x, grads.both_trained(at.a, at.b), d_y, x);
+        }
+        d_x
     }
 
     /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
@@ -62,12 +98,22 @@ impl Linear {
         (d_y, td_y): (&[f32], &[f32]),
         (x, t_x): (&[f32], &[f32]),
     ) -> Dual {
-        let to = &mut t_grads[self.weight];
-        linear::backward_tangent_weight(to, d_y, td_y, x, t_x, self.inputs, self.outputs);
-        if let Some(b) = self.bias {
-            linear::backward_bias(&mut t_grads[b], td_y);
+        if let Some(to) = t_grads.trained(self.weight) {
+            linear::backward_tangent_weight(to, d_y, td_y, x, t_x, self.inputs, self.outputs);
         }
-        (self.pull(w, d_y), self.pull(w, td_y))
+        if let Some(to) = self.bias.and_then(|b| t_grads.trained(b)) {
+            linear::backward_bias(to, td_y);
+        }
+        let (mut d_x, mut td_x) = (self.pull(w, d_y), self.pull(w, td_y));
+        if let Some((lora, at)) = self.lora(w) {
+            lora.backward_tangent(
+                (&mut d_x, &mut td_x),
+                t_grads.both_trained(at.a, at.b),
+                (d_y, td_y),
+                (x, t_x),
+            );
+        }
+        (d_x, td_x)
     }
 }
 
@@ -106,7 +152,11 @@ impl Norm {
         let mut d_x = vec![0.0; x.len()];
         let gain = &w[self.gain];
         match self.bias {
-            None => rmsnorm::backward(&mut d_x, &mut grads[self.gain], d_y, x, gain, self.eps),
+            None => {
+                let mut unused = Vec::new();
+                let to = or_aside(grads.trained(self.gain), &mut unused, gain.len());
+                rmsnorm::backward(&mut d_x, to, d_y, x, gain, self.eps);
+            }
             Some(b) => {
                 let mut both = vec![0.0; 2 * gain.len()];
                 layernorm::backward(&mut d_x, &mut both, d_y, x, gain, self.eps);
@@ -131,7 +181,7 @@ impl Norm {
                 // The gain's gradient itself was taken in the plain backward pass.
                 let mut unused = vec![0.0; gain.len()];
                 rmsnorm::backward(&mut d_x, &mut unused, d_y, x, gain, self.eps);
-                let to = &mut t_grads[self.gain];
+                let to = or_aside(t_grads.trained(self.gain), &mut unused, gain.len());
                 rmsnorm::backward_tangent(&mut td_x, to, d_y, td_y, x, t_x, gain, self.eps);
             }
             Some(b) => {
@@ -148,8 +198,19 @@ impl Norm {
 
 fn add_both(grads: &mut Tensors, gain: ParamId, bias: ParamId, both: &[f32]) {
     let (g, b) = both.split_at(both.len() / 2);
-    add(&mut grads[gain], g);
-    add(&mut grads[bias], b);
+    for (id, from) in [(gain, g), (bias, b)] {
+        if let Some(to) = grads.trained(id) {
+            add(to, from);
+        }
+    }
+}
+
+/// Where a kernel that always computes a gain's gradient may put it: to the others, or aside where it is not trained.
+fn or_aside<'a>(trained: Option<&'a mut [f32]>, aside: &'a mut Vec<f32>, len: usize) -> &'a mut [f32] {
+    trained.unwrap_or_else(|| {
+        aside.resize(len, 0.0);
+        aside
+    })
 }
 
 /// `to += from`.

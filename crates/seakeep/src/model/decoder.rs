@@ -9,6 +9,7 @@ use super::blocks::{Dual, add};
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
 use super::layer::{Context, LayerActivations};
+use super::lora::Adapters;
 use super::tensors::{TensorMap, Tensors};
 use crate::batch::Batch;
 use crate::{Error, Result};
@@ -19,8 +20,10 @@ pub struct Model {
     pub config: ModelConfig,
     /// Its tensors, in memory and on disk.
     pub map: TensorMap,
-    /// The weights.
+    /// The weights; adapters' after the model's own.
     pub weights: Tensors,
+    /// The adapters that are trained in place of the weights, if any.
+    pub adapters: Option<Adapters>,
     pub(super) params: DecoderParams,
     rope: Option<Table>,
 }
@@ -68,7 +71,7 @@ impl Model {
             }
             Positions::Learned => None,
         };
-        Model { config, map, weights, params, rope }
+        Model { config, map, weights, adapters: None, params, rope }
     }
 
     fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
@@ -206,7 +209,7 @@ impl Model {
         let mut d_hidden = vec![0.0; a.hidden.len()];
         projection::backward(
             &mut d_hidden,
-            Some(&mut grads[self.params.head]),
+            grads.trained(self.params.head),
             &seeds(batch, d_logps),
             &a.hidden,
             head,
@@ -241,14 +244,15 @@ impl Model {
 
     fn backward_embed(&self, batch: &Batch, d_x: &[f32], grads: &mut Tensors) {
         let c = self.config.hidden;
-        let table = &mut grads[self.params.embed];
-        for (token, d_x) in batch.tokens.iter().zip(d_x.chunks_exact(c)) {
-            if Some(*token) != self.config.padding_token {
-                scatter_add(table, d_x, std::slice::from_ref(token), c);
+        if let Some(table) = grads.trained(self.params.embed) {
+            for (token, d_x) in batch.tokens.iter().zip(d_x.chunks_exact(c)) {
+                if Some(*token) != self.config.padding_token {
+                    scatter_add(table, d_x, std::slice::from_ref(token), c);
+                }
             }
         }
-        if let Some(table) = self.params.positions {
-            scatter_add(&mut grads[table], d_x, &batch.positions, self.config.hidden);
+        if let Some(table) = self.params.positions.and_then(|table| grads.trained(table)) {
+            scatter_add(table, d_x, &batch.positions, self.config.hidden);
         }
     }
 
@@ -283,7 +287,7 @@ impl Model {
         projection::backward_tangent(
             &mut d_hidden.0,
             &mut d_hidden.1,
-            Some(&mut t_grads[self.params.head]),
+            t_grads.trained(self.params.head),
             &seeds(batch, d_logps),
             &seeds(batch, td_logps),
             &a.hidden,

@@ -50,7 +50,7 @@ impl Builder<'_> {
     fn linear(&mut self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Linear {
         let weight = self.whole(format!("{name}.weight"), outputs, inputs);
         let bias = bias.then(|| self.whole(format!("{name}.bias"), outputs, 1));
-        Linear { weight, bias, inputs, outputs }
+        Linear { weight, bias, inputs, outputs, adapter: None }
     }
 
     /// Several linear maps of the same input in one file tensor (`weight` and, if `bias`, `bias`).
@@ -70,7 +70,10 @@ impl Builder<'_> {
         };
         let weights = of(&mut self.map, "weight", inputs, weight_shape);
         let biases = bias.then(|| of(&mut self.map, "bias", 1, vec![N * outputs]));
-        std::array::from_fn(|i| Linear { weight: weights[i], bias: biases.map(|b| b[i]), inputs, outputs })
+        std::array::from_fn(|i| {
+            let (weight, bias) = (weights[i], biases.map(|b| b[i]));
+            Linear { weight, bias, inputs, outputs, adapter: None }
+        })
     }
 
     /// GPT-2's Conv1D: weights `[inputs, N * outputs]`.

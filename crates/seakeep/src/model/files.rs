@@ -92,7 +92,7 @@ impl Model {
         ModelConfig::from_json(&source.config).map_err(|e| Error::format(&source.path, e.to_string()))
     }
 
-    /// Reads a model's weights, converted to f32.
+    /// Reads a model's weights, converted to f32; those of an adapter are merged into them.
     ///
     /// # Errors
     /// An unsupported configuration; a tensor that is missing, has another shape, or is not finite.
@@ -135,6 +135,10 @@ impl Model {
             let data = source.weights.read_f32(name)?;
             model.map.import(file, &data, &mut model.weights);
         }
+        if let Some(adapter) = &source.adapter {
+            model.load_adapters(adapter)?;
+            model.merge_adapters();
+        }
         Ok(model)
     }
 
@@ -164,7 +168,11 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::NonFinite`] for weights that are not finite; [`Error::Io`].
+    ///
+    /// # Panics
+    /// If the model has adapters: merge them, or save them alone.
     pub fn save(&self, directory: &Path, config: &Value, dtype: SaveDtype) -> Result<()> {
+        assert!(self.adapters.is_none(), "adapters are merged or saved alone");
         let data: Vec<Vec<f32>> = self.map.files.iter().map(|f| self.map.export(f, &self.weights)).collect();
         let tensors: Vec<(&str, &[usize], &[f32])> = self
             .map

@@ -112,7 +112,11 @@ fn rows_of(panels: &Panels) -> Vec<f32> {
 
 impl Linear {
     fn panels(&self, w: &Tensors, x: &Panels) -> Panels {
-        x.product(&w[self.weight], self.bias.map(|b| &w[b]), self.outputs)
+        let y = x.product(&w[self.weight], self.bias.map(|b| &w[b]), self.outputs);
+        let Some((lora, _)) = self.lora(w) else { return y };
+        let low = x.product(lora.a, None, lora.rank).product(lora.b, None, self.outputs);
+        let sum = y.elements().iter().zip(low.elements()).map(|(y, low)| y + lora.scale * low).collect();
+        y.with_elements(sum)
     }
 }
 

@@ -56,7 +56,8 @@ impl Model {
     fn label_head(&self) -> Linear {
         let labels =
             self.config.labels.expect("only models with a head of labels are asked for logits of labels");
-        Linear { weight: self.params.head, bias: None, inputs: self.config.hidden, outputs: labels }
+        let (weight, inputs) = (self.params.head, self.config.hidden);
+        Linear { weight, bias: None, inputs, outputs: labels, adapter: None }
     }
 
     fn normalised(&self, last: &[f32], rows: &[u32]) -> Vec<f32> {

@@ -129,6 +129,21 @@ pub(super) struct LayerActivations {
 }
 
 impl Layer {
+    /// Its linear maps.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let Mlp { gate, up, down } = &self.mlp;
+        [Some(&self.q), Some(&self.k), Some(&self.v), Some(&self.o), gate.as_ref(), Some(up), Some(down)]
+            .into_iter()
+            .flatten()
+    }
+
+    /// Its linear maps, to be given adapters.
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let Mlp { gate, up, down } = &mut self.mlp;
+        let (q, k, v, o) = (&mut self.q, &mut self.k, &mut self.v, &mut self.o);
+        [Some(q), Some(k), Some(v), Some(o), gate.as_mut(), Some(up), Some(down)].into_iter().flatten()
+    }
+
     /// Queries, keys and values of normalised input `n1`, and what they were before their norm.
     fn qkv(&self, cx: &Context, n1: &[f32]) -> (Qkv, Option<RawQk>) {
         let w = cx.weights;

@@ -7,6 +7,7 @@
 //! | `families` | names and packing of tensors: where a new family goes |
 //! | `tensors` | weights, gradients: [`Tensors`] |
 //! | `blocks`, `layer`, `decoder` | the passes, from the inside out |
+//! | `lora` | adapters: made, read, merged, saved |
 //! | `labels` | the passes of a model that ends in a head of labels |
 //! | `generate` | the forward pass over a key/value cache |
 //! | `files` | loading, saving, random initialisation |
@@ -19,6 +20,7 @@ mod files;
 mod generate;
 mod labels;
 pub mod layer;
+mod lora;
 mod tensors;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
@@ -26,4 +28,5 @@ pub use decoder::{Activations, Model, Tangents};
 pub use families::{GATED_HEAD, LABEL_HEAD};
 pub use generate::{KvCache, Prefix};
 pub use labels::HiddenActivations;
+pub use lora::{Adapters, check_targets};
 pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};

@@ -23,6 +23,8 @@ pub struct ParamSpec {
     pub cols: usize,
     /// Whether weight decay applies: not to biases and norm gains, as Hugging Face's Trainer has it.
     pub decays: bool,
+    /// Whether it is trained; what is not has neither gradient nor optimizer state.
+    pub trainable: bool,
 }
 
 /// Where an element `(row, col)` of a tensor in memory lies in the file's tensor.
@@ -36,6 +38,11 @@ pub enum Pack {
         offset: usize,
         /// Columns of the file's tensor.
         total: usize,
+    },
+    /// Rows under each other in a file tensor `[total, inputs]`, from row `offset` (a fused map's adapter).
+    Stacked {
+        /// First row.
+        offset: usize,
     },
     /// Rows of each head in turn: `[heads, of, head_dim, inputs]` (GPT-NeoX).
     Interleaved {
@@ -53,6 +60,7 @@ impl Pack {
         match self {
             Pack::Whole => row * cols + col,
             Pack::Transposed { offset, total } => col * total + offset + row,
+            Pack::Stacked { offset } => (offset + row) * cols + col,
             Pack::Interleaved { part, of, head_dim } => {
                 let (head, r) = (row / head_dim, row % head_dim);
                 ((head * of + part) * head_dim + r) * cols + col
@@ -84,7 +92,7 @@ pub struct TensorMap {
 impl TensorMap {
     pub(super) fn param(&mut self, name: String, rows: usize, cols: usize) -> ParamId {
         let decays = cols > 1;
-        self.params.push(ParamSpec { name, rows, cols, decays });
+        self.params.push(ParamSpec { name, rows, cols, decays, trainable: true });
         ParamId(self.params.len() - 1)
     }
 
@@ -95,6 +103,11 @@ impl TensorMap {
     /// Number of parameters.
     pub fn count(&self) -> usize {
         self.params.iter().map(|p| p.rows * p.cols).sum()
+    }
+
+    /// Number of parameters that are trained.
+    pub fn trainable(&self) -> usize {
+        self.params.iter().filter(|p| p.trainable).map(|p| p.rows * p.cols).sum()
     }
 
     /// The file tensor's elements, gathered from memory.
@@ -145,6 +158,39 @@ impl Tensors {
     /// Zeros.
     pub fn zeros(map: &TensorMap) -> Self {
         Tensors(map.params.iter().map(|p| vec![0.0; p.rows * p.cols]).collect())
+    }
+
+    /// Zeros for what is trained, and an empty tensor for what is not: gradients and optimizer state.
+    pub fn of_trainable(map: &TensorMap) -> Self {
+        let size = |p: &ParamSpec| if p.trainable { p.rows * p.cols } else { 0 };
+        Tensors(map.params.iter().map(|p| vec![0.0; size(p)]).collect())
+    }
+
+    /// Empty tensors: a backward pass for its gradient at the embeddings alone.
+    pub fn none(map: &TensorMap) -> Self {
+        Tensors(vec![Vec::new(); map.params.len()])
+    }
+
+    /// The tensor to add a gradient to; `None` for one that is not trained.
+    pub(super) fn trained(&mut self, id: ParamId) -> Option<&mut [f32]> {
+        Some(self.0[id.0].as_mut_slice()).filter(|t| !t.is_empty())
+    }
+
+    /// The two tensors to add gradients to; `None` for what is not trained.
+    pub(super) fn both_trained(
+        &mut self,
+        first: ParamId,
+        second: ParamId,
+    ) -> Option<(&mut [f32], &mut [f32])> {
+        let [first, second] = self.0.get_disjoint_mut([first.0, second.0]).expect("two different tensors");
+        Some((first.as_mut_slice(), second.as_mut_slice())).filter(|(first, _)| !first.is_empty())
+    }
+
+    /// As many tensors as `map` has: new ones are 0, superfluous ones go.
+    pub(super) fn fit(&mut self, map: &TensorMap) {
+        self.0.truncate(map.params.len());
+        let new = &map.params[self.0.len()..];
+        self.0.extend(new.iter().map(|p| vec![0.0; p.rows * p.cols]));
     }
 
     /// The tensors, in the order of [`TensorMap::params`].

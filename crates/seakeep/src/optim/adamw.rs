@@ -36,7 +36,7 @@ pub struct AdamWState {
 impl AdamWState {
     /// Before the first step.
     pub fn new(map: &TensorMap) -> Self {
-        AdamWState { step: 0, mean: Tensors::zeros(map), square: Tensors::zeros(map) }
+        AdamWState { step: 0, mean: Tensors::of_trainable(map), square: Tensors::of_trainable(map) }
     }
 }
 
@@ -66,7 +66,7 @@ impl AdamW {
         let (c1, c2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
         let tensors =
             weights.iter_mut().zip(grads.iter()).zip(state.mean.iter_mut()).zip(state.square.iter_mut());
-        for ((((w, g), m), s), spec) in tensors.zip(&map.params) {
+        for ((((w, g), m), s), spec) in tensors.zip(&map.params).filter(|(_, spec)| spec.trainable) {
             let keep = if spec.decays { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
             w.par_chunks_mut(PIECE)
                 .zip(g.par_chunks(PIECE))

@@ -267,6 +267,7 @@ fn align_one(
     let slug: String = method.label.to_lowercase().replace(", ", "-").replace(' ', "-");
     let output_dir = options.output_dir.join(format!("runs/{slug}-seed-{seed}"));
     let plan = TrainOptions {
+        lora: None,
         model_name_or_path: options.output_dir.join("reference"),
         ref_model_name_or_path: None,
         dataset_name: training_file(options, seed).display().to_string(),

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::data::TokenizeOptions;
-use crate::formats::SaveDtype;
+use crate::formats::{LoraConfig, SaveDtype};
 use crate::objective::Objective;
 use crate::optim::{AdamW, Schedule, Warmup};
 
@@ -89,7 +89,9 @@ pub struct TrainOptions {
     pub save: Every,
     /// Checkpoints kept; older ones are removed.
     pub save_total_limit: Option<usize>,
-    /// Seed of the order of rows.
+    /// The adapters to train in place of the model's own parameters, if any.
+    pub lora: Option<LoraConfig>,
+    /// Seed of the order of rows, and of new adapters.
     pub seed: u64,
     /// Checkpoint to go on from.
     pub resume_from_checkpoint: Option<Resume>,

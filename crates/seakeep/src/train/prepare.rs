@@ -9,6 +9,7 @@ use super::{Every, TrainOptions};
 use crate::checkpoint;
 use crate::data::{Labels, TokenizedPair};
 use crate::formats::{AtomicDir, Fingerprint, ModelSource, Tokenizer};
+use crate::model::{ModelConfig, check_targets};
 use crate::optim::Warmup;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -39,6 +40,24 @@ pub(crate) fn clear_output(dir: &Path, resumes: bool) -> Result<()> {
         }
     }
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
+}
+
+/// Finds out before any work whether the model can have the adapters that are asked for.
+pub(super) fn check_adapters(
+    options: &TrainOptions,
+    source: &ModelSource,
+    config: &ModelConfig,
+) -> Result<()> {
+    let Some(lora) = &options.lora else { return Ok(()) };
+    if source.adapter.is_some() {
+        return Err(Error::Usage(format!(
+            "use_peft: {} is an adapter itself, and an adapter needs a whole model below it; make one with \
+             `seakeep merge --model_name_or_path {} --output_dir ...`",
+            source.path.display(),
+            source.path.display()
+        )));
+    }
+    check_targets(config, lora)
 }
 
 /// A reference that tokenises otherwise would be scored on other texts.
@@ -141,8 +160,22 @@ pub(super) fn settings(
         "max_grad_norm": options.max_grad_norm,
     });
     let objective = options.objective.settings().into_iter().map(|(k, v)| (k.to_string(), v));
+    let adapters = options.lora.iter().flat_map(|lora| {
+        let targets = match lora.target_modules.as_slice() {
+            [] => json!("all-linear"),
+            given => json!(given),
+        };
+        [
+            ("use_peft", json!(true)),
+            ("lora_r", json!(lora.r)),
+            ("lora_alpha", json!(lora.lora_alpha)),
+            ("lora_target_modules", targets),
+            ("use_rslora", json!(lora.use_rslora)),
+        ]
+    });
+    let adapters = adapters.map(|(k, v)| (k.to_string(), v));
     match value {
-        Value::Object(map) => map.into_iter().chain(objective).collect(),
+        Value::Object(map) => map.into_iter().chain(objective).chain(adapters).collect(),
         _ => unreachable!("an object literal"),
     }
 }

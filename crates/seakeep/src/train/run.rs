@@ -46,7 +46,8 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     let resumes = options.resume_from_checkpoint.is_some();
     prepare::check_output(&options.output_dir, resumes, options.overwrite_output_dir)?;
     let source = ModelSource::open(&options.model_name_or_path)?;
-    Model::config(&source)?;
+    let config = Model::config(&source)?;
+    prepare::check_adapters(options, &source, &config)?;
     let tokenizer = source.tokenizer()?;
     let train =
         data::load(&options.dataset_name, &options.dataset_train_split, &tokenizer, options, progress)?;
@@ -57,6 +58,7 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
 
     let mut run = Run::start(options, &source, &train, &eval, settings, progress)?;
     run.score_reference(progress)?;
+    run.add_adapters(progress)?;
     prepare::clear_output(&options.output_dir, resumes)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
     let metrics = run.steps(&mut log, progress)?;
@@ -109,7 +111,7 @@ impl<'a> Run<'a> {
         };
         let (model, optimizer, state, reference) = match from {
             Some(path) => {
-                let restored = checkpoint::load(&path, &settings)?;
+                let restored = checkpoint::load(&path, &settings, source)?;
                 let before = restored.state.total_steps;
                 if restored.state.step > total_steps {
                     return Err(Error::Usage(format!(
@@ -199,6 +201,19 @@ impl<'a> Run<'a> {
             }
         }
         progress.finish();
+        Ok(())
+    }
+
+    /// Gives the model its adapters, if it is to have some and no checkpoint brought them: after the reference has been computed,
+    /// which is the model without them.
+    fn add_adapters(&mut self, progress: &mut dyn Progress) -> Result<()> {
+        let Some(lora) = &self.options.lora else { return Ok(()) };
+        if self.model.adapters.is_none() {
+            self.model.add_adapters(lora, self.options.seed)?;
+            self.optimizer = AdamWState::new(&self.model.map);
+        }
+        let (trained, all) = (self.model.map.trainable(), self.model.map.count());
+        progress.note(&format!("adapters: {trained} of {all} parameters are trained"));
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// The buffers a step fills.
 pub struct Gradients {
-    /// Gradient of the whole loss with respect to every parameter.
+    /// Gradient of the whole loss with respect to every parameter that is trained.
     pub total: Tensors,
     /// `sum_i w_i d/d eps [d l_i / d theta at e_i + eps v_i]`, kept apart until the factor on it is known.
     penalty: Option<Tensors>,
@@ -19,7 +19,7 @@ pub struct Gradients {
 impl Gradients {
     /// Buffers for an objective on a model.
     pub fn new(model: &Model, objective: &Objective) -> Self {
-        let zeros = || Tensors::zeros(&model.map);
+        let zeros = || Tensors::of_trainable(&model.map);
         Gradients { total: zeros(), penalty: objective.penalty.map(|_| zeros()) }
     }
 }

@@ -1,0 +1,178 @@
+//! The low-rank path beside a linear map (LoRA, Hu et al., arXiv 2106.09685, section 4.1): `y += s (x a^T) b^T`.
+//!
+//! `x` is `[T, I]`, `a` is `[R, I]`, `b` is `[O, R]`, `y` is `[T, O]`; `s` is a number. With `u = s x a^T`, `[T, R]`, hence
+//! `y += u b^T`:
+//!
+//! ```text
+//! backward           d_u = s d_y b;   d_x += d_u a;   d_a += d_u^T x;   d_b += d_y^T u
+//! tangent            t_u = s t_x a^T;   t_y += t_u b^T
+//! backward_tangent   td_u = s td_y b;   td_x += td_u a
+//!                    td_a += td_u^T x + d_u^T t_x;   td_b += td_y^T u + d_y^T t_u
+//! ```
+//! Everything is added to what the linear map itself has written. `u` is computed again where it is needed: it costs `R / O`
+//! of the map.
+
+use crate::gemm::{Mat, Threads, gemm};
+use crate::linear;
+
+/// The two matrices and the factor.
+#[derive(Clone, Copy)]
+pub struct Lora<'a> {
+    /// `[R, I]`
+    pub a: &'a [f32],
+    /// `[O, R]`
+    pub b: &'a [f32],
+    /// The factor `s`.
+    pub scale: f32,
+    /// `I`
+    pub inputs: usize,
+    /// `O`
+    pub outputs: usize,
+    /// `R`
+    pub rank: usize,
+}
+
+/// Two buffers to write to: of `a` and `b`, or of a value and its tangent.
+pub type Pair<'a> = (&'a mut [f32], &'a mut [f32]);
+
+impl Lora<'_> {
+    /// `s x a^T`, `[T, R]`.
+    fn down(&self, x: &[f32]) -> Vec<f32> {
+        let t = x.len() / self.inputs;
+        let mut u = vec![0.0; t * self.rank];
+        let (x, a) = (Mat::new(x, self.inputs), Mat::new(self.a, self.inputs).t());
+        gemm((t, self.rank, self.inputs), &mut u, self.rank, false, self.scale, x, a, Threads::All);
+        u
+    }
+
+    /// `s d_y b`, `[T, R]`.
+    fn d_down(&self, d_y: &[f32]) -> Vec<f32> {
+        let t = d_y.len() / self.outputs;
+        let mut d_u = vec![0.0; t * self.rank];
+        let (d_y, b) = (Mat::new(d_y, self.outputs), Mat::new(self.b, self.rank));
+        gemm((t, self.rank, self.outputs), &mut d_u, self.rank, false, self.scale, d_y, b, Threads::All);
+        d_u
+    }
+
+    /// Adds `y += s (x a^T) b^T`. Also serves `t_y` from `t_x`.
+    pub fn forward(&self, y: &mut [f32], x: &[f32]) {
+        let t = x.len() / self.inputs;
+        let u = self.down(x);
+        let (u, b) = (Mat::new(&u, self.rank), Mat::new(self.b, self.rank).t());
+        gemm((t, self.outputs, self.rank), y, self.outputs, true, 1.0, u, b, Threads::All);
+    }
+
+    /// Adds to `d_x` and, where they are given, to `d_a` and `d_b`.
+    pub fn backward(&self, d_x: &mut [f32], d_ab: Option<Pair>, d_y: &[f32], x: &[f32]) {
+        let (r, i, o) = (self.rank, self.inputs, self.outputs);
+        let d_u = self.d_down(d_y);
+        linear::backward_input(d_x, &d_u, self.a, i, r, true);
+        if let Some((d_a, d_b)) = d_ab {
+            linear::backward_weight(d_b, d_y, &self.down(x), r, o);
+            linear::backward_weight(d_a, &d_u, x, i, r);
+        }
+    }
+
+    /// Adds to `d_x` and `td_x`, and the tangents of [`backward`](Self::backward)'s `d_a` and `d_b` to `td_a` and `td_b`.
+    pub fn backward_tangent(
+        &self,
+        (d_x, td_x): Pair,
+        td_ab: Option<Pair>,
+        (d_y, td_y): (&[f32], &[f32]),
+        (x, t_x): (&[f32], &[f32]),
+    ) {
+        let (r, i, o) = (self.rank, self.inputs, self.outputs);
+        let (d_u, td_u) = (self.d_down(d_y), self.d_down(td_y));
+        linear::backward_input(d_x, &d_u, self.a, i, r, true);
+        linear::backward_input(td_x, &td_u, self.a, i, r, true);
+        if let Some((td_a, td_b)) = td_ab {
+            linear::backward_tangent_weight(td_b, d_y, td_y, &self.down(x), &self.down(t_x), r, o);
+            linear::backward_tangent_weight(td_a, &d_u, &td_u, x, t_x, i, r);
+        }
+    }
+
+    /// Adds the path to the map's weight: `w += s b a`, `[O, I]`.
+    pub fn merge(&self, w: &mut [f32]) {
+        let (b, a) = (Mat::new(self.b, self.rank), Mat::new(self.a, self.inputs));
+        let dims = (self.outputs, self.inputs, self.rank);
+        gemm(dims, w, self.inputs, true, self.scale, b, a, Threads::All);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Op, check, close, random};
+
+    const T: usize = 5;
+    const I: usize = 7;
+    const O: usize = 3;
+    const R: usize = 2;
+    const ALL: usize = T * I + R * I + O * R;
+
+    /// `x`, then `a`, then `b` in one vector.
+    fn split(all: &[f32]) -> (&[f32], Lora<'_>) {
+        let (x, rest) = all.split_at(T * I);
+        let (a, b) = rest.split_at(R * I);
+        (x, Lora { a, b, scale: 1.5, inputs: I, outputs: O, rank: R })
+    }
+
+    fn forward(all: &[f32]) -> Vec<f32> {
+        let (x, lora) = split(all);
+        let mut y = vec![0.0; T * O];
+        lora.forward(&mut y, x);
+        y
+    }
+
+    #[test]
+    fn forward_equals_the_loops_and_the_merged_map() {
+        let all = random(ALL, 4);
+        let (x, lora) = split(&all);
+        let want: Vec<f32> = (0..T * O)
+            .map(|n| {
+                let (t, o) = (n / O, n % O);
+                let u = |r: usize| (0..I).map(|i| x[t * I + i] * lora.a[r * I + i]).sum::<f32>();
+                1.5 * (0..R).map(|r| u(r) * lora.b[o * R + r]).sum::<f32>()
+            })
+            .collect();
+        close(&forward(&all), &want, 1e-6, "low-rank path");
+        let (w, mut y, mut merged) = (random(O * I, 5), vec![0.0; T * O], vec![0.0; T * O]);
+        linear::forward(&mut y, x, &w, None, I, O);
+        lora.forward(&mut y, x);
+        let mut sum = w.clone();
+        lora.merge(&mut sum);
+        linear::forward(&mut merged, x, &sum, None, I, O);
+        close(&merged, &y, 1e-6, "merged");
+    }
+
+    #[test]
+    fn derivatives() {
+        let op = Op {
+            forward: &forward,
+            backward: &|all, d_y| {
+                let (x, lora) = split(all);
+                let (mut d_x, mut d_a, mut d_b) = (vec![0.0; T * I], vec![0.0; R * I], vec![0.0; O * R]);
+                lora.backward(&mut d_x, Some((&mut d_a, &mut d_b)), d_y, x);
+                [d_x, d_a, d_b].concat()
+            },
+            tangent: &|all, t| {
+                let mut t_y = vec![0.0; T * O];
+                split(all).1.forward(&mut t_y, &t[..T * I]);
+                t_y
+            },
+            backward_tangent: &|all, t, d_y, td_y| {
+                let (x, lora) = split(all);
+                let (mut d_x, mut td_x) = (vec![0.0; T * I], vec![0.0; T * I]);
+                let (mut d_a, mut d_b) = (vec![0.0; R * I], vec![0.0; O * R]);
+                let out = (&mut d_x[..], &mut td_x[..]);
+                lora.backward_tangent(out, Some((&mut d_a, &mut d_b)), (d_y, td_y), (x, &t[..T * I]));
+                let mut plain = vec![0.0; T * I];
+                lora.backward(&mut plain, None, d_y, x);
+                assert_eq!(d_x, plain);
+                [td_x, d_a, d_b].concat()
+            },
+            moving: T * I,
+        };
+        check(&op, &random(ALL, 9), T * O, 1e-2, 1e-3);
+    }
+}
