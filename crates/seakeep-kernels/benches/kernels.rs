@@ -11,6 +11,7 @@ use criterion::{
 use seakeep_kernels::activation::{self, Activation};
 use seakeep_kernels::attention::{self, DualGradients, Layout, Segment, Shape};
 use seakeep_kernels::gemm::{Mat, Threads, gemm};
+use seakeep_kernels::linear::Map;
 use seakeep_kernels::{projection, rmsnorm};
 
 /// Tokens of a batch, `T`.
@@ -130,18 +131,19 @@ fn projection_passes(c: &mut Criterion) {
     let mut group = c.benchmark_group("projection");
     group.sample_size(10);
     let (x, w) = (numbers(PREDICTIONS * CHANNELS), numbers(VOCABULARY * CHANNELS));
+    let head = Map::f32(&w, CHANNELS, VOCABULARY);
     let targets: Vec<u32> = (0..PREDICTIONS).map(|n| (n * 191 % VOCABULARY) as u32).collect();
     let product = 2 * PREDICTIONS * CHANNELS * VOCABULARY;
     timed(&mut group, "forward", product, || {
-        black_box(projection::forward(&x, &w, &targets, CHANNELS));
+        black_box(projection::forward(&x, head, &targets));
     });
-    let predicted = projection::forward(&x, &w, &targets, CHANNELS);
+    let predicted = projection::forward(&x, head, &targets);
     let d_logp = numbers(PREDICTIONS);
     let (mut d_x, mut d_w) = (vec![0.0; x.len()], vec![0.0; w.len()]);
     // The logits again, then both gradients.
     timed(&mut group, "backward", 3 * product, || {
         let d_w = Some(black_box(&mut d_w[..]));
-        projection::backward(&mut d_x, d_w, &d_logp, &x, &w, &targets, &predicted, CHANNELS);
+        projection::backward(&mut d_x, d_w, &d_logp, &x, head, &targets, &predicted);
     });
     group.finish();
 }

@@ -10,10 +10,10 @@
 //!                    td_a += td_u^T x + d_u^T t_x;   td_b += td_y^T u + d_y^T t_u
 //! ```
 //! Everything is added to what the linear map itself has written. `u` is computed again where it is needed: it costs `R / O`
-//! of the map.
+//! of the map. All of it is in f32, whatever the map is computed in.
 
-use crate::gemm::{Mat, Threads, gemm};
-use crate::linear;
+use crate::gemm::{Mat, Precision, Threads, gemm};
+use crate::linear::{self, Map};
 
 /// The two matrices and the factor.
 #[derive(Clone, Copy)]
@@ -66,10 +66,10 @@ impl Lora<'_> {
     pub fn backward(&self, d_x: &mut [f32], d_ab: Option<Pair>, d_y: &[f32], x: &[f32]) {
         let (r, i, o) = (self.rank, self.inputs, self.outputs);
         let d_u = self.d_down(d_y);
-        linear::backward_input(d_x, &d_u, self.a, i, r, true);
+        Map::f32(self.a, i, r).backward_input(d_x, &d_u, true);
         if let Some((d_a, d_b)) = d_ab {
-            linear::backward_weight(d_b, d_y, &self.down(x), r, o);
-            linear::backward_weight(d_a, &d_u, x, i, r);
+            linear::backward_weight(d_b, d_y, &self.down(x), r, o, Precision::F32);
+            linear::backward_weight(d_a, &d_u, x, i, r, Precision::F32);
         }
     }
 
@@ -83,11 +83,12 @@ impl Lora<'_> {
     ) {
         let (r, i, o) = (self.rank, self.inputs, self.outputs);
         let (d_u, td_u) = (self.d_down(d_y), self.d_down(td_y));
-        linear::backward_input(d_x, &d_u, self.a, i, r, true);
-        linear::backward_input(td_x, &td_u, self.a, i, r, true);
+        Map::f32(self.a, i, r).backward_input(d_x, &d_u, true);
+        Map::f32(self.a, i, r).backward_input(td_x, &td_u, true);
         if let Some((td_a, td_b)) = td_ab {
-            linear::backward_tangent_weight(td_b, d_y, td_y, &self.down(x), &self.down(t_x), r, o);
-            linear::backward_tangent_weight(td_a, &d_u, &td_u, x, t_x, i, r);
+            let (u, t_u) = (self.down(x), self.down(t_x));
+            linear::backward_tangent_weight(td_b, (d_y, td_y), (&u, &t_u), r, o, Precision::F32);
+            linear::backward_tangent_weight(td_a, (&d_u, &td_u), (x, t_x), i, r, Precision::F32);
         }
     }
 
@@ -137,11 +138,11 @@ mod tests {
             .collect();
         close(&forward(&all), &want, 1e-6, "low-rank path");
         let (w, mut y, mut merged) = (random(O * I, 5), vec![0.0; T * O], vec![0.0; T * O]);
-        linear::forward(&mut y, x, &w, None, I, O);
+        Map::f32(&w, I, O).forward(&mut y, x, None);
         lora.forward(&mut y, x);
         let mut sum = w.clone();
         lora.merge(&mut sum);
-        linear::forward(&mut merged, x, &sum, None, I, O);
+        Map::f32(&sum, I, O).forward(&mut merged, x, None);
         close(&merged, &y, 1e-6, "merged");
     }
 

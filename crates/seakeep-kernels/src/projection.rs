@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::gemm::{Mat, Threads, gemm};
+use crate::linear::{Map, backward_tangent_weight, backward_weight};
 use crate::simd::{dispatch, dot, exp, max, sum_by};
 
 /// Rows per chunk: 128 rows of 49,152 logits are 25 MB.
@@ -52,19 +52,9 @@ fn chunks<'a>(x: &'a [f32], channels: usize) -> impl Iterator<Item = Chunk<'a>> 
 }
 
 /// `z = x w^T`, `[rows, V]`.
-fn logits<'z>(z: &'z mut [f32], x: &[f32], w: &[f32], rows: usize, channels: usize) -> &'z mut [f32] {
-    let v = w.len() / channels;
-    let z = &mut z[..rows * v];
-    gemm(
-        (rows, v, channels),
-        z,
-        v,
-        false,
-        1.0,
-        Mat::new(x, channels),
-        Mat::new(w, channels).t(),
-        Threads::All,
-    );
+fn logits<'z>(z: &'z mut [f32], x: &[f32], head: Map) -> &'z mut [f32] {
+    let z = &mut z[..x.len() / head.inputs * head.outputs];
+    head.forward(z, x, None);
     z
 }
 
@@ -76,12 +66,12 @@ fn buffer(n: usize, vocab: usize) -> Vec<f32> {
 ///
 /// # Panics
 /// If a target lies outside the vocabulary.
-pub fn forward(x: &[f32], w: &[f32], targets: &[u32], channels: usize) -> Vec<Predicted> {
-    let v = w.len() / channels;
+pub fn forward(x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
+    let v = head.outputs;
     let mut z = buffer(targets.len(), v);
     let mut out = vec![Predicted::default(); targets.len()];
-    for chunk in chunks(x, channels) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
+    for chunk in chunks(x, head.inputs) {
+        let z = logits(&mut z, chunk.x, head);
         let at = chunk.first..chunk.first + chunk.rows;
         let rows = out[at.clone()].par_iter_mut().zip(z.par_chunks_mut(v)).zip(&targets[at]);
         rows.for_each(|((out, z), &target)| *out = dispatch(|| predict(z, target as usize)));
@@ -115,74 +105,36 @@ pub fn backward(
     mut d_w: Option<&mut [f32]>,
     d_logp: &[f32],
     x: &[f32],
-    w: &[f32],
+    head: Map,
     targets: &[u32],
     predicted: &[Predicted],
-    channels: usize,
 ) {
-    let v = w.len() / channels;
+    let v = head.outputs;
     let mut z = buffer(targets.len(), v);
-    for chunk in chunks(x, channels) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
+    for chunk in chunks(x, head.inputs) {
+        let z = logits(&mut z, chunk.x, head);
         z.par_chunks_mut(v).enumerate().for_each(|(r, z)| {
             let n = chunk.first + r;
             let (d, p) = (d_logp[n], &predicted[n]);
             dispatch(|| z.iter_mut().for_each(|z| *z = -d * p.probability(*z)));
             z[targets[n] as usize] += d;
         });
-        let d_x = &mut d_x[chunk.first * channels..][..chunk.rows * channels];
-        pull_back(z, d_x, w, chunk.rows, channels);
+        let (c, d_z) = (head.inputs, &*z);
+        head.backward_input(&mut d_x[chunk.first * c..][..chunk.rows * c], d_z, false);
         if let Some(d_w) = d_w.as_deref_mut() {
-            push_weight(z, d_w, chunk.x, chunk.rows, channels);
+            backward_weight(d_w, d_z, chunk.x, c, v, head.precision);
         }
     }
 }
 
-/// `d_x = d_z w`.
-fn pull_back(d_z: &[f32], d_x: &mut [f32], w: &[f32], rows: usize, channels: usize) {
-    let v = w.len() / channels;
-    gemm(
-        (rows, channels, v),
-        d_x,
-        channels,
-        false,
-        1.0,
-        Mat::new(d_z, v),
-        Mat::new(w, channels),
-        Threads::All,
-    );
-}
-
-/// `d_w += d_z^T x`.
-fn push_weight(d_z: &[f32], d_w: &mut [f32], x: &[f32], rows: usize, channels: usize) {
-    let v = d_w.len() / channels;
-    gemm(
-        (v, channels, rows),
-        d_w,
-        channels,
-        true,
-        1.0,
-        Mat::new(d_z, v).t(),
-        Mat::new(x, channels),
-        Threads::All,
-    );
-}
-
 /// `t_logp = t_z[target] - sum_v p_v t_z[v]`, `t_z = t_x w^T`.
-pub fn tangent(
-    x: &[f32],
-    t_x: &[f32],
-    w: &[f32],
-    targets: &[u32],
-    predicted: &[Predicted],
-    channels: usize,
-) -> Vec<f32> {
-    let v = w.len() / channels;
+pub fn tangent(x: &[f32], t_x: &[f32], head: Map, targets: &[u32], predicted: &[Predicted]) -> Vec<f32> {
+    let v = head.outputs;
     let (mut z, mut t_z) = (buffer(targets.len(), v), buffer(targets.len(), v));
     let mut out = vec![0.0; targets.len()];
-    for (chunk, t_chunk) in chunks(x, channels).zip(chunks(t_x, channels)) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
-        let t_z = logits(&mut t_z, t_chunk.x, w, chunk.rows, channels);
+    for (chunk, t_chunk) in chunks(x, head.inputs).zip(chunks(t_x, head.inputs)) {
+        let z = logits(&mut z, chunk.x, head);
+        let t_z = logits(&mut t_z, t_chunk.x, head);
         let rows = z.par_chunks(v).zip(t_z.par_chunks(v)).enumerate();
         let values: Vec<f32> = rows
             .map(|(r, (z, t_z))| {
@@ -208,16 +160,15 @@ pub fn backward_tangent(
     td_logp: &[f32],
     x: &[f32],
     t_x: &[f32],
-    w: &[f32],
+    head: Map,
     targets: &[u32],
     predicted: &[Predicted],
-    channels: usize,
 ) {
-    let v = w.len() / channels;
+    let v = head.outputs;
     let (mut z, mut t_z) = (buffer(targets.len(), v), buffer(targets.len(), v));
-    for (chunk, t_chunk) in chunks(x, channels).zip(chunks(t_x, channels)) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
-        let t_z = logits(&mut t_z, t_chunk.x, w, chunk.rows, channels);
+    for (chunk, t_chunk) in chunks(x, head.inputs).zip(chunks(t_x, head.inputs)) {
+        let z = logits(&mut z, chunk.x, head);
+        let t_z = logits(&mut t_z, t_chunk.x, head);
         // In place: z becomes d_z, t_z becomes td_z.
         z.par_chunks_mut(v).zip(t_z.par_chunks_mut(v)).enumerate().for_each(|(r, (z, t_z))| {
             let n = chunk.first + r;
@@ -233,12 +184,12 @@ pub fn backward_tangent(
             z[targets[n] as usize] += d;
             t_z[targets[n] as usize] += td;
         });
-        let at = chunk.first * channels..(chunk.first + chunk.rows) * channels;
-        pull_back(z, &mut d_x[at.clone()], w, chunk.rows, channels);
-        pull_back(t_z, &mut td_x[at], w, chunk.rows, channels);
+        let (c, d_z, td_z) = (head.inputs, &*z, &*t_z);
+        let at = chunk.first * c..(chunk.first + chunk.rows) * c;
+        head.backward_input(&mut d_x[at.clone()], d_z, false);
+        head.backward_input(&mut td_x[at], td_z, false);
         if let Some(td_w) = td_w.as_deref_mut() {
-            push_weight(t_z, td_w, chunk.x, chunk.rows, channels);
-            push_weight(z, td_w, t_chunk.x, chunk.rows, channels);
+            backward_tangent_weight(td_w, (d_z, td_z), (chunk.x, t_chunk.x), c, v, head.precision);
         }
     }
 }
@@ -259,7 +210,7 @@ mod tests {
     #[test]
     fn forward_equals_the_formula() {
         let (x, w) = (random(N * C, 1), random(V * C, 2));
-        for (n, got) in forward(&x, &w, &targets(), C).iter().enumerate() {
+        for (n, got) in forward(&x, Map::f32(&w, C, V), &targets()).iter().enumerate() {
             let z: Vec<f64> = (0..V)
                 .map(|v| (0..C).map(|c| x[n * C + c] as f64 * w[v * C + c] as f64).sum::<f64>())
                 .collect();
@@ -282,22 +233,28 @@ mod tests {
         let targets = targets();
         let op = Op {
             forward: &|all| {
-                forward(&all[..N * C], &all[N * C..], &targets, C).iter().map(|p| p.logp).collect()
+                forward(&all[..N * C], Map::f32(&all[N * C..], C, V), &targets)
+                    .iter()
+                    .map(|p| p.logp)
+                    .collect()
             },
             backward: &|all, d| {
                 let (x, w) = all.split_at(N * C);
                 let (mut d_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
-                let predicted = forward(x, w, &targets, C);
-                backward(&mut d_x, Some(&mut d_w), d, x, w, &targets, &predicted, C);
+                let w = Map::f32(w, C, V);
+                let predicted = forward(x, w, &targets);
+                backward(&mut d_x, Some(&mut d_w), d, x, w, &targets, &predicted);
                 [d_x, d_w].concat()
             },
             tangent: &|all, t| {
                 let (x, w) = all.split_at(N * C);
-                tangent(x, &t[..N * C], w, &targets, &forward(x, w, &targets, C), C)
+                let w = Map::f32(w, C, V);
+                tangent(x, &t[..N * C], w, &targets, &forward(x, w, &targets))
             },
             backward_tangent: &|all, t, d, td| {
                 let (x, w) = all.split_at(N * C);
-                let predicted = forward(x, w, &targets, C);
+                let w = Map::f32(w, C, V);
+                let predicted = forward(x, w, &targets);
                 let (mut d_x, mut td_x, mut td_w) = (vec![0.0; N * C], vec![0.0; N * C], vec![0.0; V * C]);
                 backward_tangent(
                     &mut d_x,
@@ -310,10 +267,9 @@ mod tests {
                     w,
                     &targets,
                     &predicted,
-                    C,
                 );
                 let mut alone = vec![0.0; N * C];
-                backward(&mut alone, None, d, x, w, &targets, &predicted, C);
+                backward(&mut alone, None, d, x, w, &targets, &predicted);
                 close(&d_x, &alone, 1e-6, "d_x of both passes");
                 [td_x, td_w].concat()
             },

@@ -4,6 +4,7 @@
 use seakeep_kernels::{layernorm, linear, lora, rmsnorm};
 
 use super::tensors::{ParamId, Tensors};
+use super::weights::Weights;
 
 /// A value and its tangent (or a gradient and its tangent).
 pub type Dual = (Vec<f32>, Vec<f32>);
@@ -41,8 +42,14 @@ impl Linear {
         x.len() / self.inputs
     }
 
+    /// The map without bias and adapter.
+    pub(super) fn map<'a>(&self, w: &'a Weights) -> linear::Map<'a> {
+        let (w, precision) = (w.matrix(self.weight), w.precision);
+        linear::Map { w, inputs: self.inputs, outputs: self.outputs, precision }
+    }
+
     /// The low-rank path and the places of its two matrices.
-    pub(super) fn lora<'a>(&self, w: &'a Tensors) -> Option<(lora::Lora<'a>, Adapter)> {
+    pub(super) fn lora<'a>(&self, w: &'a Weights) -> Option<(lora::Lora<'a>, Adapter)> {
         let of = |adapter: Adapter| {
             let (a, b, scale, rank) = (&w[adapter.a], &w[adapter.b], adapter.scale, adapter.rank);
             (lora::Lora { a, b, scale, inputs: self.inputs, outputs: self.outputs, rank }, adapter)
@@ -50,18 +57,18 @@ impl Linear {
         self.adapter.map(of)
     }
 
-    pub(super) fn forward(&self, w: &Tensors, x: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; self.rows(x) * self.outputs];
-        linear::forward(&mut y, x, &w[self.weight], self.bias.map(|b| &w[b]), self.inputs, self.outputs);
+        self.map(w).forward(&mut y, x, self.bias.map(|b| &w[b]));
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut y, x);
         }
         y
     }
 
-    pub(super) fn tangent(&self, w: &Tensors, t_x: &[f32]) -> Vec<f32> {
+    pub(super) fn tangent(&self, w: &Weights, t_x: &[f32]) -> Vec<f32> {
         let mut t_y = vec![0.0; self.rows(t_x) * self.outputs];
-        linear::tangent(&mut t_y, t_x, &w[self.weight], self.inputs, self.outputs);
+        self.map(w).tangent(&mut t_y, t_x);
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut t_y, t_x);
         }
@@ -69,16 +76,16 @@ impl Linear {
     }
 
     /// `d_x` alone, of the map without its adapter.
-    fn pull(&self, w: &Tensors, d_y: &[f32]) -> Vec<f32> {
+    fn pull(&self, w: &Weights, d_y: &[f32]) -> Vec<f32> {
         let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
-        linear::backward_input(&mut d_x, d_y, &w[self.weight], self.inputs, self.outputs, false);
+        self.map(w).backward_input(&mut d_x, d_y, false);
         d_x
     }
 
     /// Returns `d_x`; adds to `grads`.
-    pub(super) fn backward(&self, w: &Tensors, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
+    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
         if let Some(to) = grads.trained(self.weight) {
-            linear::backward_weight(to, d_y, x, self.inputs, self.outputs);
+            linear::backward_weight(to, d_y, x, self.inputs, self.outputs, w.precision);
         }
         if let Some(to) = self.bias.and_then(|b| grads.trained(b)) {
             linear::backward_bias(to, d_y);
@@ -93,13 +100,14 @@ impl Linear {
     /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
     pub(super) fn backward_tangent(
         &self,
-        w: &Tensors,
+        w: &Weights,
         t_grads: &mut Tensors,
         (d_y, td_y): (&[f32], &[f32]),
         (x, t_x): (&[f32], &[f32]),
     ) -> Dual {
         if let Some(to) = t_grads.trained(self.weight) {
-            linear::backward_tangent_weight(to, d_y, td_y, x, t_x, self.inputs, self.outputs);
+            let (i, o) = (self.inputs, self.outputs);
+            linear::backward_tangent_weight(to, (d_y, td_y), (x, t_x), i, o, w.precision);
         }
         if let Some(to) = self.bias.and_then(|b| t_grads.trained(b)) {
             linear::backward_bias(to, td_y);
@@ -129,7 +137,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    pub(super) fn forward(&self, w: &Tensors, x: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len()];
         match self.bias {
             None => rmsnorm::forward(&mut y, x, &w[self.gain], self.eps),
@@ -138,7 +146,7 @@ impl Norm {
         y
     }
 
-    pub(super) fn tangent(&self, w: &Tensors, x: &[f32], t_x: &[f32]) -> Vec<f32> {
+    pub(super) fn tangent(&self, w: &Weights, x: &[f32], t_x: &[f32]) -> Vec<f32> {
         let mut t_y = vec![0.0; x.len()];
         match self.bias {
             None => rmsnorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
@@ -148,7 +156,7 @@ impl Norm {
     }
 
     /// Returns `d_x`; adds to `grads`.
-    pub(super) fn backward(&self, w: &Tensors, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
+    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
         let mut d_x = vec![0.0; x.len()];
         let gain = &w[self.gain];
         match self.bias {
@@ -169,7 +177,7 @@ impl Norm {
     /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
     pub(super) fn backward_tangent(
         &self,
-        w: &Tensors,
+        w: &Weights,
         t_grads: &mut Tensors,
         (d_y, td_y): (&[f32], &[f32]),
         (x, t_x): (&[f32], &[f32]),

@@ -2,6 +2,7 @@
 //! vocabulary projection at the predicting rows.
 
 use seakeep_kernels::embedding::{gather, scatter_add};
+use seakeep_kernels::linear;
 use seakeep_kernels::projection::{self, Predicted};
 use seakeep_kernels::rope::Table;
 
@@ -11,6 +12,7 @@ use super::families::{self, DecoderParams};
 use super::layer::{Context, LayerActivations};
 use super::lora::Adapters;
 use super::tensors::{TensorMap, Tensors};
+use super::weights::Weights;
 use crate::batch::Batch;
 use crate::{Error, Result};
 
@@ -21,7 +23,7 @@ pub struct Model {
     /// Its tensors, in memory and on disk.
     pub map: TensorMap,
     /// The weights; adapters' after the model's own.
-    pub weights: Tensors,
+    pub weights: Weights,
     /// The adapters that are trained in place of the weights, if any.
     pub adapters: Option<Adapters>,
     pub(super) params: DecoderParams,
@@ -64,7 +66,7 @@ impl Model {
     /// A model with all weights 0, to be loaded or initialised.
     pub fn zeros(config: ModelConfig) -> Self {
         let (map, params) = families::tensors(&config);
-        let weights = Tensors::zeros(&map);
+        let weights = Weights::zeros(&map);
         let rope = match &config.positions {
             Positions::Rotary { inverse_frequencies } => {
                 Some(Table::new(inverse_frequencies, config.max_positions))
@@ -117,13 +119,19 @@ impl Model {
     pub(super) fn embed(&self, tokens: &[u32], positions: &[u32]) -> Vec<f32> {
         let c = self.config.hidden;
         let mut x = vec![0.0; tokens.len() * c];
-        gather(&mut x, &self.weights[self.params.embed], tokens, c);
+        gather(&mut x, self.weights.matrix(self.params.embed), tokens, c);
         if let Some(table) = self.params.positions {
             let mut p = vec![0.0; x.len()];
             gather(&mut p, &self.weights[table], positions, c);
             add(&mut x, &p);
         }
         x
+    }
+
+    /// The vocabulary projection.
+    fn head(&self) -> linear::Map<'_> {
+        let (w, precision) = (self.weights.matrix(self.params.head), self.weights.precision);
+        linear::Map { w, inputs: self.config.hidden, outputs: self.config.vocab_size, precision }
     }
 
     /// The rows of `x` that predict.
@@ -196,8 +204,7 @@ impl Model {
     fn predict(&self, batch: &Batch, last: &[f32]) -> (Vec<f32>, Vec<Predicted>) {
         let rows = self.predicting(batch, last);
         let hidden = self.params.final_norm.forward(&self.weights, &rows);
-        let head = &self.weights[self.params.head];
-        let predicted = projection::forward(&hidden, head, &batch.targets(), self.config.hidden);
+        let predicted = projection::forward(&hidden, self.head(), &batch.targets());
         (hidden, predicted)
     }
 
@@ -205,17 +212,15 @@ impl Model {
     /// the gradient at the embedding lookup, `[T, C]`.
     pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Vec<f32> {
         let c = self.config.hidden;
-        let head = &self.weights[self.params.head];
         let mut d_hidden = vec![0.0; a.hidden.len()];
         projection::backward(
             &mut d_hidden,
             grads.trained(self.params.head),
             &seeds(batch, d_logps),
             &a.hidden,
-            head,
+            self.head(),
             &batch.targets(),
             &a.predicted,
-            c,
         );
         self.backward_rows(batch, (&a.layers, &a.last), &batch.predicting_rows(), &d_hidden, grads)
     }
@@ -267,9 +272,7 @@ impl Model {
         }
         let (rows, t_rows) = (self.predicting(batch, &a.last), self.predicting(batch, &t_x));
         let hidden = self.params.final_norm.tangent(&self.weights, &rows, &t_rows);
-        let head = &self.weights[self.params.head];
-        let t_logps =
-            projection::tangent(&a.hidden, &hidden, head, &batch.targets(), &a.predicted, self.config.hidden);
+        let t_logps = projection::tangent(&a.hidden, &hidden, self.head(), &batch.targets(), &a.predicted);
         Tangents { layers, last: t_x, hidden, branch_logps: batch.branch_sums(t_logps.into_iter()) }
     }
 
@@ -292,10 +295,9 @@ impl Model {
             &seeds(batch, td_logps),
             &a.hidden,
             &t.hidden,
-            &self.weights[self.params.head],
+            self.head(),
             &batch.targets(),
             &a.predicted,
-            c,
         );
         let rows = (self.predicting(batch, &a.last), self.predicting(batch, &t.last));
         let d_hidden = (&d_hidden.0[..], &d_hidden.1[..]);

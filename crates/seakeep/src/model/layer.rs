@@ -16,6 +16,7 @@ use seakeep_kernels::rope::{self, Table, Turn};
 use super::blocks::{Dual, Linear, Norm, add};
 use super::config::ModelConfig;
 use super::tensors::Tensors;
+use super::weights::Weights;
 
 /// The tensors of a layer.
 #[derive(Clone, Debug)]
@@ -54,7 +55,7 @@ pub struct Mlp {
 /// What every pass of a layer reads besides activations.
 pub(super) struct Context<'a> {
     pub config: &'a ModelConfig,
-    pub weights: &'a Tensors,
+    pub weights: &'a Weights,
     pub rope: Option<&'a Table>,
     pub positions: &'a [u32],
     pub layout: &'a Layout,

@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `config` | `config.json` to [`ModelConfig`] |
 //! | `families` | names and packing of tensors: where a new family goes |
-//! | `tensors` | weights, gradients: [`Tensors`] |
+//! | `tensors` | the map of a model's tensors; gradients: [`Tensors`] |
+//! | `weights` | the weights, in f32, bf16 or quantised: [`Weights`] |
 //! | `blocks`, `layer`, `decoder` | the passes, from the inside out |
 //! | `lora` | adapters: made, read, merged, saved |
 //! | `labels` | the passes of a model that ends in a head of labels |
@@ -22,6 +23,7 @@ mod labels;
 pub mod layer;
 mod lora;
 mod tensors;
+mod weights;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
 pub use decoder::{Activations, Model, Tangents};
@@ -29,4 +31,5 @@ pub use families::{GATED_HEAD, LABEL_HEAD};
 pub use generate::{KvCache, Prefix};
 pub use labels::HiddenActivations;
 pub use lora::{Adapters, check_targets};
-pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};
+pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors, Values};
+pub use weights::{Stored, Weights};
