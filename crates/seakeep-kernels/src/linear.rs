@@ -26,7 +26,7 @@ pub fn tangent(t_y: &mut [f32], t_x: &[f32], w: &[f32], inputs: usize, outputs: 
     forward(t_y, t_x, w, None, inputs, outputs);
 }
 
-/// Writes (or with `accumulate` adds) `d_x = d_y w`. Also serves `td_x = td_y w`.
+/// Writes (or with `accumulate` adds) `d_x = d_y w`.
 pub fn backward_input(
     d_x: &mut [f32],
     d_y: &[f32],
@@ -48,7 +48,7 @@ pub fn backward_input(
     );
 }
 
-/// Adds `d_w += d_y^T x`.
+/// Adds `d_w += d_y^T x`. With `t_x` for `x` it is the curvature: how the gradient changes along `t_x`, `d_y` held.
 pub fn backward_weight(d_w: &mut [f32], d_y: &[f32], x: &[f32], inputs: usize, outputs: usize) {
     let t = d_y.len() / outputs;
     gemm(
@@ -63,7 +63,7 @@ pub fn backward_weight(d_w: &mut [f32], d_y: &[f32], x: &[f32], inputs: usize, o
     );
 }
 
-/// Adds `d_b += sum over rows of d_y`. Also serves `td_b` from `td_y`.
+/// Adds `d_b += sum over rows of d_y`.
 pub fn backward_bias(d_b: &mut [f32], d_y: &[f32]) {
     let outputs = d_b.len();
     let t = d_y.len() / outputs;
@@ -76,21 +76,6 @@ pub fn backward_bias(d_b: &mut [f32], d_y: &[f32]) {
             }
         }
     });
-}
-
-/// Adds `td_w += td_y^T x + d_y^T t_x`, the tangent of [`backward_weight`].
-#[allow(clippy::too_many_arguments)]
-pub fn backward_tangent_weight(
-    td_w: &mut [f32],
-    d_y: &[f32],
-    td_y: &[f32],
-    x: &[f32],
-    t_x: &[f32],
-    inputs: usize,
-    outputs: usize,
-) {
-    backward_weight(td_w, td_y, x, inputs, outputs);
-    backward_weight(td_w, d_y, t_x, inputs, outputs);
 }
 
 #[cfg(test)]
@@ -139,13 +124,10 @@ mod tests {
                 tangent(&mut t_y, &t[..T * I], &split(all).1, I, O);
                 t_y
             },
-            backward_tangent: &|all, t, d_y, td_y| {
-                let (x, w, _) = split(all);
-                let (mut d_x, mut d_w, mut d_b) = (vec![0.0; T * I], vec![0.0; O * I], vec![0.0; O]);
-                backward_input(&mut d_x, td_y, &w, I, O, false);
-                backward_tangent_weight(&mut d_w, d_y, td_y, &x, &t[..T * I], I, O);
-                backward_bias(&mut d_b, td_y);
-                [d_x, d_w, d_b].concat()
+            curvature: &|_, t, d_y| {
+                let mut d_w = vec![0.0; O * I];
+                backward_weight(&mut d_w, d_y, &t[..T * I], I, O);
+                [vec![0.0; T * I], d_w, vec![0.0; O]].concat()
             },
             moving: T * I,
         };
