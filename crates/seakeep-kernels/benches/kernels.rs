@@ -9,7 +9,7 @@ use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use seakeep_kernels::activation::{self, Activation};
-use seakeep_kernels::attention::{self, DualGradients, Layout, Segment, Shape};
+use seakeep_kernels::attention::{self, Layout, Segment, Shape};
 use seakeep_kernels::gemm::{Mat, Threads, gemm};
 use seakeep_kernels::linear::Map;
 use seakeep_kernels::{projection, rmsnorm};
@@ -99,7 +99,7 @@ fn attention_passes(c: &mut Criterion) {
     let (wide, narrow) = (TOKENS * SHAPE.heads * SHAPE.head_dim, TOKENS * SHAPE.kv_heads * SHAPE.head_dim);
     let (q, k, v) = (numbers(wide), numbers(narrow), numbers(narrow));
     let (mut o, mut lse) = (vec![0.0; wide], vec![0.0; TOKENS * SHAPE.heads * 2]);
-    // Products of that size: 2 forward, 5 backward, 5 tangent, 15 in the tangent of backward. Scores that the causal
+    // Products of that size: 2 forward, 5 backward, 5 tangent, 10 curvature. Scores that the causal
     // mask hides are computed too, block by block, and not counted.
     let work = seen_work(&layout);
     timed(&mut group, "forward", 2 * work, || {
@@ -115,14 +115,9 @@ fn attention_passes(c: &mut Criterion) {
     timed(&mut group, "tangent", 5 * work, || {
         attention::tangent(black_box(&mut t_o), (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
     });
-    let (mut td_q, mut td_k, mut td_v) = (of(wide), of(narrow), of(narrow));
-    timed(&mut group, "backward_tangent", 15 * work, || {
-        let out = DualGradients {
-            q: (black_box(&mut d_q), &mut td_q),
-            k: (&mut d_k, &mut td_k),
-            v: (&mut d_v, &mut td_v),
-        };
-        attention::backward_tangent(out, (&o, &t_o), (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
+    timed(&mut group, "curvature", 10 * work, || {
+        let out = (black_box(&mut d_q[..]), &mut d_k[..], &mut d_v[..]);
+        attention::curvature(out, &o, (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
     });
     group.finish();
 }

@@ -38,7 +38,7 @@ impl<'a> Map<'a> {
         self.forward(t_y, t_x, None);
     }
 
-    /// Writes (or with `accumulate` adds) `d_x = d_y w`. Also serves `td_x = td_y w`.
+    /// Writes (or with `accumulate` adds) `d_x = d_y w`.
     pub fn backward_input(&self, d_x: &mut [f32], d_y: &[f32], accumulate: bool) {
         let (i, o) = (self.inputs, self.outputs);
         let size = (d_y.len() / o, i, o);
@@ -51,7 +51,7 @@ fn product(c_row: usize, accumulate: bool, precision: Precision) -> Product {
     Product { c_row, accumulate, alpha: 1.0, threads: Threads::All, precision }
 }
 
-/// Adds `d_w += d_y^T x`.
+/// Adds `d_w += d_y^T x`. With `t_x` for `x` it is the curvature: how the gradient changes along `t_x`, `d_y` held.
 pub fn backward_weight(
     d_w: &mut [f32],
     d_y: &[f32],
@@ -65,7 +65,7 @@ pub fn backward_weight(
     multiply(size, d_w, product(inputs, true, precision), d_y, Mat::new(x, inputs));
 }
 
-/// Adds `d_b += sum over rows of d_y`. Also serves `td_b` from `td_y`.
+/// Adds `d_b += sum over rows of d_y`.
 pub fn backward_bias(d_b: &mut [f32], d_y: &[f32]) {
     let outputs = d_b.len();
     let t = d_y.len() / outputs;
@@ -78,19 +78,6 @@ pub fn backward_bias(d_b: &mut [f32], d_y: &[f32]) {
             }
         }
     });
-}
-
-/// Adds `td_w += td_y^T x + d_y^T t_x`, the tangent of [`backward_weight`].
-pub fn backward_tangent_weight(
-    td_w: &mut [f32],
-    (d_y, td_y): (&[f32], &[f32]),
-    (x, t_x): (&[f32], &[f32]),
-    inputs: usize,
-    outputs: usize,
-    precision: Precision,
-) {
-    backward_weight(td_w, td_y, x, inputs, outputs, precision);
-    backward_weight(td_w, d_y, t_x, inputs, outputs, precision);
 }
 
 #[cfg(test)]
@@ -139,13 +126,10 @@ mod tests {
                 Map::f32(&split(all).1, I, O).tangent(&mut t_y, &t[..T * I]);
                 t_y
             },
-            backward_tangent: &|all, t, d_y, td_y| {
-                let (x, w, _) = split(all);
-                let (mut d_x, mut d_w, mut d_b) = (vec![0.0; T * I], vec![0.0; O * I], vec![0.0; O]);
-                Map::f32(&w, I, O).backward_input(&mut d_x, td_y, false);
-                backward_tangent_weight(&mut d_w, (d_y, td_y), (&x, &t[..T * I]), I, O, Precision::F32);
-                backward_bias(&mut d_b, td_y);
-                [d_x, d_w, d_b].concat()
+            curvature: &|_, t, d_y| {
+                let mut d_w = vec![0.0; O * I];
+                backward_weight(&mut d_w, d_y, &t[..T * I], I, O, Precision::F32);
+                [vec![0.0; T * I], d_w, vec![0.0; O]].concat()
             },
             moving: T * I,
         };

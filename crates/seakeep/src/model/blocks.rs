@@ -6,9 +6,6 @@ use seakeep_kernels::{layernorm, linear, lora, rmsnorm};
 use super::tensors::{ParamId, Tensors};
 use super::weights::Weights;
 
-/// A value and its tangent (or a gradient and its tangent).
-pub type Dual = (Vec<f32>, Vec<f32>);
-
 /// The low-rank path beside a linear map, `s (x a^T) b^T`: [`seakeep_kernels::lora`].
 #[derive(Clone, Copy, Debug)]
 pub struct Adapter {
@@ -75,13 +72,6 @@ impl Linear {
         t_y
     }
 
-    /// `d_x` alone, of the map without its adapter.
-    fn pull(&self, w: &Weights, d_y: &[f32]) -> Vec<f32> {
-        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
-        self.map(w).backward_input(&mut d_x, d_y, false);
-        d_x
-    }
-
     /// Returns `d_x`; adds to `grads`.
     pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
         if let Some(to) = grads.trained(self.weight) {
@@ -90,38 +80,25 @@ impl Linear {
         if let Some(to) = self.bias.and_then(|b| grads.trained(b)) {
             linear::backward_bias(to, d_y);
         }
-        let mut d_x = self.pull(w, d_y);
+        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
+        self.map(w).backward_input(&mut d_x, d_y, false);
         if let Some((lora, at)) = self.lora(w) {
             lora.backward(&mut d_x, grads.both_trained(at.a, at.b), d_y, x);
         }
         d_x
     }
 
-    /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
-    pub(super) fn backward_tangent(
-        &self,
-        w: &Weights,
-        t_grads: &mut Tensors,
-        (d_y, td_y): (&[f32], &[f32]),
-        (x, t_x): (&[f32], &[f32]),
-    ) -> Dual {
-        if let Some(to) = t_grads.trained(self.weight) {
-            let (i, o) = (self.inputs, self.outputs);
-            linear::backward_tangent_weight(to, (d_y, td_y), (x, t_x), i, o, w.precision);
+    /// Adds how [`backward`](Self::backward) changes the gradients along `t_x`, `d_y` held. `d_x` and the bias' gradient do
+    /// not change: the map is linear.
+    pub(super) fn curvature(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], t_x: &[f32]) {
+        if let Some(to) = grads.trained(self.weight) {
+            linear::backward_weight(to, d_y, t_x, self.inputs, self.outputs, w.precision);
         }
-        if let Some(to) = self.bias.and_then(|b| t_grads.trained(b)) {
-            linear::backward_bias(to, td_y);
+        if let Some((lora, at)) = self.lora(w)
+            && let Some(to) = grads.both_trained(at.a, at.b)
+        {
+            lora.curvature(to, d_y, t_x);
         }
-        let (mut d_x, mut td_x) = (self.pull(w, d_y), self.pull(w, td_y));
-        if let Some((lora, at)) = self.lora(w) {
-            lora.backward_tangent(
-                (&mut d_x, &mut td_x),
-                t_grads.both_trained(at.a, at.b),
-                (d_y, td_y),
-                (x, t_x),
-            );
-        }
-        (d_x, td_x)
     }
 }
 
@@ -174,33 +151,22 @@ impl Norm {
         d_x
     }
 
-    /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
-    pub(super) fn backward_tangent(
+    /// How [`backward`](Self::backward) changes along `t_x`, `d_y` held: returns the change of `d_x`, adds that of the gradients.
+    pub(super) fn curvature(
         &self,
         w: &Weights,
-        t_grads: &mut Tensors,
-        (d_y, td_y): (&[f32], &[f32]),
+        grads: &mut Tensors,
+        d_y: &[f32],
         (x, t_x): (&[f32], &[f32]),
-    ) -> Dual {
-        let (mut d_x, mut td_x) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        let gain = &w[self.gain];
+    ) -> Vec<f32> {
+        let mut s_x = vec![0.0; x.len()];
+        let (gain, mut unused) = (&w[self.gain], Vec::new());
+        let to = or_aside(grads.trained(self.gain), &mut unused, gain.len());
         match self.bias {
-            None => {
-                // The gain's gradient itself was taken in the plain backward pass.
-                let mut unused = vec![0.0; gain.len()];
-                rmsnorm::backward(&mut d_x, &mut unused, d_y, x, gain, self.eps);
-                let to = or_aside(t_grads.trained(self.gain), &mut unused, gain.len());
-                rmsnorm::backward_tangent(&mut td_x, to, d_y, td_y, x, t_x, gain, self.eps);
-            }
-            Some(b) => {
-                let mut both = vec![0.0; 2 * gain.len()];
-                layernorm::backward(&mut d_x, &mut both, d_y, x, gain, self.eps);
-                both.fill(0.0);
-                layernorm::backward_tangent(&mut td_x, &mut both, d_y, td_y, x, t_x, gain, self.eps);
-                add_both(t_grads, self.gain, b, &both);
-            }
+            None => rmsnorm::curvature(&mut s_x, to, d_y, x, t_x, gain, self.eps),
+            Some(_) => layernorm::curvature(&mut s_x, to, d_y, x, t_x, gain, self.eps),
         }
-        (d_x, td_x)
+        s_x
     }
 }
 

@@ -137,6 +137,14 @@ impl Weights {
         self.tensors.iter_mut()
     }
 
+    /// The weights that are kept in f32, in order, to write to.
+    pub fn f32_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.tensors.iter_mut().filter_map(|stored| match stored {
+            Stored::F32(data) => Some(data.as_mut_slice()),
+            _ => None,
+        })
+    }
+
     /// The bytes of memory that they take.
     pub fn bytes(&self) -> usize {
         self.tensors.iter().map(Stored::bytes).sum()
