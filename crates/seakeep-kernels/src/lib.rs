@@ -36,6 +36,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod ceiling;
 pub mod embedding;
 pub mod gemm;
 pub mod layernorm;

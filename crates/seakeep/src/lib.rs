@@ -39,3 +39,4 @@ pub mod train;
 pub mod world;
 
 pub use error::{Error, Result};
+pub use seakeep_kernels::ceiling;
