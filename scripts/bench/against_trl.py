@@ -28,6 +28,7 @@ from runs import PACKAGES, Bench, Failed, Unavailable, ensure_venv
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seakeep-bench"
+MODEL = "smollm2-135m-instruct.gguf"
 LARGE = ("llama_1b", "llama_8b")
 """Rows that need gigabytes of memory and disk; --quick leaves them out unless they are named."""
 
@@ -38,26 +39,31 @@ LARGE = ("llama_1b", "llama_8b")
 
 
 def measure(cases, rows, sizes, repetitions):
-    """{case: [what each repetition gave, or {"reason": why it gave nothing}]}."""
+    """{case: [what each repetition gave, or {"reason": why it gave nothing}]}; Ctrl-C ends it with what there is."""
     names = list(dict.fromkeys(case for row in rows for case in row.cases(sizes)))
     found = {name: [] for name in names}
-    for repetition in range(repetitions):
-        for name in names:
-            # What failed once is not tried again.
-            if found[name] and "reason" in found[name][-1]:
-                found[name].append(found[name][-1])
-                continue
-            begun = time.monotonic()
-            try:
-                result = cases.run(name)
-            except Unavailable as error:
-                result = {"reason": f"not available: {error}"}
-            except Failed as error:
-                result = {"reason": str(error)}
-            found[name].append(result)
-            told = result.get("reason", "done")
-            print_progress(f"{repetition + 1}/{repetitions} {name}: {told} ({time.monotonic() - begun:.1f} s)")
+    try:
+        for repetition in range(repetitions):
+            for name in names:
+                # What failed once is not tried again.
+                known = found[name] and "reason" in found[name][-1]
+                found[name].append(found[name][-1] if known else attempt(cases, name, f"{repetition + 1}/{repetitions}"))
+    except KeyboardInterrupt:
+        print_progress("interrupted: this is what was measured before")
     return found
+
+
+def attempt(cases, name, where):
+    """One case once."""
+    begun = time.monotonic()
+    try:
+        result = cases.run(name)
+    except Unavailable as error:
+        result = {"reason": f"not available: {error}"}
+    except Failed as error:
+        result = {"reason": str(error)}
+    print_progress(f"{where} {name}: {result.get('reason', 'done')} ({time.monotonic() - begun:.1f} s)")
+    return result
 
 
 def summarise(row, found, counts, sizes):
@@ -74,6 +80,8 @@ def summarise(row, found, counts, sizes):
             return {"reason": str(error)}
         except ZeroDivisionError:
             return {"reason": "too short to be timed"}
+    if not made:
+        return {"reason": "not measured"}
     ratios = [found.ratio for found in made]
     middle = lambda values: statistics.median(values) if None not in values else None
     return {
@@ -158,7 +166,7 @@ def parse_arguments():
         options.only = options.only.split(",")
         if unknown := sorted(set(options.only) - set(names)):
             parser.error(f"no rows {', '.join(unknown)}; there are {', '.join(names)}")
-    for path in (options.seakeep, options.data, options.models):
+    for path in (options.seakeep, options.data, options.models / MODEL):
         if not options.list and not path.exists():
             parser.error(f"{path} does not exist")
     return options
@@ -176,8 +184,7 @@ def main():
     sizes = replace(sizes, steps=options.steps) if options.steps else sizes
     python = ensure_venv(options.venv.absolute())
     bench = Bench(options.seakeep.absolute(), python, options.work.absolute(), options.threads)
-    (gguf,) = options.models.absolute().glob("smollm2*.gguf")
-    cases = Cases(bench, sizes, gguf, options.data.absolute())
+    cases = Cases(bench, sizes, options.models.absolute() / MODEL, options.data.absolute())
     found = measure(cases, rows, sizes, options.repetitions)
     summaries = {row.name: summarise(row, found, cases.counts, sizes) for row in rows}
     lines = describe(options, sizes)

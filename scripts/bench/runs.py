@@ -153,11 +153,11 @@ class Bench:
 
 
 def told_seconds(stderr, work):
-    """Seconds of a piece of work by the last of its progress lines, `training: 4/4 (12.3 s)`; None without one."""
+    """Seconds of a piece of work by the last of its progress lines, `training: 4/4 (12.3 s)`."""
     pattern = rf"^{re.escape(work)}: (\d+)/(\d+) \(([0-9.]+) s\)"
     found = re.findall(pattern, stderr, re.MULTILINE)
     if not found:
-        return None
+        raise Failed(f"`{work}` told no time")
     done, total, seconds = found[-1]
     if done != total:
         raise Failed(f"`{work}` ended at {done} of {total}")

@@ -89,7 +89,8 @@ fn products(c: &mut Criterion) {
         ("1536x576", INTERMEDIATE, CHANNELS),
     ] {
         let (x, w, d_y) = (numbers(TOKENS * inputs), numbers(outputs * inputs), numbers(TOKENS * outputs));
-        let (mut y, mut d_x, mut d_w) = (zeros(TOKENS * outputs), zeros(TOKENS * inputs), zeros(outputs * inputs));
+        let (mut y, mut d_x, mut d_w) =
+            (zeros(TOKENS * outputs), zeros(TOKENS * inputs), zeros(outputs * inputs));
         let work = 2 * TOKENS * inputs * outputs;
         operations(&mut group, &format!("forward {name}"), work, || {
             linear::forward(black_box(&mut y), &x, &w, None, inputs, outputs);

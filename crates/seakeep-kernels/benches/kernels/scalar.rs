@@ -32,8 +32,7 @@ pub fn linear_weight(d_w: &mut [f32], d_y: &[f32], x: &[f32], inputs: usize, out
 
 /// Attention, row by row over the keys that it sees.
 pub fn attention(o: &mut [f32], q: &[f32], k: &[f32], v: &[f32], layout: &Layout, shape: Shape) {
-    let (d, wide, narrow) =
-        (shape.head_dim, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let (d, wide, narrow) = (shape.head_dim, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let mut p = Vec::new();
     for segment in &layout.segments {
         for row in segment.start..segment.start + segment.len {
