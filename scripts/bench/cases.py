@@ -60,11 +60,20 @@ class Cases:
 
     def __init__(self, bench: Bench, sizes: Sizes, gguf: Path, data: Path):
         self.bench, self.sizes, self.gguf = bench, sizes, gguf
-        print_progress("inputs")
-        settings = {"pairs": sizes.pairs, "prompts": sizes.prompts, "lengths": sizes.length_batches}
-        self.counts, _ = bench.rival(
-            "prepare", gguf=str(gguf), data=str(data), max_length=sizes.max_length, **settings
-        )
+        self.counts = self.inputs({
+            "pairs": sizes.pairs, "prompts": sizes.prompts, "lengths": sizes.length_batches, "max_length": sizes.max_length,
+            "gguf": str(gguf), "data": str(data),
+        })
+
+    def inputs(self, settings):
+        """Makes the files that both sides read, if the last run did not make the same: tokens of every pair, by file."""
+        kept = self.bench.file("inputs.json")
+        if kept.exists() and (known := json.loads(kept.read_text()))["settings"] == settings:
+            return known["counts"]
+        print_progress("making inputs ...")
+        counts, _ = self.bench.rival("prepare", **settings)
+        kept.write_text(json.dumps({"settings": settings, "counts": counts}))
+        return counts
 
     def run(self, name):
         """The case of this name (dashes for underscores; after a colon its argument)."""
