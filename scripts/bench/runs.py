@@ -84,7 +84,7 @@ def ended(words, code, told, limit):
     lines = [line for line in told.strip().splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line or "memory" in line] or lines or [f"exit code {code}"]
     if code == 2 and Path(words[0]).name.startswith("seakeep"):
-        return Unavailable(errors[0][:160])
+        return Unavailable(errors[0][:100])
     if code < 0 and ("memory allocation" in told or code == -9):
         return Failed(f"needs more than {limit / 1e9:.1f} GB")
     return Failed(f"{Path(words[0]).name} exit code {code}: {errors[-1][:200]}")
