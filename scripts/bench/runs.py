@@ -53,7 +53,7 @@ def available_bytes():
 def finished(words, environment, most_bytes=None):
     """Runs a program to its end. `most_bytes` of its own memory (maps of files not counted) are the most it gets; without
     it nine tenths of what is free, so that a benchmark cannot take the machine down."""
-    limit = min(int(0.9 * available_bytes()), most_bytes or sys.maxsize)
+    limit = int(min(0.9 * available_bytes(), most_bytes or sys.maxsize))
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begun = time.monotonic()
         child = subprocess.Popen(
