@@ -50,7 +50,7 @@ class Sizes:
 
 QUICK = Sizes(
     steps=1, batch=2, max_length=256, prompts=4, new_tokens=8, lengths=(128, 256), rows=(100, 1_000),
-    large_length=64, product_seconds=0.2,
+    large_length=256, product_seconds=0.2,
 )
 """Enough to see every case work; too little to mean anything."""
 
