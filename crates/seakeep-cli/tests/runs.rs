@@ -242,6 +242,19 @@ fn inspect_shows_models_data_and_tokens() {
 }
 
 #[test]
+fn inspect_measures_the_machine() {
+    let shown = Place::new().succeed(&["inspect", "machine", "--num_threads", "1"]).stdout;
+    // `scripts/bench` reads these lines.
+    for (name, unit) in
+        [("float32 product", "GFLOP/s"), ("memory, reading", "GB/s"), ("memory, updating", "GB/s")]
+    {
+        let line = shown.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert!(words[0].parse::<f64>().unwrap() > 0.0 && words[1] == unit, "{shown}");
+    }
+}
+
+#[test]
 fn help_explains_commands_and_topics() {
     let place = Place::new();
     for (topic, said) in [

@@ -8,6 +8,7 @@ mod init;
 mod inspect;
 mod inspect_checkpoint;
 mod inspect_data;
+mod inspect_machine;
 mod inspect_model;
 mod logps;
 mod merge;
