@@ -45,6 +45,8 @@ pub struct TrainOptions {
     pub dataset_test_split: Option<String>,
     /// Where the evaluation rows are, if not in `dataset_name`.
     pub eval_dataset_name: Option<String>,
+    /// Where tokenised rows are kept from run to run; `None`: in memory, for this run.
+    pub dataset_cache_dir: Option<PathBuf>,
     /// Where what the reference says of rows is kept from run to run; `None`: only in the run's checkpoints.
     pub reference_cache_dir: Option<PathBuf>,
     /// Where checkpoints, `metrics.jsonl` and the trained model go.

@@ -1,6 +1,5 @@
 //! A training run from options to a saved model.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
@@ -9,8 +8,8 @@ use super::data::{self, Visits};
 use super::log::MetricsLog;
 use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use super::{Every, Resume, TrainOptions, prepare};
-use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceScores, TrainerState};
-use crate::data::TokenizedPair;
+use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceRows, ReferenceScores, TrainerState};
+use crate::data::{Rows, TokenizedPair};
 use crate::environments::Environments;
 use crate::eval::evaluate;
 use crate::formats::ModelSource;
@@ -20,7 +19,7 @@ use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
 use crate::reference::{Known, Reference};
-use crate::scoring::{Layout, check_length, score};
+use crate::scoring::{Layout, check_lengths, score_rows};
 use crate::{Error, Result};
 
 /// What a run came to.
@@ -72,8 +71,8 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
 struct Run<'a> {
     options: &'a TrainOptions,
     source: &'a ModelSource,
-    train: &'a [TokenizedPair],
-    eval: &'a [TokenizedPair],
+    train: &'a Rows,
+    eval: &'a Rows,
     visits: Visits,
     model: Model,
     optimizer: AdamWState,
@@ -86,8 +85,8 @@ impl<'a> Run<'a> {
     fn start(
         options: &'a TrainOptions,
         source: &'a ModelSource,
-        train: &'a [TokenizedPair],
-        eval: &'a [TokenizedPair],
+        train: &'a Rows,
+        eval: &'a Rows,
         settings: Map<String, Value>,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
@@ -140,7 +139,7 @@ impl<'a> Run<'a> {
                     epoch: 0.0,
                     num_tokens: 0,
                     pending,
-                    groups: Groups::of(train.iter().map(|p| p.labels.group.clone())),
+                    groups: Groups::of((0..train.len()).map(|i| train.group(i).map(str::to_string))),
                     settings,
                 };
                 (model, optimizer, state, ReferenceScores::default())
@@ -151,26 +150,18 @@ impl<'a> Run<'a> {
 
     /// What the reference says of all rows the run will visit, those that a checkpoint did not bring.
     fn score_reference(&mut self, progress: &mut dyn Progress) -> Result<()> {
-        let visited: std::collections::BTreeSet<usize> =
-            self.visits.steps(0, self.state.total_steps).flatten().collect();
-        let missing = |known: &BTreeMap<usize, ReferenceRow>,
-                       rows: &mut dyn Iterator<Item = usize>|
-         -> Vec<usize> { rows.filter(|i| !known.contains_key(i)).collect() };
-        let train = missing(&self.reference.train, &mut visited.into_iter());
-        let eval = missing(&self.reference.eval, &mut (0..self.eval.len()));
+        let missing = |known: &ReferenceRows, rows: Vec<usize>| -> Vec<usize> {
+            rows.into_iter().filter(|&i| known.get(i).is_none()).collect()
+        };
+        let train = missing(&self.reference.train, self.visits.visited(self.state.total_steps));
+        let eval = missing(&self.reference.eval, (0..self.eval.len()).collect());
         if train.is_empty() && eval.is_empty() {
             return Ok(());
         }
         if !self.options.objective.needs_reference() {
             // Scoring a reference would have found these before the first step.
-            for pair in train.iter().map(|&i| &self.train[i]).chain(self.eval) {
-                check_length(&self.model, pair)?;
-            }
-            let layout = Layout::of(&self.options.objective);
-            let zeros = |pair| ReferenceRow { logps: layout.no_reference(pair), environments: Vec::new() };
-            self.reference.train.extend(train.into_iter().map(|i| (i, zeros(&self.train[i]))));
-            self.reference.eval.extend(eval.into_iter().map(|i| (i, zeros(&self.eval[i]))));
-            return Ok(());
+            check_lengths(&self.model, self.train, &train)?;
+            return check_lengths(&self.model, self.eval, &eval);
         }
         // The policy serves as its own reference only before its first step.
         let fresh = match &self.options.ref_model_name_or_path {
@@ -187,17 +178,22 @@ impl<'a> Run<'a> {
         let found =
             [(train, self.train, &mut self.reference.train), (eval, self.eval, &mut self.reference.eval)];
         let environments = &mut self.reference.environments;
-        for (rows, pairs, known) in found {
-            let chosen: Vec<&TokenizedPair> = rows.iter().map(|&i| &pairs[i]).collect();
-            let found = reference.score(&chosen, progress)?;
+        for (visited, rows, known) in found {
+            let Some(k) = options.environments else {
+                reference.score(rows, &visited, progress, &mut |i, Known { logps, .. }| {
+                    known.insert(visited[i], ReferenceRow { logps: &logps, environments: &[] });
+                })?;
+                continue;
+            };
+            let found = reference.known(rows, &visited, progress)?;
             // The environments are found once, among the first rows that come.
-            if let (None, Some(k), false) = (&environments, options.environments, rows.is_empty()) {
+            if environments.is_none() && !visited.is_empty() {
                 let features: Vec<Vec<f32>> = found.iter().map(|f| f.features.clone()).collect();
                 *environments = Some(Environments::find(&features, k, options.seed)?);
             }
-            for (row, Known { logps, features }) in rows.iter().zip(found) {
+            for (row, Known { logps, features }) in visited.iter().zip(found) {
                 let environments = environments.as_ref().map(|e| e.of(&features)).unwrap_or_default();
-                known.insert(*row, ReferenceRow { logps, environments });
+                known.insert(*row, ReferenceRow { logps: &logps, environments: &environments });
             }
         }
         progress.finish();
@@ -220,9 +216,10 @@ impl<'a> Run<'a> {
     /// One optimizer step on `rows`.
     fn step(&mut self, rows: &[usize], grads: &mut Gradients) -> Result<Stepped> {
         let options = self.options;
-        let pairs: Vec<&TokenizedPair> = rows.iter().map(|&i| &self.train[i]).collect();
+        let fetched = self.train.several(rows)?;
+        let pairs: Vec<&TokenizedPair> = fetched.iter().collect();
         let (facts, reference) =
-            known(&Layout::of(&options.objective), self.train, &self.reference.train, rows.iter().copied());
+            known(&Layout::of(&options.objective), pairs.iter().copied().zip(rows), self.known_of(&self.reference.train));
         let global = GlobalBatch {
             pairs: &pairs,
             facts: &facts,
@@ -242,6 +239,11 @@ impl<'a> Run<'a> {
             self.state.groups = groups.clone();
         }
         Ok(Stepped { out, grad_norm, learning_rate })
+    }
+
+    /// What the reference says of rows, for an objective that asks for one.
+    fn known_of<'r>(&self, rows: &'r ReferenceRows) -> Option<&'r ReferenceRows> {
+        self.options.objective.needs_reference().then_some(rows)
     }
 
     /// Share of the optimizer steps done.
@@ -290,8 +292,8 @@ impl<'a> Run<'a> {
     fn at_step(&self, error: Error, rows: &[usize]) -> Error {
         match error {
             Error::NonFinite(what) => {
-                let lines: Vec<String> = rows.iter().map(|&i| self.train[i].row.to_string()).collect();
-                let file = self.train[rows[0]].file.display();
+                let lines: Vec<String> = rows.iter().map(|&i| self.train.place(i).1.to_string()).collect();
+                let file = self.train.place(rows[0]).0.display();
                 let step = self.state.step + 1;
                 Error::NonFinite(format!("step {step} (rows {} of {file}): {what}", lines.join(", ")))
             }
@@ -313,11 +315,16 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&self) -> Result<Vec<(String, f64)>> {
-        let pairs: Vec<&TokenizedPair> = self.eval.iter().collect();
+        let all: Vec<usize> = (0..self.eval.len()).collect();
         let (objective, size) = (&self.options.objective, self.options.per_device_eval_batch_size);
         let layout = Layout::of(objective);
-        let scores = score(&self.model, &pairs, layout, false, size, &mut Silent)?;
-        let (facts, reference) = known(&layout, self.eval, &self.reference.eval, 0..self.eval.len());
+        let scores = score_rows(&self.model, (self.eval, &all), layout, false, size, &mut Silent)?;
+        let (mut facts, mut reference) = (Vec::new(), BranchLogps::default());
+        for (i, pair) in self.eval.iter().enumerate() {
+            let (of_row, logps) = known(&layout, [(&pair?, &i)].into_iter(), self.known_of(&self.reference.eval));
+            facts.extend(of_row);
+            reference.extend(logps);
+        }
         let scored = Scored { policy: &scores.logps, reference: &reference, facts: &facts };
         let context = Context::of(&facts, self.progress(), self.state.groups.clone());
         let mut metrics = evaluate(&scored, &context, objective);
@@ -336,16 +343,17 @@ fn told(step: usize, metrics: &[(String, f64)]) -> String {
     format!("step {step}: {}", shown.iter().filter_map(of).collect::<Vec<_>>().join(", "))
 }
 
-/// What is known of rows before the policy sees them: facts and the reference's log-probabilities.
-fn known(
+/// What is known of rows before the policy sees them: facts and the reference's log-probabilities, 0 where there is none.
+fn known<'a>(
     layout: &Layout,
-    pairs: &[TokenizedPair],
-    reference: &BTreeMap<usize, ReferenceRow>,
-    rows: impl Iterator<Item = usize>,
+    rows: impl Iterator<Item = (&'a TokenizedPair, &'a usize)>,
+    reference: Option<&ReferenceRows>,
 ) -> (Vec<Facts>, BranchLogps) {
-    let of = |i: usize| {
-        let ReferenceRow { logps, environments } = reference[&i].clone();
-        (Facts { environments, ..Facts::of(&pairs[i], layout.prompts) }, logps)
+    let of = |(pair, row): (&TokenizedPair, &usize)| {
+        let facts = Facts::of(pair, layout.prompts);
+        let Some(reference) = reference else { return (facts, layout.no_reference(pair)) };
+        let known = reference.get(*row).expect("every row that is visited was scored");
+        (Facts { environments: known.environments.to_vec(), ..facts }, known.logps.to_vec())
     };
     let (facts, logps) = rows.map(of).unzip();
     (facts, BranchLogps(logps))
