@@ -85,7 +85,9 @@ impl Cache {
         };
         if cache.path.is_file() {
             let arrays = Arrays::read(&cache.path)?;
-            cache.take(&arrays).ok_or_else(|| Error::format(&cache.path, "no reference cache; remove the file"))?;
+            cache
+                .take(&arrays)
+                .ok_or_else(|| Error::format(&cache.path, "no reference cache; remove the file"))?;
         }
         Ok(cache)
     }
@@ -200,9 +202,10 @@ impl<'a> Reference<'a> {
             Some(_) => visited.par_iter().map(|&i| rows.name(i)).collect::<Result<Vec<u128>>>()?,
             None => Vec::new(),
         };
+        let known = |i: usize| self.cache.as_ref()?.get(names[i]);
         let mut missing = Vec::new();
         for i in 0..visited.len() {
-            match self.cache.as_ref().and_then(|cache| cache.get(names[i])) {
+            match known(i) {
                 Some(known) => take(i, known),
                 None => missing.push(i),
             }
@@ -235,7 +238,12 @@ impl<'a> Reference<'a> {
     ///
     /// # Errors
     /// As [`score`](Self::score).
-    pub fn known(&mut self, rows: &Rows, visited: &[usize], progress: &mut dyn Progress) -> Result<Vec<Known>> {
+    pub fn known(
+        &mut self,
+        rows: &Rows,
+        visited: &[usize],
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Known>> {
         let mut found = vec![Known::default(); visited.len()];
         self.score(rows, visited, progress, &mut |i, known| found[i] = known)?;
         Ok(found)

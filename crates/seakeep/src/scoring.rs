@@ -180,7 +180,13 @@ pub fn score_rows(
 
 impl Scores {
     /// Scores a batch.
-    fn add(&mut self, model: &Model, part: &[&TokenizedPair], layout: Layout, with_features: bool) -> Result<()> {
+    fn add(
+        &mut self,
+        model: &Model,
+        part: &[&TokenizedPair],
+        layout: Layout,
+        with_features: bool,
+    ) -> Result<()> {
         let batch = layout.lay_out(part.iter().copied());
         // Lengths were checked before, where the row has a name.
         model.check_tokens(&batch.tokens)?;

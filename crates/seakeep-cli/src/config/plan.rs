@@ -62,6 +62,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         eval_dataset_name,
         dataset_cache_dir: cache_dir(settings, "dataset_cache_dir"),
         reference_cache_dir: reference_cache_dir(settings),
+        dry_run: false,
         output_dir: settings.required("output_dir")?.into(),
         overwrite_output_dir: switch(settings, "overwrite_output_dir"),
         method,

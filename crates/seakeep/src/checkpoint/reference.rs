@@ -88,7 +88,9 @@ impl ReferenceRows {
         let (first, second) = (ends("logps_end")?, ends("environments_end")?);
         let rows = ends("rows")?;
         let whole = |ends: &[u64], numbers: &[f64]| {
-            ends.is_sorted() && ends.last().map_or(0, |end| *end) == numbers.len() as u64 && ends.len() == rows.len()
+            ends.is_sorted()
+                && ends.last().map_or(0, |end| *end) == numbers.len() as u64
+                && ends.len() == rows.len()
         };
         if !whole(&first, &logps) || !whole(&second, &environments) {
             return None;
@@ -141,8 +143,12 @@ mod tests {
     #[test]
     fn rows_are_kept_bit_for_bit_in_any_order() {
         let mut scores = ReferenceScores::default();
-        let rows: [(usize, &[f64], &[f64]); 4] =
-            [(7, &[-1.5, -0.0], &[0.25, 0.75]), (2, &[f64::MIN_POSITIVE], &[]), (0, &[], &[1.0]), (9, &[-3.0; 3], &[])];
+        let rows: [(usize, &[f64], &[f64]); 4] = [
+            (7, &[-1.5, -0.0], &[0.25, 0.75]),
+            (2, &[f64::MIN_POSITIVE], &[]),
+            (0, &[], &[1.0]),
+            (9, &[-3.0; 3], &[]),
+        ];
         for (row, logps, environments) in rows {
             scores.train.insert(row, ReferenceRow { logps, environments });
         }

@@ -43,6 +43,8 @@ pub struct Loading<'a> {
     pub options: &'a TokenizeOptions,
     /// Where tokenised rows are kept; `None`: in memory, as they are needed.
     pub cache: Option<&'a Path>,
+    /// Whether rows that are not there yet are put there.
+    pub keep: bool,
 }
 
 impl Loading<'_> {
@@ -64,16 +66,20 @@ impl Loading<'_> {
                 Err(e) => progress.note(&format!("{e}; they are made anew")),
             }
         }
-        let written = std::fs::create_dir_all(directory).map_err(Error::io("create", directory)).and_then(|()| {
-            try_write_atomic_with(&path, |file| {
-                let writer = RowsWriter::new(file, &path, &made_from, self.bounds());
-                self.write(&files, writer, progress)?;
-                if self.made_from(&files)? == made_from {
-                    return Ok(());
-                }
-                Err(Error::format(self.spec, "the data changed while they were read; start again"))
-            })
-        });
+        if !self.keep {
+            return Ok((self.in_memory(&files, progress)?, false));
+        }
+        let written =
+            std::fs::create_dir_all(directory).map_err(Error::io("create", directory)).and_then(|()| {
+                try_write_atomic_with(&path, |file| {
+                    let writer = RowsWriter::new(file, &path, &made_from, self.bounds());
+                    self.write(&files, writer, progress)?;
+                    if self.made_from(&files)? == made_from {
+                        return Ok(());
+                    }
+                    Err(Error::format(self.spec, "the data changed while they were read; start again"))
+                })
+            });
         match written {
             Ok(()) => Ok((Rows::open(&path)?, false)),
             Err(Error::Io { path: at, source, action }) if at == path || at == directory => {
@@ -98,7 +104,8 @@ impl Loading<'_> {
     fn name(&self) -> String {
         let Loading { spec, split, text_field, fit_name, mismatched, options, .. } = self;
         let spec = std::path::absolute(spec).unwrap_or_else(|_| PathBuf::from(spec));
-        let asked = format!("{VERSION} {spec:?} {split:?} {text_field:?} {fit_name} {mismatched} {options:?}");
+        let asked =
+            format!("{VERSION} {spec:?} {split:?} {text_field:?} {fit_name} {mismatched} {options:?}");
         let print = Fingerprint::new().field(asked.as_bytes()).field(self.tokenizer.fingerprint().as_bytes());
         format!("tokens-{}.rows", print.hex())
     }
@@ -108,7 +115,8 @@ impl Loading<'_> {
         let mut text = String::new();
         for file in files {
             let data = std::fs::metadata(file).map_err(Error::io("read", file))?;
-            let changed = data.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+            let changed =
+                data.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
             text += &format!("{file:?} {} {}", data.len(), changed.as_nanos());
             #[cfg(unix)]
             {
@@ -121,7 +129,12 @@ impl Loading<'_> {
         Ok(text)
     }
 
-    fn write<W: std::io::Write>(&self, files: &[PathBuf], mut writer: RowsWriter<W>, progress: &mut dyn Progress) -> Result<W> {
+    fn write<W: std::io::Write>(
+        &self,
+        files: &[PathBuf],
+        mut writer: RowsWriter<W>,
+        progress: &mut dyn Progress,
+    ) -> Result<W> {
         let counts = files.iter().map(|file| count_rows(file)).collect::<Result<Vec<_>>>()?;
         let range = range_of(self.split, counts.iter().sum())?;
         progress.start(&format!("tokens of {}", self.spec), range.len() as u64);
@@ -132,7 +145,8 @@ impl Loading<'_> {
             for piece in pieces {
                 let piece: Vec<Place> = piece?;
                 let rows = piece.len();
-                let made: Vec<Result<Vec<Outcome>>> = piece.into_par_iter().map(|row| self.row(row)).collect();
+                let made: Vec<Result<Vec<Outcome>>> =
+                    piece.into_par_iter().map(|row| self.row(row)).collect();
                 for outcomes in made {
                     for outcome in outcomes? {
                         report.count(outcome).iter().try_for_each(|pair| writer.push(pair))?;
@@ -160,7 +174,12 @@ impl Loading<'_> {
 type Place = (Arc<Path>, usize, RawRow);
 
 /// Sends the rows `range` of all files in pieces, until they end, cannot be read, or nobody wants them.
-fn read(files: &[PathBuf], counts: &[usize], range: std::ops::Range<usize>, to: SyncSender<Result<Vec<Place>>>) {
+fn read(
+    files: &[PathBuf],
+    counts: &[usize],
+    range: std::ops::Range<usize>,
+    to: SyncSender<Result<Vec<Place>>>,
+) {
     let mut piece = Vec::with_capacity(PIECE);
     let mut before = 0;
     for (path, count) in files.iter().zip(counts) {

@@ -1,6 +1,8 @@
 use super::*;
 use crate::data::tokenize::tests::tokenizer;
-use crate::data::{PromptMismatch, TokenizedPair, TruncatedCompletion, add_mismatched, read_pairs, tokenize_pairs};
+use crate::data::{
+    PromptMismatch, TokenizedPair, TruncatedCompletion, add_mismatched, read_pairs, tokenize_pairs,
+};
 use crate::progress::Silent;
 use serde_json::json;
 
@@ -67,7 +69,13 @@ impl Place {
         self.directory.path().join("cache")
     }
 
-    fn load(&self, split: &str, kto: bool, cache: Option<&Path>, told: &mut dyn Progress) -> Result<(Rows, bool)> {
+    fn load(
+        &self,
+        split: &str,
+        kto: bool,
+        cache: Option<&Path>,
+        told: &mut dyn Progress,
+    ) -> Result<(Rows, bool)> {
         let pairs = |pair: Pair| Ok(vec![pair]);
         let apart = |pair: Pair| pair.unpair();
         let loading = Loading {
@@ -80,6 +88,7 @@ impl Place {
             tokenizer: &self.tokenizer.1,
             options: &self.options,
             cache,
+            keep: true,
         };
         loading.run(told)
     }

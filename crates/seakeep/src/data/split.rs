@@ -31,7 +31,8 @@ fn parts(split: &str) -> Result<(&str, &str)> {
 /// A split that cannot be read, or that the data does not have.
 pub fn files_of(files: Vec<PathBuf>, split: &str) -> Result<Vec<PathBuf>> {
     let name = parts(split)?.0;
-    let holds = |file: &Path, name: &str| file.file_stem().is_some_and(|f| f.to_string_lossy().contains(name));
+    let holds =
+        |file: &Path, name: &str| file.file_stem().is_some_and(|f| f.to_string_lossy().contains(name));
     let one_file = files.len() == 1;
     if name.is_empty() || (one_file && name == "train") {
         return Ok(files);

@@ -132,8 +132,7 @@ impl TokenizedPair {
         let add = |print: Fingerprint, tokens: &[u32]| {
             print.words([tokens.len() as u32]).words(tokens.iter().copied())
         };
-        let branch =
-            |print, branch: &Branch| add(add(print, self.prompt_of(branch)), &branch.completion);
+        let branch = |print, branch: &Branch| add(add(print, self.prompt_of(branch)), &branch.completion);
         self.branches.iter().fold(Fingerprint::new(), branch)
     }
 
@@ -195,11 +194,7 @@ pub fn tokenize_pairs(
 }
 
 /// One row as tokens; its `index` is for the caller to set.
-pub(super) fn tokenize_row(
-    pair: &Pair,
-    tokenizer: &Tokenizer,
-    options: &TokenizeOptions,
-) -> Result<Outcome> {
+pub(super) fn tokenize_row(pair: &Pair, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<Outcome> {
     Row { pair, tokenizer, options }.run()
 }
 

@@ -86,12 +86,17 @@ impl Arrays {
     /// [`Error::Format`] for another, or one that was cut short or changed; the file system's.
     pub fn read(path: &Path) -> Result<Arrays> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        let broken = |what: &str| Error::format(path, format!("{what}: it was cut short or changed; remove the file"));
-        let parsed = SafeTensors::deserialize(&bytes).map_err(|e| broken(&format!("not what this program writes ({e})")))?;
+        let broken =
+            |what: &str| Error::format(path, format!("{what}: it was cut short or changed; remove the file"));
+        let parsed = SafeTensors::deserialize(&bytes)
+            .map_err(|e| broken(&format!("not what this program writes ({e})")))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(&e.to_string()))?;
         let mut found = Arrays { texts: header.metadata().clone().unwrap_or_default(), ..Arrays::default() };
         let check = found.texts.remove(CHECK);
-        found.arrays = parsed.iter().map(|(name, view)| (name.to_string(), (view.dtype(), view.data().to_vec()))).collect();
+        found.arrays = parsed
+            .iter()
+            .map(|(name, view)| (name.to_string(), (view.dtype(), view.data().to_vec())))
+            .collect();
         if check.is_none_or(|check| check != found.check()) {
             return Err(broken("its content is not what was written"));
         }

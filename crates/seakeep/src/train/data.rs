@@ -52,6 +52,7 @@ pub fn load(
         tokenizer,
         options: &options.tokenize,
         cache: options.dataset_cache_dir.as_deref(),
+        keep: !options.dry_run,
     };
     let (rows, known) = loading.run(progress)?;
     let words = if texts { ("texts", "") } else { ("pairs", " completions") };
@@ -180,6 +181,18 @@ pub struct Visits {
 }
 
 impl Visits {
+    /// Those of a run over so many rows.
+    pub fn of(options: &TrainOptions, rows: usize) -> Visits {
+        let batch = options.per_device_train_batch_size * options.gradient_accumulation_steps;
+        Visits { rows, batch, shuffle: options.shuffle_dataset, seed: options.seed }
+    }
+
+    /// Optimizer steps of the run.
+    pub fn total(&self, options: &TrainOptions) -> usize {
+        let epochs = (options.num_train_epochs * self.per_epoch() as f64).ceil() as usize;
+        options.max_steps.unwrap_or(epochs)
+    }
+
     /// Optimizer steps of an epoch.
     pub fn per_epoch(&self) -> usize {
         self.rows.div_ceil(self.batch)

@@ -123,11 +123,7 @@ pub(super) fn note_overlap(train: &Rows, eval: &Rows, progress: &mut dyn Progres
 }
 
 /// The settings that decide a run's result, for the record and to recognise its checkpoints.
-pub(super) fn settings(
-    options: &TrainOptions,
-    tokenizer: &Tokenizer,
-    train: &Rows,
-) -> Map<String, Value> {
+pub(super) fn settings(options: &TrainOptions, tokenizer: &Tokenizer, train: &Rows) -> Map<String, Value> {
     let (lr_scheduler_type, min_lr_rate) = options.schedule.key();
     let warmup = match options.warmup {
         Warmup::Steps(steps) => json!(steps),

@@ -4,8 +4,10 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::cost::of_step;
 use super::data::{self, Visits};
 use super::log::MetricsLog;
+use super::machine::{Speed, measured_ceiling};
 use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use super::{Every, Resume, TrainOptions, prepare};
 use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceRows, ReferenceScores, TrainerState};
@@ -14,7 +16,7 @@ use crate::environments::Environments;
 use crate::eval::evaluate;
 use crate::formats::ModelSource;
 use crate::logps::{BranchLogps, Facts};
-use crate::model::Model;
+use crate::model::{Model, Sizes};
 use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
@@ -31,6 +33,8 @@ pub struct TrainSummary {
     pub metrics: Vec<(String, f64)>,
     /// Wall-clock seconds of this session.
     pub seconds: f64,
+    /// How fast its steps were.
+    pub speed: Speed,
 }
 
 /// Trains as `options` say: reads and checks everything first, then scores the rows it will visit under the
@@ -60,11 +64,11 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     run.add_adapters(progress)?;
     prepare::clear_output(&options.output_dir, resumes)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
-    let metrics = run.steps(&mut log, progress)?;
+    let (metrics, speed) = run.steps(&mut log, progress)?;
     checkpoint::save_model(&options.output_dir, &run.model, &source, options.save_dtype)?;
     let seconds = started.elapsed().as_secs_f64();
     checkpoint::save_settings(&options.output_dir, &run.state.settings, seconds)?;
-    Ok(TrainSummary { steps: run.state.step, metrics, seconds })
+    Ok(TrainSummary { steps: run.state.step, metrics, seconds, speed })
 }
 
 /// A run in progress.
@@ -74,6 +78,7 @@ struct Run<'a> {
     train: &'a Rows,
     eval: &'a Rows,
     visits: Visits,
+    sizes: Sizes,
     model: Model,
     optimizer: AdamWState,
     state: TrainerState,
@@ -90,11 +95,8 @@ impl<'a> Run<'a> {
         settings: Map<String, Value>,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let batch = options.per_device_train_batch_size * options.gradient_accumulation_steps;
-        let visits =
-            Visits { rows: train.len(), batch, shuffle: options.shuffle_dataset, seed: options.seed };
-        let epochs = (options.num_train_epochs * visits.per_epoch() as f64).ceil() as usize;
-        let total_steps = options.max_steps.unwrap_or(epochs);
+        let visits = Visits::of(options, train.len());
+        let total_steps = visits.total(options);
         let from = match &options.resume_from_checkpoint {
             None => None,
             Some(Resume::From(path)) => Some(path.clone()),
@@ -145,7 +147,8 @@ impl<'a> Run<'a> {
                 (model, optimizer, state, ReferenceScores::default())
             }
         };
-        Ok(Run { options, source, train, eval, visits, model, optimizer, state, reference })
+        let sizes = Sizes::of(&model.config, options.lora.as_ref())?;
+        Ok(Run { options, source, train, eval, visits, sizes, model, optimizer, state, reference })
     }
 
     /// What the reference says of all rows the run will visit, those that a checkpoint did not bring.
@@ -218,8 +221,11 @@ impl<'a> Run<'a> {
         let options = self.options;
         let fetched = self.train.several(rows)?;
         let pairs: Vec<&TokenizedPair> = fetched.iter().collect();
-        let (facts, reference) =
-            known(&Layout::of(&options.objective), pairs.iter().copied().zip(rows), self.known_of(&self.reference.train));
+        let (facts, reference) = known(
+            &Layout::of(&options.objective),
+            pairs.iter().copied().zip(rows),
+            self.known_of(&self.reference.train),
+        );
         let global = GlobalBatch {
             pairs: &pairs,
             facts: &facts,
@@ -238,7 +244,8 @@ impl<'a> Run<'a> {
         if let Some(groups) = &out.groups {
             self.state.groups = groups.clone();
         }
-        Ok(Stepped { out, grad_norm, learning_rate })
+        let operations = of_step(&pairs, &options.objective, &self.sizes).total();
+        Ok(Stepped { out, grad_norm, learning_rate, operations })
     }
 
     /// What the reference says of rows, for an objective that asks for one.
@@ -252,17 +259,23 @@ impl<'a> Run<'a> {
     }
 
     /// All remaining optimizer steps, and what is due after each.
-    fn steps(&mut self, log: &mut MetricsLog, progress: &mut dyn Progress) -> Result<Vec<(String, f64)>> {
+    fn steps(
+        &mut self,
+        log: &mut MetricsLog,
+        progress: &mut dyn Progress,
+    ) -> Result<(Vec<(String, f64)>, Speed)> {
         let (options, first, total) = (self.options, self.state.step, self.state.total_steps);
         let mut grads = Gradients::new(&self.model, &options.objective);
-        let mut logged = Vec::new();
+        let (mut logged, mut speed) = (Vec::new(), Speed::new(measured_ceiling()));
         progress.start("training", (total.saturating_sub(first)) as u64);
         for rows in self.visits.steps(first, total) {
+            let begun = Instant::now();
             let stepped = self.step(&rows, &mut grads).map_err(|e| self.at_step(e, &rows))?;
+            speed.add(stepped.operations, stepped.out.tokens, begun.elapsed());
             self.state.step += 1;
             self.state.num_tokens += stepped.out.tokens;
             self.state.epoch = self.state.step as f64 / self.visits.per_epoch() as f64;
-            progress.advance(1, &format!("loss {:.4}", stepped.out.loss));
+            progress.advance(1, &format!("loss {:.4}, {speed}", stepped.out.loss));
             self.state.pending.add(stepped.out.loss, &stepped.out.metrics);
 
             if self.due(Every::Steps(options.logging_steps)) || self.state.step == 1 {
@@ -285,7 +298,7 @@ impl<'a> Run<'a> {
             }
         }
         progress.finish();
-        Ok(logged)
+        Ok((logged, speed))
     }
 
     /// Says at which step, and on which rows of which file, a number stopped being finite.
@@ -321,7 +334,8 @@ impl<'a> Run<'a> {
         let scores = score_rows(&self.model, (self.eval, &all), layout, false, size, &mut Silent)?;
         let (mut facts, mut reference) = (Vec::new(), BranchLogps::default());
         for (i, pair) in self.eval.iter().enumerate() {
-            let (of_row, logps) = known(&layout, [(&pair?, &i)].into_iter(), self.known_of(&self.reference.eval));
+            let (of_row, logps) =
+                known(&layout, [(&pair?, &i)].into_iter(), self.known_of(&self.reference.eval));
             facts.extend(of_row);
             reference.extend(logps);
         }
@@ -365,6 +379,8 @@ struct Stepped {
     /// Length of the gradient before clipping.
     grad_norm: f64,
     learning_rate: f64,
+    /// Floating-point operations that it needed.
+    operations: f64,
 }
 
 fn finite(grad_norm: f64) -> Result<f64> {

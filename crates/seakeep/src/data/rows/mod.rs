@@ -64,12 +64,15 @@ impl Rows {
     /// # Errors
     /// [`Error::Format`] for a file that is not whole, or of another version; the file system's.
     pub(super) fn open(path: &Path) -> Result<Rows> {
-        let broken = || Error::format(path, "not tokenised rows as this program writes them, or cut short or changed");
+        let broken =
+            || Error::format(path, "not tokenised rows as this program writes them, or cut short or changed");
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         let mut read = |start: u64, size: u64| {
             let mut bytes = vec![0; size as usize];
-            file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(Error::io("read", path))?;
+            file.seek(SeekFrom::Start(start))
+                .and_then(|_| file.read_exact(&mut bytes))
+                .map_err(Error::io("read", path))?;
             Ok::<_, Error>(bytes)
         };
         let at = length.checked_sub(FOOT as u64).ok_or_else(broken)?;

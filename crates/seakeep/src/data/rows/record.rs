@@ -88,7 +88,10 @@ const ROLES: [Role; 4] = [Role::Chosen, Role::Rejected, Role::Mismatched, Role::
 /// A row's record. `None` for lengths that do not fit, which no text has.
 pub(super) fn encode(pair: &TokenizedPair) -> Option<Vec<u32>> {
     let mut out = Vec::new();
-    let number = |out: &mut Vec<u32>, n: usize| Some(out.push(u32::try_from(n).ok().filter(|n| *n != NONE)?));
+    let number = |out: &mut Vec<u32>, n: usize| {
+        out.push(u32::try_from(n).ok().filter(|n| *n != NONE)?);
+        Some(())
+    };
     let float = |out: &mut Vec<u32>, x: f64| {
         let bits = x.to_bits();
         out.extend([bits as u32, (bits >> 32) as u32]);
@@ -156,7 +159,8 @@ pub(super) fn foot(sizes: [u64; 3], tail: &[u8]) -> Vec<u8> {
     let mut foot: Vec<u8> = MAGIC.to_vec();
     sizes.iter().for_each(|size| foot.extend(size.to_le_bytes()));
     let (whole, rest) = tail.as_chunks::<4>();
-    let print = Fingerprint::new().field(&foot).words(whole.iter().map(|w| u32::from_le_bytes(*w))).field(rest);
+    let print =
+        Fingerprint::new().field(&foot).words(whole.iter().map(|w| u32::from_le_bytes(*w))).field(rest);
     foot.extend(print.number().to_le_bytes());
     foot
 }

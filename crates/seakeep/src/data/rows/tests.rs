@@ -19,12 +19,21 @@ fn pairs() -> Vec<TokenizedPair> {
     };
     let group = |name: &str| Labels { group: Some(name.into()), ..Labels::default() };
     vec![
-        row(0, &[1, 2, 3], vec![branch(Role::Chosen, &[4], 0), branch(Role::Rejected, &[5, 6], 2)], group("x")),
+        row(
+            0,
+            &[1, 2, 3],
+            vec![branch(Role::Chosen, &[4], 0), branch(Role::Rejected, &[5, 6], 2)],
+            group("x"),
+        ),
         row(1, &[], vec![branch(Role::Chosen, &[7, 8], 0)], Labels::default()),
         row(
             2,
             &[9],
-            vec![branch(Role::Rejected, &[1], 1), branch(Role::Mismatched, &[2], 1), branch(Role::Prompt, &[3], 0)],
+            vec![
+                branch(Role::Rejected, &[1], 1),
+                branch(Role::Mismatched, &[2], 1),
+                branch(Role::Prompt, &[3], 0),
+            ],
             Labels { soft: Some(0.1 + 0.2), group: Some("y".into()), rewards: Some([-0.0, 1e-300]) },
         ),
         row(3, &[9], vec![branch(Role::Chosen, &[u32::MAX], 0)], group("x")),

@@ -78,7 +78,12 @@ impl Names {
 impl<'a, W: Write> RowsWriter<'a, W> {
     /// `made_from` is what `Rows::made_from` gives back; with `mismatched` every row gets another's completion, and
     /// `max_length` bounds it.
-    pub fn new(to: W, path: &'a Path, made_from: &str, (max_length, mismatched): (Option<usize>, bool)) -> Self {
+    pub fn new(
+        to: W,
+        path: &'a Path,
+        made_from: &str,
+        (max_length, mismatched): (Option<usize>, bool),
+    ) -> Self {
         let head = Head { made_from: made_from.into(), max_length, ..Head::default() };
         let (files, groups) = (Names::default(), Names::default());
         let (labels, partners) = (Fingerprint::new(), mismatched.then(Partners::default));
@@ -136,7 +141,10 @@ impl<'a, W: Write> RowsWriter<'a, W> {
         tail.extend(serde_json::to_vec(&head).map_err(|e| Error::format(self.path, e.to_string()))?);
         let sizes = [self.words, count, tail.len() as u64];
         let foot = foot(sizes, &tail);
-        self.to.write_all(&tail).and_then(|()| self.to.write_all(&foot)).map_err(Error::io("write", self.path))?;
+        self.to
+            .write_all(&tail)
+            .and_then(|()| self.to.write_all(&foot))
+            .map_err(Error::io("write", self.path))?;
         Ok(self.to)
     }
 }
