@@ -56,7 +56,6 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("lora_target_parameters", Only(&["[]"]), "adapters stand beside linear layers; use lora_target_modules"),
     foreign("lora_task_type", Only(&["CAUSAL_LM"]), "models trained with adapters are language models"),
     foreign("use_dora", Only(OFF), "adapters are LoRA's (or rank-stabilised, use_rslora); DoRA also divides by norms of the merged weights"),
-    foreign("gradient_checkpointing", Nil, OWN_MEMORY),
     foreign("gradient_checkpointing_kwargs", Nil, OWN_MEMORY),
     foreign("activation_offloading", Nil, OWN_MEMORY),
     foreign("padding_free", Nil, "nothing is ever padded"),
@@ -253,7 +252,7 @@ mod tests {
         assert!(accepts("bf16", json!(false)));
         assert!(accepts("bf16", json!("False")));
         assert!(!accepts("bf16", json!(true)));
-        assert!(accepts("gradient_checkpointing", json!(true)));
+        assert!(accepts("activation_offloading", json!(true)));
         assert!(accepts("max_prompt_length", json!(null)));
         assert!(!accepts("max_prompt_length", json!(128)));
         assert!(accepts("optim", json!("adamw_torch")));

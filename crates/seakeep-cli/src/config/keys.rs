@@ -219,6 +219,10 @@ pub const KEYS: &[Key] = &[
         "Rows in one forward and backward pass. Changes memory and speed, not the result."),
     key(TRAINING, "gradient_accumulation_steps", Kind::Whole(1), Some("1"),
         "Passes in one optimizer step; the step sees this times per_device_train_batch_size rows."),
+    key(TRAINING, "gradient_checkpointing", Kind::Switch, Some("false"),
+        "Keep only what flows from layer to layer, and compute the rest again for the backward pass: less memory, the same bits, \
+         more time. (TRL's default is true, for the memory of a GPU. Here it is off: mostly there is memory enough, and who \
+         runs short may first lower per_device_train_batch_size, which costs next to nothing.)"),
     key(TRAINING, "num_train_epochs", Kind::Number(Range::Positive), Some("3"),
         "Passes over the data; may be a fraction."),
     key(TRAINING, "max_steps", Kind::Steps, Some("-1"),

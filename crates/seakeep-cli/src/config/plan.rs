@@ -71,6 +71,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         per_device_train_batch_size: count(settings, "per_device_train_batch_size"),
         per_device_eval_batch_size: count(settings, "per_device_eval_batch_size"),
         gradient_accumulation_steps: count(settings, "gradient_accumulation_steps"),
+        gradient_checkpointing: switch(settings, "gradient_checkpointing"),
         num_train_epochs: number(settings, "num_train_epochs"),
         // -1 is no count.
         max_steps: settings.count("max_steps"),

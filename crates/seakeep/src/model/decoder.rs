@@ -8,8 +8,9 @@ use seakeep_kernels::rope::Table;
 use super::blocks::add;
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
-use super::layer::{Context, LayerActivations};
+use super::layer::Context;
 use super::lora::Adapters;
+use super::recompute::Kept;
 use super::tensors::{TensorMap, Tensors};
 use crate::batch::Batch;
 use crate::{Error, Result};
@@ -24,13 +25,16 @@ pub struct Model {
     pub weights: Tensors,
     /// The adapters that are trained in place of the weights, if any.
     pub adapters: Option<Adapters>,
+    /// Whether passes keep only what flows from layer to layer, and compute the rest again for the passes that follow: less memory,
+    /// more time, the same bits.
+    pub gradient_checkpointing: bool,
     pub(super) params: DecoderParams,
     rope: Option<Table>,
 }
 
 /// A forward pass over a batch, kept for the passes that follow it.
 pub struct Activations {
-    pub(super) layers: Vec<LayerActivations>,
+    pub(super) layers: Vec<Kept>,
     /// The residual stream after the last layer, `[T, C]`.
     pub(super) last: Vec<f32>,
     /// The normalised predicting rows, `[N, C]`.
@@ -62,7 +66,7 @@ impl Model {
             }
             Positions::Learned => None,
         };
-        Model { config, map, weights, adapters: None, params, rope }
+        Model { config, map, weights, adapters: None, gradient_checkpointing: false, params, rope }
     }
 
     pub(super) fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
@@ -131,12 +135,12 @@ impl Model {
     }
 
     /// All layers: what they keep for the other passes, and the residual stream after the last, `[T, C]`.
-    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<LayerActivations>, Vec<f32>) {
+    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<Kept>, Vec<f32>) {
         let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
         let mut layers = Vec::with_capacity(self.config.layers);
         for layer in &self.params.layers {
             let (out, kept) = layer.forward(&cx, x);
-            layers.push(kept);
+            layers.push(Kept::new(kept, self.gradient_checkpointing));
             x = out;
         }
         (layers, x)
@@ -241,7 +245,7 @@ impl Model {
     pub(super) fn backward_rows(
         &self,
         batch: &Batch,
-        (layers, last): (&[LayerActivations], &[f32]),
+        (layers, last): (&[Kept], &[f32]),
         rows: &[u32],
         d_hidden: &[f32],
         grads: &mut Tensors,
@@ -249,7 +253,7 @@ impl Model {
         let (cx, mut d_x) =
             (self.context(batch), self.backward_final_norm((last, rows), d_hidden, None, grads));
         for (layer, kept) in self.params.layers.iter().zip(layers).rev() {
-            d_x = layer.backward(&cx, grads, kept, d_x, None).0;
+            d_x = layer.backward(&cx, grads, &kept.activations(layer, &cx), d_x, None).0;
         }
         self.backward_embed(batch, &d_x, grads);
         d_x

@@ -8,6 +8,7 @@
 //! | `tensors` | weights, gradients: [`Tensors`] |
 //! | `blocks`, `layer`, `decoder` | the passes, from the inside out |
 //! | `penalty` | the passes behind a penalty on the gradient at the embeddings |
+//! | `recompute` | gradient checkpointing |
 //! | `lora` | adapters: made, read, merged, saved |
 //! | `labels` | the passes of a model that ends in a head of labels |
 //! | `generate` | the forward pass over a key/value cache |
@@ -23,6 +24,7 @@ mod labels;
 pub mod layer;
 mod lora;
 mod penalty;
+mod recompute;
 mod tensors;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};

@@ -171,6 +171,11 @@ impl Tensors {
         Tensors(vec![Vec::new(); map.params.len()])
     }
 
+    /// Empty tensors, as many as these.
+    pub(super) fn none_like(&self) -> Self {
+        Tensors(vec![Vec::new(); self.0.len()])
+    }
+
     /// The tensor to add a gradient to; `None` for one that is not trained.
     pub(super) fn trained(&mut self, id: ParamId) -> Option<&mut [f32]> {
         Some(self.0[id.0].as_mut_slice()).filter(|t| !t.is_empty())

@@ -286,6 +286,7 @@ fn align_one(
         per_device_train_batch_size: BATCH,
         per_device_eval_batch_size: 64,
         gradient_accumulation_steps: 1,
+        gradient_checkpointing: false,
         num_train_epochs: 1.0,
         max_steps: Some(TRAINING_STEPS),
         learning_rate: LEARNING_RATE,

@@ -67,6 +67,8 @@ pub struct TrainOptions {
     pub per_device_eval_batch_size: usize,
     /// Passes per optimizer step; an optimizer step sees `per_device_train_batch_size` times this many pairs.
     pub gradient_accumulation_steps: usize,
+    /// Whether activations are computed again in the backward pass rather than kept. Does not change the result.
+    pub gradient_checkpointing: bool,
     /// Passes over the data; may be a fraction.
     pub num_train_epochs: f64,
     /// Optimizer steps; overrides the epochs.

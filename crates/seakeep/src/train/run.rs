@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
                 })?)
             }
         };
-        let (model, optimizer, state, reference) = match from {
+        let (mut model, optimizer, state, reference) = match from {
             Some(path) => {
                 let restored = checkpoint::load(&path, &settings, source)?;
                 let before = restored.state.total_steps;
@@ -146,6 +146,7 @@ impl<'a> Run<'a> {
                 (model, optimizer, state, ReferenceScores::default())
             }
         };
+        model.gradient_checkpointing = options.gradient_checkpointing;
         Ok(Run { options, source, train, eval, visits, model, optimizer, state, reference })
     }
 
