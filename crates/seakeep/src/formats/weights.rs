@@ -185,10 +185,7 @@ impl Weights {
                 {
                     return None;
                 }
-                Some(Stored::Blocks(Blocks::new(
-                    info.ggml_type,
-                    lay_out(entry.layout, &info.shape, bytes.to_vec()),
-                )))
+                Some(Stored::Blocks(Blocks::new(info.ggml_type, lay_out(entry.layout, &info.shape, bytes))))
             }),
         };
         let Some(stored) = found else { return self.read_f32(name).map(Stored::F32) };
