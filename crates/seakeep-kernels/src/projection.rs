@@ -77,16 +77,55 @@ fn buffer(n: usize, vocab: usize) -> Vec<f32> {
 /// # Panics
 /// If a target lies outside the vocabulary.
 pub fn forward(x: &[f32], w: &[f32], targets: &[u32], channels: usize) -> Vec<Predicted> {
-    let v = w.len() / channels;
+    forward_to(None, x, w, targets, channels)
+}
+
+/// [`forward`], and while the logits are there writes `g[n] = d logp[n] / d x[n] = (onehot - p) w` (`[N, C]`), which times
+/// `d_logp[n]` is `d_x[n]`.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_with_gradient(
+    g: &mut [f32],
+    x: &[f32],
+    w: &[f32],
+    targets: &[u32],
+    channels: usize,
+) -> Vec<Predicted> {
+    forward_to(Some(g), x, w, targets, channels)
+}
+
+fn forward_to(
+    mut g: Option<&mut [f32]>,
+    x: &[f32],
+    w: &[f32],
+    targets: &[u32],
+    channels: usize,
+) -> Vec<Predicted> {
+    let (v, with_gradient) = (w.len() / channels, g.is_some());
     let mut z = buffer(targets.len(), v);
     let mut out = vec![Predicted::default(); targets.len()];
     for chunk in chunks(x, channels) {
         let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
         let at = chunk.first..chunk.first + chunk.rows;
         let rows = out[at.clone()].par_iter_mut().zip(z.par_chunks_mut(v)).zip(&targets[at]);
-        rows.for_each(|((out, z), &target)| *out = dispatch(|| predict(z, target as usize)));
+        rows.for_each(|((out, z), &target)| {
+            *out = dispatch(|| predict(z, target as usize));
+            if with_gradient {
+                surprise(z, out, target as usize);
+            }
+        });
+        if let Some(g) = g.as_deref_mut() {
+            pull_back(z, &mut g[chunk.first * channels..][..chunk.x.len()], w, chunk.rows, channels);
+        }
     }
     out
+}
+
+/// Turns logits into `onehot - p`, the derivative of the target's log-probability.
+fn surprise(z: &mut [f32], p: &Predicted, target: usize) {
+    dispatch(|| z.iter_mut().for_each(|z| *z = -p.probability(*z)));
+    z[target] += 1.0;
 }
 
 #[inline(always)]
@@ -107,12 +146,9 @@ fn predict(z: &[f32], target: usize) -> Predicted {
     }
 }
 
-/// Writes `g[n] = d logp[n] / d x[n]` (`[N, C]`), which times `d_logp[n]` is `d_x[n]`, and, if `d_w` is given (`[V, C]`), adds to
-/// it. `d_z = d_logp (onehot - p)`, so that `g = (onehot - p) w` and `d_w += (onehot - p)^T (d_logp x)`.
-#[allow(clippy::too_many_arguments)]
-pub fn backward(
-    g: &mut [f32],
-    mut d_w: Option<&mut [f32]>,
+/// Adds `d_w += (onehot - p)^T (d_logp x)` (`[V, C]`). `d_x` is `d_logp g`, with `g` from [`forward_with_gradient`].
+pub fn backward_weight(
+    d_w: &mut [f32],
     d_logp: &[f32],
     x: &[f32],
     w: &[f32],
@@ -126,16 +162,11 @@ pub fn backward(
         let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
         z.par_chunks_mut(v).enumerate().for_each(|(r, z)| {
             let n = chunk.first + r;
-            let p = &predicted[n];
-            dispatch(|| z.iter_mut().for_each(|z| *z = -p.probability(*z)));
-            z[targets[n] as usize] += 1.0;
+            surprise(z, &predicted[n], targets[n] as usize);
         });
-        pull_back(z, &mut g[chunk.first * channels..][..chunk.x.len()], w, chunk.rows, channels);
-        if let Some(d_w) = d_w.as_deref_mut() {
-            let mut x = chunk.x.to_vec();
-            scale_rows(&mut x, &d_logp[chunk.first..], channels);
-            push_weight(z, d_w, &x, chunk.rows, channels);
-        }
+        let mut x = chunk.x.to_vec();
+        scale_rows(&mut x, &d_logp[chunk.first..], channels);
+        push_weight(z, d_w, &x, chunk.rows, channels);
     }
 }
 
@@ -176,13 +207,13 @@ fn push_weight(d_z: &[f32], d_w: &mut [f32], x: &[f32], rows: usize, channels: u
     );
 }
 
-/// `t_logp[n] = g[n] t_x[n]`, with `g` from [`backward`].
+/// `t_logp[n] = g[n] t_x[n]`, with `g` from [`forward_with_gradient`].
 pub fn tangent(g: &[f32], t_x: &[f32], channels: usize) -> Vec<f32> {
     let rows = g.chunks_exact(channels).zip(t_x.chunks_exact(channels));
     rows.map(|(g, t)| dispatch(|| dot(g, t))).collect()
 }
 
-/// [`backward`] from `e_logp` and the curvature along `t_x` from `d_logp` in one, sharing the logits: writes `e_x = e_z w`, adds
+/// The backward pass from `e_logp` and the curvature along `t_x` from `d_logp` in one, sharing the logits: writes `e_x = e_z w`, adds
 /// `d_w += e_z^T x + d_z^T t_x`, where `e_z = e_logp (onehot - p) - d_logp t_p`, `d_z = d_logp (onehot - p)`,
 /// `t_p = p (t_z - sum p t_z)`, `t_z = t_x w^T`.
 #[allow(clippy::too_many_arguments)]
@@ -261,7 +292,8 @@ mod tests {
     fn run_backward(all: &[f32], d: &[f32]) -> [Vec<f32>; 2] {
         let (x, w) = all.split_at(N * C);
         let (mut d_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
-        backward(&mut d_x, Some(&mut d_w), d, x, w, &targets(), &forward(x, w, &targets(), C), C);
+        let predicted = forward_with_gradient(&mut d_x, x, w, &targets(), C);
+        backward_weight(&mut d_w, d, x, w, &targets(), &predicted, C);
         scale_rows(&mut d_x, d, C);
         [d_x, d_w]
     }
@@ -285,7 +317,7 @@ mod tests {
             tangent: &|all, t| {
                 let (x, w) = all.split_at(N * C);
                 let mut g = vec![0.0; N * C];
-                backward(&mut g, None, &[], x, w, &targets, &forward(x, w, &targets, C), C);
+                forward_with_gradient(&mut g, x, w, &targets, C);
                 tangent(&g, &t[..N * C], C)
             },
             curvature: &|all, t, d| run_with_curvature(all, t, d, &[0.0; N]).concat(),
