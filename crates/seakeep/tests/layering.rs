@@ -228,7 +228,7 @@ fn unsafe_faults(file: &str, source: &str) -> Vec<String> {
             continue;
         }
         let at = format!("{file}:{}", n + 1);
-        let a_map = UNSAFE_MAPS.contains(&file) && line.contains("Mmap::map(");
+        let a_map = UNSAFE_MAPS.contains(&file) && line.contains("Mmap::");
         if !file.starts_with("seakeep-kernels/") && !a_map {
             faults.push(format!("{at}: `unsafe` outside seakeep-kernels that is no map of a file"));
         }

@@ -131,9 +131,11 @@ fn a_file_in_bf16_stays_so_and_a_gguf_keeps_its_blocks() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf");
     for file in std::fs::read_dir(directory).unwrap().map(|f| f.unwrap().path()) {
         if file.extension().is_some_and(|e| e == "gguf") {
+            // Some are there to be refused.
             let Ok(source) = ModelSource::open(&file) else { continue };
+            let Ok(exact) = Model::load(&source) else { continue };
             let numbers = Numbers { keep: Keep::AsStored, precision: Precision::F32 };
-            let (kept, exact) = (Model::load_in(&source, numbers).unwrap(), Model::load(&source).unwrap());
+            let kept = Model::load_in(&source, numbers).unwrap();
             quantised += kept.weights.iter().filter(|w| matches!(w, Stored::Blocks(_))).count();
             assert_eq!(results(&kept, 0..2).0, results(&exact, 0..2).0, "{}", file.display());
         }
@@ -183,7 +185,8 @@ fn steps_smaller_than_the_last_digit_of_bf16_are_not_lost() {
     let model = run();
     let id = model.map.files[0].parts[0].0;
     let (before, after) = (start.weights.values(id), model.weights.values(id));
-    let moved: f64 = before.iter().zip(after.iter()).map(|(a, b)| f64::from(a - b)).sum::<f64>() / before.len() as f64;
+    let moved: f64 =
+        before.iter().zip(after.iter()).map(|(a, b)| f64::from(a - b)).sum::<f64>() / before.len() as f64;
     // 19,200 weights, each of which moved by about 2e-4 in digits of about 1e-3: a standard error of 4e-6.
     assert!((moved - 2e-4).abs() < 2e-5, "{moved}");
     assert!(model.weights == run().weights, "the same bits");
