@@ -3,9 +3,10 @@
     python3 scripts/bench/roofline.py                    operations and bytes alone
     python3 scripts/bench/roofline.py --bench --write    runs the benches (ten minutes), fills docs/PERFORMANCE.md
 
-Each part of a step has its floating-point operations and the bytes that it must read and write at least once; its floor is the longer of the two
-times at the ceilings that `seakeep inspect machine` measures. What was reached is the sum of the medians that criterion found, as often
-as the step calls each kernel. Run it on a machine that does nothing else.
+Each part of a step has its floating-point operations and the bytes that it must read and write at least once; its
+floor is the longer of the two times at the ceilings that `seakeep inspect machine` measures. What was reached is the
+sum of the medians that criterion found, as often as the step calls each kernel. Run it on a machine that does nothing
+else.
 """
 
 import argparse
