@@ -104,21 +104,11 @@ pub fn backward(act: Activation, d_x: &mut [f32], d_y: &[f32], x: &[f32]) {
     tangent(act, d_x, x, d_y);
 }
 
-/// Writes `td_x = f'(x) td_y + f''(x) t_x d_y`.
-pub fn backward_tangent(
-    act: Activation,
-    td_x: &mut [f32],
-    d_y: &[f32],
-    td_y: &[f32],
-    x: &[f32],
-    t_x: &[f32],
-) {
-    pieces(td_x, |at, out| {
-        let (x, t_x, d_y, td_y) = (&x[at.clone()], &t_x[at.clone()], &d_y[at.clone()], &td_y[at]);
-        with!(act, f => for i in 0..out.len() {
-            let Jet(_, d1, d2) = f(x[i]);
-            out[i] = d1 * td_y[i] + d2 * t_x[i] * d_y[i];
-        })
+/// Writes `s_x = f''(x) t_x d_y`: how [`backward`] changes along `t_x`, `d_y` held.
+pub fn curvature(act: Activation, s_x: &mut [f32], d_y: &[f32], x: &[f32], t_x: &[f32]) {
+    pieces(s_x, |at, out| {
+        let (x, t_x, d_y) = (&x[at.clone()], &t_x[at.clone()], &d_y[at]);
+        with!(act, f => for i in 0..out.len() { out[i] = f(x[i]).2 * t_x[i] * d_y[i]; })
     });
 }
 
@@ -153,26 +143,26 @@ pub fn gated_backward(act: Activation, d_g: &mut [f32], d_u: &mut [f32], d_y: &[
     });
 }
 
-/// Writes `td_g = f' u td_y + f' t_u d_y + f'' t_g u d_y` and `td_u = f td_y + f' t_g d_y`.
+/// How [`gated_backward`] changes along `t_g` and `t_u`, `d_y` held: writes `s_g = f' t_u d_y + f'' t_g u d_y` and
+/// `s_u = f' t_g d_y`.
 #[allow(clippy::too_many_arguments)]
-pub fn gated_backward_tangent(
+pub fn gated_curvature(
     act: Activation,
-    td_g: &mut [f32],
-    td_u: &mut [f32],
+    s_g: &mut [f32],
+    s_u: &mut [f32],
     d_y: &[f32],
-    td_y: &[f32],
     g: &[f32],
     u: &[f32],
     t_g: &[f32],
     t_u: &[f32],
 ) {
-    pieces2(td_g, td_u, |at, td_g, td_u| {
-        let (d_y, td_y) = (&d_y[at.clone()], &td_y[at.clone()]);
-        let (g, u, t_g, t_u) = (&g[at.clone()], &u[at.clone()], &t_g[at.clone()], &t_u[at]);
-        with!(act, f => for i in 0..td_g.len() {
-            let Jet(v, d1, d2) = f(g[i]);
-            td_g[i] = d1 * (u[i] * td_y[i] + t_u[i] * d_y[i]) + d2 * t_g[i] * u[i] * d_y[i];
-            td_u[i] = v * td_y[i] + d1 * t_g[i] * d_y[i];
+    pieces2(s_g, s_u, |at, s_g, s_u| {
+        let (g, u, d_y) = (&g[at.clone()], &u[at.clone()], &d_y[at.clone()]);
+        let (t_g, t_u) = (&t_g[at.clone()], &t_u[at]);
+        with!(act, f => for i in 0..s_g.len() {
+            let Jet(_, d1, d2) = f(g[i]);
+            s_g[i] = (d1 * t_u[i] + d2 * t_g[i] * u[i]) * d_y[i];
+            s_u[i] = d1 * t_g[i] * d_y[i];
         })
     });
 }
@@ -218,7 +208,7 @@ mod tests {
                 forward: &|x| fresh(N, |y| forward(act, y, x)),
                 backward: &|x, d| fresh(N, |y| backward(act, y, d, x)),
                 tangent: &|x, t| fresh(N, |y| tangent(act, y, x, t)),
-                backward_tangent: &|x, t, d, td| fresh(N, |y| backward_tangent(act, y, d, td, x, t)),
+                curvature: &|x, t, d| fresh(N, |y| curvature(act, y, d, x, t)),
                 moving: N,
             };
             check(&op, &wide(N), N, 4e-3, 1e-3);
@@ -237,10 +227,10 @@ mod tests {
                     })
                 },
                 tangent: &|x, t| fresh(N, |y| gated_tangent(act, y, &x[..N], &x[N..], &t[..N], &t[N..])),
-                backward_tangent: &|x, t, d, td| {
+                curvature: &|x, t, d| {
                     fresh(2 * N, |y| {
                         let (g, u) = y.split_at_mut(N);
-                        gated_backward_tangent(act, g, u, d, td, &x[..N], &x[N..], &t[..N], &t[N..]);
+                        gated_curvature(act, g, u, d, &x[..N], &x[N..], &t[..N], &t[N..]);
                     })
                 },
                 moving: 2 * N,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use crate::gemm::{Mat, Threads, gemm};
+use crate::gemm::{Mat, Precision, Product, Threads, multiply};
 use crate::simd::dispatch;
 
 /// `(m, n, k)` of the products tried: the layers of a small model, forward and by weight, and a large square.
@@ -44,14 +44,15 @@ fn sum(piece: &[f32]) -> f32 {
     lanes.iter().sum()
 }
 
-/// The f32 product in floating-point operations per second (a multiply-add is two): the best of some shapes, on all threads
+/// The product in floating-point operations per second (a multiply-add is two): the best of some shapes, on all threads
 /// of rayon's current pool. Takes about `budget`.
-pub fn product_f32(budget: Duration) -> f64 {
+pub fn product(precision: Precision, budget: Duration) -> f64 {
     let rate = |(m, n, k): (usize, usize, usize)| {
         let (a, b, mut c) = (vec![0.5; m * k], vec![0.25; n * k], vec![0.0; m * n]);
         let seconds = fastest(budget / PRODUCTS.len() as u32, || {
             let (a, b) = (Mat::new(&a, k), Mat::new(&b, k).t());
-            gemm((m, n, k), black_box(&mut c), n, false, 1.0, a, b, Threads::All);
+            let how = Product { c_row: n, accumulate: false, alpha: 1.0, threads: Threads::All, precision };
+            multiply((m, n, k), black_box(&mut c), how, a, b);
         });
         (2 * m * n * k) as f64 / seconds
     };
@@ -94,7 +95,7 @@ mod tests {
     #[test]
     fn rates_are_of_a_machine_that_exists() {
         // Any core that runs this does more than 10 MFLOP/s, and none 100 TFLOP/s.
-        let rate = product_f32(Duration::ZERO);
+        let rate = product(Precision::F32, Duration::ZERO);
         assert!((1e7..1e14).contains(&rate), "{rate}");
     }
 }

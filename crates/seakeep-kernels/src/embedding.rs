@@ -1,13 +1,16 @@
 //! Gathering and scattering of rows: the embedding lookup, learned positions, and the choice of the
 //! predicting rows. Linear in the table, so the tangent of either is the same function.
 
-/// Writes `out[n] = table[index[n]]`; rows of `width`.
+use crate::gemm::Elements;
+
+/// Writes `out[n] = table[index[n]]`, from whatever form the table is stored in; rows of `width`.
 ///
 /// # Panics
 /// If an index lies outside the table.
-pub fn gather(out: &mut [f32], table: &[f32], index: &[u32], width: usize) {
+pub fn gather<'a>(out: &mut [f32], table: impl Into<Elements<'a>>, index: &[u32], width: usize) {
+    let table = table.into();
     for (row, &i) in out.chunks_exact_mut(width).zip(index) {
-        row.copy_from_slice(&table[i as usize * width..(i as usize + 1) * width]);
+        table.read(i as usize * width, row);
     }
 }
 
@@ -25,10 +28,10 @@ mod tests {
 
     #[test]
     fn scatter_is_the_transpose_of_gather() {
-        let table = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let table = &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0][..];
         let index = [2, 0, 2];
         let mut out = [0.0; 6];
-        gather(&mut out, &table, &index, 2);
+        gather(&mut out, table, &index, 2);
         assert_eq!(out, [5.0, 6.0, 1.0, 2.0, 5.0, 6.0]);
         let mut d_table = [0.5; 6];
         scatter_add(&mut d_table, &[1.0, 2.0, 10.0, 20.0, 100.0, 200.0], &index, 2);

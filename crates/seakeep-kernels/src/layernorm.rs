@@ -84,40 +84,24 @@ pub fn backward(d_x: &mut [f32], d_gb: &mut [f32], d_y: &[f32], x: &[f32], g: &[
     });
 }
 
-/// The tangent of [`backward`]. With `a = g d_y`, `t_a = g td_y`, `m = mean(a z)`,
-/// `t_m = mean(t_a z + a t_z)`: writes
-/// `td_x = t_r (a - mean a - z m) + r (t_a - mean t_a - t_z m - z t_m)`; adds
-/// `td_g += sum td_y z + d_y t_z` and `td_b += sum td_y`. `td_gb` is `[2, C]`.
-#[allow(clippy::too_many_arguments)]
-pub fn backward_tangent(
-    td_x: &mut [f32],
-    td_gb: &mut [f32],
-    d_y: &[f32],
-    td_y: &[f32],
-    x: &[f32],
-    t_x: &[f32],
-    g: &[f32],
-    eps: f32,
-) {
+/// How [`backward`] changes along `t_x`, `d_y` held. With `a = g d_y`, `m = mean(a z)`, `t_m = mean(a t_z)`: writes
+/// `s_x = t_r (a - mean a - z m) - r (t_z m + z t_m)`; adds `d_g += sum d_y t_z`. `d_b` does not change.
+pub fn curvature(s_x: &mut [f32], d_g: &mut [f32], d_y: &[f32], x: &[f32], t_x: &[f32], g: &[f32], eps: f32) {
     let c = g.len();
-    for_pieces_summing(td_x, c, td_gb, |first, piece, td_gb| {
-        let (td_g, td_b) = td_gb.split_at_mut(c);
+    for_pieces_summing(s_x, c, d_g, |first, piece, d_g| {
         let (mut z, mut t_z) = (vec![0.0; c], vec![0.0; c]);
         dispatch(|| {
             for (row, out) in piece.chunks_exact_mut(c).enumerate() {
                 let at = (first + row) * c..(first + row + 1) * c;
-                let (d, td) = (&d_y[at.clone()], &td_y[at.clone()]);
+                let d = &d_y[at.clone()];
                 let (r, t_r) = normalised(&mut z, &mut t_z, &x[at.clone()], &t_x[at], eps);
                 let n = c as f32;
                 let mean_a = sum_by(c, |i| g[i] * d[i]) / n;
-                let t_mean_a = sum_by(c, |i| g[i] * td[i]) / n;
                 let m = sum_by(c, |i| g[i] * d[i] * z[i]) / n;
-                let t_m = sum_by(c, |i| g[i] * (td[i] * z[i] + d[i] * t_z[i])) / n;
+                let t_m = sum_by(c, |i| g[i] * d[i] * t_z[i]) / n;
                 for i in 0..c {
-                    out[i] = t_r * (g[i] * d[i] - mean_a - z[i] * m)
-                        + r * (g[i] * td[i] - t_mean_a - t_z[i] * m - z[i] * t_m);
-                    td_g[i] += td[i] * z[i] + d[i] * t_z[i];
-                    td_b[i] += td[i];
+                    out[i] = t_r * (g[i] * d[i] - mean_a - z[i] * m) - r * (t_z[i] * m + z[i] * t_m);
+                    d_g[i] += d[i] * t_z[i];
                 }
             }
         })
@@ -168,10 +152,10 @@ mod tests {
                 tangent(&mut y, &all[..gs], &t[..gs], &all[gs..bs], EPS);
                 y
             },
-            backward_tangent: &|all, t, d_y, td_y| {
-                let (mut d_x, mut d_gb) = (vec![0.0; T * C], vec![0.0; 2 * C]);
-                backward_tangent(&mut d_x, &mut d_gb, d_y, td_y, &all[..gs], &t[..gs], &all[gs..bs], EPS);
-                [d_x, d_gb].concat()
+            curvature: &|all, t, d_y| {
+                let (mut s_x, mut d_g) = (vec![0.0; T * C], vec![0.0; C]);
+                curvature(&mut s_x, &mut d_g, d_y, &all[..gs], &t[..gs], &all[gs..bs], EPS);
+                [s_x, d_g, vec![0.0; C]].concat()
             },
             moving: T * C,
         };

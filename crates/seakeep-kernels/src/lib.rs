@@ -20,10 +20,10 @@
 //! * `forward`: `y` from `x`.
 //! * `backward`: from `d_y = dL/dy`, writes `d_x` and **adds** to `d_w`.
 //! * `tangent`: `t_y = df(x)[t_x]`, the directional derivative of `forward` (weights fixed).
-//! * `backward_tangent`: the directional derivative of `backward`. From `d_y` and its own tangent `td_y`
-//!   it writes `td_x` and **adds** to `td_w`. With `t_x` seeded by a direction `v` at the embeddings,
-//!   the sum over the network is `d/d eps [dL/dw at e + eps v]`, the exact gradient of an
-//!   input-gradient penalty, without double backward (OBJECTIVES.md, wdpo).
+//! * `curvature`: how `backward` changes along `t_x` while `d_y` is held: writes `s_x`, the change of `d_x`, and **adds**
+//!   that of `d_w`. `backward` is linear in `d_y`, so its whole directional derivative is `curvature(d_y, t_x)` plus
+//!   `backward(td_y)`. With `t_x` seeded by a direction `v` at the embeddings, the sum over the network is
+//!   `d/d eps [dL/dw at e + eps v]`, the exact gradient of an input-gradient penalty (OBJECTIVES.md, wdpo).
 //!
 //! Operations linear in `x` without weights (rotary embedding, gathers) use the same function for
 //! value and tangent.
@@ -36,6 +36,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod blocks;
 pub mod ceiling;
 pub mod embedding;
 pub mod gemm;

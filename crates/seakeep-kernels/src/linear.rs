@@ -1,69 +1,71 @@
 //! `y = x w^T + b`: `x` is `[T, I]`, `w` is `[O, I]`, `b` is `[O]`, `y` is `[T, O]`.
 
-use crate::gemm::{Mat, Threads, gemm};
+use crate::gemm::{Elements, Mat, Precision, Product, Threads, Weight, multiply, multiply_weight};
 use crate::rows;
 
-/// Writes `y = x w^T + b`.
-pub fn forward(y: &mut [f32], x: &[f32], w: &[f32], b: Option<&[f32]>, inputs: usize, outputs: usize) {
-    let t = x.len() / inputs;
-    if let Some(b) = b {
-        y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(b));
+/// The map without its bias.
+#[derive(Clone, Copy)]
+pub struct Map<'a> {
+    /// `w`, `[O, I]`, as it is stored.
+    pub w: Elements<'a>,
+    /// I.
+    pub inputs: usize,
+    /// O.
+    pub outputs: usize,
+    /// What products are computed in.
+    pub precision: Precision,
+}
+
+impl<'a> Map<'a> {
+    /// A map in f32.
+    pub fn f32(w: &'a [f32], inputs: usize, outputs: usize) -> Self {
+        Map { w: w.into(), inputs, outputs, precision: Precision::F32 }
     }
-    gemm(
-        (t, outputs, inputs),
-        y,
-        outputs,
-        b.is_some(),
-        1.0,
-        Mat::new(x, inputs),
-        Mat::new(w, inputs).t(),
-        Threads::All,
-    );
+
+    /// Writes `y = x w^T + b`.
+    pub fn forward(&self, y: &mut [f32], x: &[f32], b: Option<&[f32]>) {
+        let (i, o) = (self.inputs, self.outputs);
+        if let Some(b) = b {
+            y.chunks_exact_mut(o).for_each(|row| row.copy_from_slice(b));
+        }
+        let size = (x.len() / i, o, i);
+        let w = Weight::new(self.w, i).t();
+        multiply_weight(size, y, product(o, b.is_some(), self.precision), Mat::new(x, i), w);
+    }
+
+    /// Writes `t_y = t_x w^T`.
+    pub fn tangent(&self, t_y: &mut [f32], t_x: &[f32]) {
+        self.forward(t_y, t_x, None);
+    }
+
+    /// Writes (or with `accumulate` adds) `d_x = d_y w`.
+    pub fn backward_input(&self, d_x: &mut [f32], d_y: &[f32], accumulate: bool) {
+        let (i, o) = (self.inputs, self.outputs);
+        let size = (d_y.len() / o, i, o);
+        let w = Weight::new(self.w, i);
+        multiply_weight(size, d_x, product(i, accumulate, self.precision), Mat::new(d_y, o), w);
+    }
 }
 
-/// Writes `t_y = t_x w^T`.
-pub fn tangent(t_y: &mut [f32], t_x: &[f32], w: &[f32], inputs: usize, outputs: usize) {
-    forward(t_y, t_x, w, None, inputs, outputs);
+fn product(c_row: usize, accumulate: bool, precision: Precision) -> Product {
+    Product { c_row, accumulate, alpha: 1.0, threads: Threads::All, precision }
 }
 
-/// Writes (or with `accumulate` adds) `d_x = d_y w`. Also serves `td_x = td_y w`.
-pub fn backward_input(
-    d_x: &mut [f32],
+/// Adds `d_w += d_y^T x`. With `t_x` for `x` it is the curvature: how the gradient changes along `t_x`, `d_y` held.
+pub fn backward_weight(
+    d_w: &mut [f32],
     d_y: &[f32],
-    w: &[f32],
+    x: &[f32],
     inputs: usize,
     outputs: usize,
-    accumulate: bool,
+    precision: Precision,
 ) {
-    let t = d_y.len() / outputs;
-    gemm(
-        (t, inputs, outputs),
-        d_x,
-        inputs,
-        accumulate,
-        1.0,
-        Mat::new(d_y, outputs),
-        Mat::new(w, inputs),
-        Threads::All,
-    );
+    let size = (outputs, inputs, d_y.len() / outputs);
+    let d_y = Mat::new(d_y, outputs).t();
+    multiply(size, d_w, product(inputs, true, precision), d_y, Mat::new(x, inputs));
 }
 
-/// Adds `d_w += d_y^T x`.
-pub fn backward_weight(d_w: &mut [f32], d_y: &[f32], x: &[f32], inputs: usize, outputs: usize) {
-    let t = d_y.len() / outputs;
-    gemm(
-        (outputs, inputs, t),
-        d_w,
-        inputs,
-        true,
-        1.0,
-        Mat::new(d_y, outputs).t(),
-        Mat::new(x, inputs),
-        Threads::All,
-    );
-}
-
-/// Adds `d_b += sum over rows of d_y`. Also serves `td_b` from `td_y`.
+/// Adds `d_b += sum over rows of d_y`.
 pub fn backward_bias(d_b: &mut [f32], d_y: &[f32]) {
     let outputs = d_b.len();
     let t = d_y.len() / outputs;
@@ -76,21 +78,6 @@ pub fn backward_bias(d_b: &mut [f32], d_y: &[f32]) {
             }
         }
     });
-}
-
-/// Adds `td_w += td_y^T x + d_y^T t_x`, the tangent of [`backward_weight`].
-#[allow(clippy::too_many_arguments)]
-pub fn backward_tangent_weight(
-    td_w: &mut [f32],
-    d_y: &[f32],
-    td_y: &[f32],
-    x: &[f32],
-    t_x: &[f32],
-    inputs: usize,
-    outputs: usize,
-) {
-    backward_weight(td_w, td_y, x, inputs, outputs);
-    backward_weight(td_w, d_y, t_x, inputs, outputs);
 }
 
 #[cfg(test)]
@@ -106,7 +93,7 @@ mod tests {
     fn forward_equals_the_loops() {
         let (x, w, b) = (random(T * I, 1), random(O * I, 2), random(O, 3));
         let mut y = vec![0.0; T * O];
-        forward(&mut y, &x, &w, Some(&b), I, O);
+        Map::f32(&w, I, O).forward(&mut y, &x, Some(&b));
         let want: Vec<f32> = (0..T * O)
             .map(|n| b[n % O] + (0..I).map(|i| x[n / O * I + i] * w[n % O * I + i]).sum::<f32>())
             .collect();
@@ -123,29 +110,26 @@ mod tests {
             forward: &|all| {
                 let (x, w, b) = split(all);
                 let mut y = vec![0.0; T * O];
-                forward(&mut y, &x, &w, Some(&b), I, O);
+                Map::f32(&w, I, O).forward(&mut y, &x, Some(&b));
                 y
             },
             backward: &|all, d_y| {
                 let (x, w, _) = split(all);
                 let (mut d_x, mut d_w, mut d_b) = (vec![0.0; T * I], vec![0.0; O * I], vec![0.0; O]);
-                backward_input(&mut d_x, d_y, &w, I, O, false);
-                backward_weight(&mut d_w, d_y, &x, I, O);
+                Map::f32(&w, I, O).backward_input(&mut d_x, d_y, false);
+                backward_weight(&mut d_w, d_y, &x, I, O, Precision::F32);
                 backward_bias(&mut d_b, d_y);
                 [d_x, d_w, d_b].concat()
             },
             tangent: &|all, t| {
                 let mut t_y = vec![0.0; T * O];
-                tangent(&mut t_y, &t[..T * I], &split(all).1, I, O);
+                Map::f32(&split(all).1, I, O).tangent(&mut t_y, &t[..T * I]);
                 t_y
             },
-            backward_tangent: &|all, t, d_y, td_y| {
-                let (x, w, _) = split(all);
-                let (mut d_x, mut d_w, mut d_b) = (vec![0.0; T * I], vec![0.0; O * I], vec![0.0; O]);
-                backward_input(&mut d_x, td_y, &w, I, O, false);
-                backward_tangent_weight(&mut d_w, d_y, td_y, &x, &t[..T * I], I, O);
-                backward_bias(&mut d_b, td_y);
-                [d_x, d_w, d_b].concat()
+            curvature: &|_, t, d_y| {
+                let mut d_w = vec![0.0; O * I];
+                backward_weight(&mut d_w, d_y, &t[..T * I], I, O, Precision::F32);
+                [vec![0.0; T * I], d_w, vec![0.0; O]].concat()
             },
             moving: T * I,
         };

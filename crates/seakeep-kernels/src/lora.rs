@@ -4,16 +4,15 @@
 //! `y += u b^T`:
 //!
 //! ```text
-//! backward           d_u = s d_y b;   d_x += d_u a;   d_a += d_u^T x;   d_b += d_y^T u
-//! tangent            t_u = s t_x a^T;   t_y += t_u b^T
-//! backward_tangent   td_u = s td_y b;   td_x += td_u a
-//!                    td_a += td_u^T x + d_u^T t_x;   td_b += td_y^T u + d_y^T t_u
+//! backward    d_u = s d_y b;   d_x += d_u a;   d_a += d_u^T x;   d_b += d_y^T u
+//! tangent     t_u = s t_x a^T;   t_y += t_u b^T
+//! curvature   d_a += d_u^T t_x;   d_b += d_y^T t_u
 //! ```
 //! Everything is added to what the linear map itself has written. `u` is computed again where it is needed: it costs `R / O`
-//! of the map.
+//! of the map. All of it is in f32, whatever the map is computed in.
 
-use crate::gemm::{Mat, Threads, gemm};
-use crate::linear;
+use crate::gemm::{Mat, Precision, Threads, gemm};
+use crate::linear::{self, Map};
 
 /// The two matrices and the factor.
 #[derive(Clone, Copy)]
@@ -32,7 +31,7 @@ pub struct Lora<'a> {
     pub rank: usize,
 }
 
-/// Two buffers to write to: of `a` and `b`, or of a value and its tangent.
+/// The buffers of `d_a` and `d_b`.
 pub type Pair<'a> = (&'a mut [f32], &'a mut [f32]);
 
 impl Lora<'_> {
@@ -64,31 +63,21 @@ impl Lora<'_> {
 
     /// Adds to `d_x` and, where they are given, to `d_a` and `d_b`.
     pub fn backward(&self, d_x: &mut [f32], d_ab: Option<Pair>, d_y: &[f32], x: &[f32]) {
-        let (r, i, o) = (self.rank, self.inputs, self.outputs);
         let d_u = self.d_down(d_y);
-        linear::backward_input(d_x, &d_u, self.a, i, r, true);
-        if let Some((d_a, d_b)) = d_ab {
-            linear::backward_weight(d_b, d_y, &self.down(x), r, o);
-            linear::backward_weight(d_a, &d_u, x, i, r);
+        Map::f32(self.a, self.inputs, self.rank).backward_input(d_x, &d_u, true);
+        if let Some(d_ab) = d_ab {
+            self.add_gradients(d_ab, (d_y, &d_u), x);
         }
     }
 
-    /// Adds to `d_x` and `td_x`, and the tangents of [`backward`](Self::backward)'s `d_a` and `d_b` to `td_a` and `td_b`.
-    pub fn backward_tangent(
-        &self,
-        (d_x, td_x): Pair,
-        td_ab: Option<Pair>,
-        (d_y, td_y): (&[f32], &[f32]),
-        (x, t_x): (&[f32], &[f32]),
-    ) {
-        let (r, i, o) = (self.rank, self.inputs, self.outputs);
-        let (d_u, td_u) = (self.d_down(d_y), self.d_down(td_y));
-        linear::backward_input(d_x, &d_u, self.a, i, r, true);
-        linear::backward_input(td_x, &td_u, self.a, i, r, true);
-        if let Some((td_a, td_b)) = td_ab {
-            linear::backward_tangent_weight(td_b, d_y, td_y, &self.down(x), &self.down(t_x), r, o);
-            linear::backward_tangent_weight(td_a, &d_u, &td_u, x, t_x, i, r);
-        }
+    /// Adds to `d_a` and `d_b` how [`backward`](Self::backward) changes them along `t_x`, `d_y` held.
+    pub fn curvature(&self, d_ab: Pair, d_y: &[f32], t_x: &[f32]) {
+        self.add_gradients(d_ab, (d_y, &self.d_down(d_y)), t_x);
+    }
+
+    fn add_gradients(&self, (d_a, d_b): Pair, (d_y, d_u): (&[f32], &[f32]), x: &[f32]) {
+        linear::backward_weight(d_b, d_y, &self.down(x), self.rank, self.outputs, Precision::F32);
+        linear::backward_weight(d_a, d_u, x, self.inputs, self.rank, Precision::F32);
     }
 
     /// Adds the path to the map's weight: `w += s b a`, `[O, I]`.
@@ -137,11 +126,11 @@ mod tests {
             .collect();
         close(&forward(&all), &want, 1e-6, "low-rank path");
         let (w, mut y, mut merged) = (random(O * I, 5), vec![0.0; T * O], vec![0.0; T * O]);
-        linear::forward(&mut y, x, &w, None, I, O);
+        Map::f32(&w, I, O).forward(&mut y, x, None);
         lora.forward(&mut y, x);
         let mut sum = w.clone();
         lora.merge(&mut sum);
-        linear::forward(&mut merged, x, &sum, None, I, O);
+        Map::f32(&sum, I, O).forward(&mut merged, x, None);
         close(&merged, &y, 1e-6, "merged");
     }
 
@@ -160,16 +149,10 @@ mod tests {
                 split(all).1.forward(&mut t_y, &t[..T * I]);
                 t_y
             },
-            backward_tangent: &|all, t, d_y, td_y| {
-                let (x, lora) = split(all);
-                let (mut d_x, mut td_x) = (vec![0.0; T * I], vec![0.0; T * I]);
+            curvature: &|all, t, d_y| {
                 let (mut d_a, mut d_b) = (vec![0.0; R * I], vec![0.0; O * R]);
-                let out = (&mut d_x[..], &mut td_x[..]);
-                lora.backward_tangent(out, Some((&mut d_a, &mut d_b)), (d_y, td_y), (x, &t[..T * I]));
-                let mut plain = vec![0.0; T * I];
-                lora.backward(&mut plain, None, d_y, x);
-                assert_eq!(d_x, plain);
-                [td_x, d_a, d_b].concat()
+                split(all).1.curvature((&mut d_a, &mut d_b), d_y, &t[..T * I]);
+                [vec![0.0; T * I], d_a, d_b].concat()
             },
             moving: T * I,
         };

@@ -13,6 +13,8 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::gemm::Elements;
+
 /// Outputs of one parallel piece. A constant; no sum depends on it.
 const PIECE: usize = 48;
 /// Weights that few rows are worth sharing among threads for.
@@ -124,7 +126,8 @@ impl Panels {
     ///
     /// # Panics
     /// If `w` or `b` has another size.
-    pub fn product(&self, w: &[f32], b: Option<&[f32]>, outputs: usize) -> Panels {
+    pub fn product<'w>(&self, w: impl Into<Elements<'w>>, b: Option<&[f32]>, outputs: usize) -> Panels {
+        let w = w.into();
         assert_eq!(w.len(), outputs * self.channels, "product: w");
         assert!(b.is_none_or(|b| b.len() == outputs), "product: b");
         let mut y = Panels { channels: outputs, ..Panels::zeros(self.rows, outputs) };
@@ -134,7 +137,18 @@ impl Panels {
             panel.chunks_mut(PIECE * self.width).enumerate().for_each(|(i, piece)| pieces[i].push(piece));
         }
         let work = |(i, y): (usize, Vec<&mut [f32]>)| {
-            on_vectors(self.rows, Piece { x: self, w, b, first: i * PIECE, y });
+            let (first, piece) = (i * PIECE, PIECE.min(outputs - i * PIECE));
+            let mut decoded = Vec::new();
+            // Other forms are decoded once for all rows.
+            let w = match w {
+                Elements::F32(w) => &w[first * self.channels..][..piece * self.channels],
+                stored => {
+                    decoded.resize(piece * self.channels, 0.0);
+                    stored.read(first * self.channels, &mut decoded);
+                    &decoded
+                }
+            };
+            on_vectors(self.rows, Piece { x: self, w, b: b.map(|b| &b[first..]), y });
         };
         if w.len() < PARALLEL_FROM {
             pieces.into_iter().enumerate().for_each(work);
@@ -148,9 +162,9 @@ impl Panels {
 /// `PIECE` outputs of every panel.
 struct Piece<'a> {
     x: &'a Panels,
+    /// `[outputs, I]`
     w: &'a [f32],
     b: Option<&'a [f32]>,
-    first: usize,
     /// Of each panel, `[outputs, P]`.
     y: Vec<&'a mut [f32]>,
 }
@@ -178,14 +192,13 @@ impl Piece<'_> {
         let whole = outputs / R * R;
         let mut y = self.y;
         for o in (0..whole).step_by(R).chain(whole..outputs) {
-            let at = self.first + o;
             for (x, y) in self.x.data.chunks_exact(inputs * width).zip(&mut y) {
                 let (x, y) = (S::as_simd_f32s(x).0, S::as_mut_simd_f32s(y).0);
                 if o < whole {
                     tile::<S, R, V>(
                         simd,
-                        &self.w[at * inputs..],
-                        self.b.map(|b| &b[at..]),
+                        &self.w[o * inputs..],
+                        self.b.map(|b| &b[o..]),
                         inputs,
                         x,
                         &mut y[o * V..],
@@ -193,8 +206,8 @@ impl Piece<'_> {
                 } else {
                     tile::<S, 1, V>(
                         simd,
-                        &self.w[at * inputs..],
-                        self.b.map(|b| &b[at..]),
+                        &self.w[o * inputs..],
+                        self.b.map(|b| &b[o..]),
                         inputs,
                         x,
                         &mut y[o * V..],

@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::gemm::{Mat, Threads, gemm};
+use crate::linear::{Map, backward_weight};
 use crate::simd::{dispatch, dot, exp, max, sum_by};
 
 /// Rows per chunk: 128 rows of 49,152 logits are 25 MB.
@@ -52,19 +52,9 @@ fn chunks<'a>(x: &'a [f32], channels: usize) -> impl Iterator<Item = Chunk<'a>> 
 }
 
 /// `z = x w^T`, `[rows, V]`.
-fn logits<'z>(z: &'z mut [f32], x: &[f32], w: &[f32], rows: usize, channels: usize) -> &'z mut [f32] {
-    let v = w.len() / channels;
-    let z = &mut z[..rows * v];
-    gemm(
-        (rows, v, channels),
-        z,
-        v,
-        false,
-        1.0,
-        Mat::new(x, channels),
-        Mat::new(w, channels).t(),
-        Threads::All,
-    );
+fn logits<'z>(z: &'z mut [f32], x: &[f32], head: Map) -> &'z mut [f32] {
+    let z = &mut z[..x.len() / head.inputs * head.outputs];
+    head.forward(z, x, None);
     z
 }
 
@@ -76,12 +66,12 @@ fn buffer(n: usize, vocab: usize) -> Vec<f32> {
 ///
 /// # Panics
 /// If a target lies outside the vocabulary.
-pub fn forward(x: &[f32], w: &[f32], targets: &[u32], channels: usize) -> Vec<Predicted> {
-    let v = w.len() / channels;
+pub fn forward(x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
+    let v = head.outputs;
     let mut z = buffer(targets.len(), v);
     let mut out = vec![Predicted::default(); targets.len()];
-    for chunk in chunks(x, channels) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
+    for chunk in chunks(x, head.inputs) {
+        let z = logits(&mut z, chunk.x, head);
         let at = chunk.first..chunk.first + chunk.rows;
         let rows = out[at.clone()].par_iter_mut().zip(z.par_chunks_mut(v)).zip(&targets[at]);
         rows.for_each(|((out, z), &target)| *out = dispatch(|| predict(z, target as usize)));
@@ -107,138 +97,87 @@ fn predict(z: &[f32], target: usize) -> Predicted {
     }
 }
 
-/// From `d_logp` (`[N]`): writes `d_x` (`[N, C]`) and, if given, adds to `d_w` (`[V, C]`).
-/// `d_z = d_logp (onehot - p)`.
+/// Writes `g[n] = d logp[n] / d x[n]` (`[N, C]`), which times `d_logp[n]` is `d_x[n]`, and, if `d_w` is given (`[V, C]`), adds to
+/// it. `d_z = d_logp (onehot - p)`, so that `g = (onehot - p) w` and `d_w += (onehot - p)^T (d_logp x)`.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
-    d_x: &mut [f32],
+    g: &mut [f32],
     mut d_w: Option<&mut [f32]>,
     d_logp: &[f32],
     x: &[f32],
-    w: &[f32],
+    head: Map,
     targets: &[u32],
     predicted: &[Predicted],
-    channels: usize,
 ) {
-    let v = w.len() / channels;
+    let (v, c) = (head.outputs, head.inputs);
     let mut z = buffer(targets.len(), v);
-    for chunk in chunks(x, channels) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
+    for chunk in chunks(x, head.inputs) {
+        let z = logits(&mut z, chunk.x, head);
         z.par_chunks_mut(v).enumerate().for_each(|(r, z)| {
             let n = chunk.first + r;
-            let (d, p) = (d_logp[n], &predicted[n]);
-            dispatch(|| z.iter_mut().for_each(|z| *z = -d * p.probability(*z)));
-            z[targets[n] as usize] += d;
+            let p = &predicted[n];
+            dispatch(|| z.iter_mut().for_each(|z| *z = -p.probability(*z)));
+            z[targets[n] as usize] += 1.0;
         });
-        let d_x = &mut d_x[chunk.first * channels..][..chunk.rows * channels];
-        pull_back(z, d_x, w, chunk.rows, channels);
+        head.backward_input(&mut g[chunk.first * c..][..chunk.x.len()], z, false);
         if let Some(d_w) = d_w.as_deref_mut() {
-            push_weight(z, d_w, chunk.x, chunk.rows, channels);
+            let mut x = chunk.x.to_vec();
+            scale_rows(&mut x, &d_logp[chunk.first..], c);
+            backward_weight(d_w, z, &x, c, v, head.precision);
         }
     }
 }
 
-/// `d_x = d_z w`.
-fn pull_back(d_z: &[f32], d_x: &mut [f32], w: &[f32], rows: usize, channels: usize) {
-    let v = w.len() / channels;
-    gemm(
-        (rows, channels, v),
-        d_x,
-        channels,
-        false,
-        1.0,
-        Mat::new(d_z, v),
-        Mat::new(w, channels),
-        Threads::All,
-    );
-}
-
-/// `d_w += d_z^T x`.
-fn push_weight(d_z: &[f32], d_w: &mut [f32], x: &[f32], rows: usize, channels: usize) {
-    let v = d_w.len() / channels;
-    gemm(
-        (v, channels, rows),
-        d_w,
-        channels,
-        true,
-        1.0,
-        Mat::new(d_z, v).t(),
-        Mat::new(x, channels),
-        Threads::All,
-    );
-}
-
-/// `t_logp = t_z[target] - sum_v p_v t_z[v]`, `t_z = t_x w^T`.
-pub fn tangent(
-    x: &[f32],
-    t_x: &[f32],
-    w: &[f32],
-    targets: &[u32],
-    predicted: &[Predicted],
-    channels: usize,
-) -> Vec<f32> {
-    let v = w.len() / channels;
-    let (mut z, mut t_z) = (buffer(targets.len(), v), buffer(targets.len(), v));
-    let mut out = vec![0.0; targets.len()];
-    for (chunk, t_chunk) in chunks(x, channels).zip(chunks(t_x, channels)) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
-        let t_z = logits(&mut t_z, t_chunk.x, w, chunk.rows, channels);
-        let rows = z.par_chunks(v).zip(t_z.par_chunks(v)).enumerate();
-        let values: Vec<f32> = rows
-            .map(|(r, (z, t_z))| {
-                let n = chunk.first + r;
-                let p = &predicted[n];
-                t_z[targets[n] as usize] - dispatch(|| sum_by(v, |i| p.probability(z[i]) * t_z[i]))
-            })
-            .collect();
-        out[chunk.first..chunk.first + chunk.rows].copy_from_slice(&values);
+/// `x[n] *= factors[n]`, for rows of `channels`: `d_x` from `g`.
+pub fn scale_rows(x: &mut [f32], factors: &[f32], channels: usize) {
+    for (x, factor) in x.chunks_exact_mut(channels).zip(factors) {
+        x.iter_mut().for_each(|x| *x *= factor);
     }
-    out
 }
 
-/// [`backward`] (without its weight gradient) and its tangent, sharing the logits: writes `d_x` and
-/// `td_x`, adds `td_w += td_z^T x + d_z^T t_x`, where
-/// `td_z = td_logp (onehot - p) - d_logp t_p`, `t_p = p (t_z - sum p t_z)`.
+/// `t_logp[n] = g[n] t_x[n]`, with `g` from [`backward`].
+pub fn tangent(g: &[f32], t_x: &[f32], channels: usize) -> Vec<f32> {
+    let rows = g.chunks_exact(channels).zip(t_x.chunks_exact(channels));
+    rows.map(|(g, t)| dispatch(|| dot(g, t))).collect()
+}
+
+/// [`backward`] from `e_logp` and the curvature along `t_x` from `d_logp` in one, sharing the logits: writes `e_x = e_z w`, adds
+/// `d_w += e_z^T x + d_z^T t_x`, where `e_z = e_logp (onehot - p) - d_logp t_p`, `d_z = d_logp (onehot - p)`,
+/// `t_p = p (t_z - sum p t_z)`, `t_z = t_x w^T`.
 #[allow(clippy::too_many_arguments)]
-pub fn backward_tangent(
-    d_x: &mut [f32],
-    td_x: &mut [f32],
-    mut td_w: Option<&mut [f32]>,
-    d_logp: &[f32],
-    td_logp: &[f32],
-    x: &[f32],
-    t_x: &[f32],
-    w: &[f32],
+pub fn backward_with_curvature(
+    e_x: &mut [f32],
+    mut d_w: Option<&mut [f32]>,
+    (d_logp, e_logp): (&[f32], &[f32]),
+    (x, t_x): (&[f32], &[f32]),
+    head: Map,
     targets: &[u32],
     predicted: &[Predicted],
-    channels: usize,
 ) {
-    let v = w.len() / channels;
+    let (v, c) = (head.outputs, head.inputs);
     let (mut z, mut t_z) = (buffer(targets.len(), v), buffer(targets.len(), v));
-    for (chunk, t_chunk) in chunks(x, channels).zip(chunks(t_x, channels)) {
-        let z = logits(&mut z, chunk.x, w, chunk.rows, channels);
-        let t_z = logits(&mut t_z, t_chunk.x, w, chunk.rows, channels);
-        // In place: z becomes d_z, t_z becomes td_z.
+    for (chunk, t_chunk) in chunks(x, head.inputs).zip(chunks(t_x, head.inputs)) {
+        let z = logits(&mut z, chunk.x, head);
+        let t_z = logits(&mut t_z, t_chunk.x, head);
+        // In place: z becomes d_z, t_z becomes e_z.
         z.par_chunks_mut(v).zip(t_z.par_chunks_mut(v)).enumerate().for_each(|(r, (z, t_z))| {
             let n = chunk.first + r;
-            let (d, td) = (d_logp[n], td_logp[n]);
+            let (d, e) = (d_logp[n], e_logp[n]);
             dispatch(|| {
                 z.iter_mut().for_each(|z| *z = predicted[n].probability(*z));
                 let mean = dot(z, t_z);
                 for (p, t) in z.iter_mut().zip(t_z.iter_mut()) {
-                    *t = -*p * (td + d * (*t - mean));
+                    *t = -*p * (e + d * (*t - mean));
                     *p *= -d;
                 }
             });
             z[targets[n] as usize] += d;
-            t_z[targets[n] as usize] += td;
+            t_z[targets[n] as usize] += e;
         });
-        let at = chunk.first * channels..(chunk.first + chunk.rows) * channels;
-        pull_back(z, &mut d_x[at.clone()], w, chunk.rows, channels);
-        pull_back(t_z, &mut td_x[at], w, chunk.rows, channels);
-        if let Some(td_w) = td_w.as_deref_mut() {
-            push_weight(t_z, td_w, chunk.x, chunk.rows, channels);
-            push_weight(z, td_w, t_chunk.x, chunk.rows, channels);
+        head.backward_input(&mut e_x[chunk.first * c..][..chunk.x.len()], t_z, false);
+        if let Some(d_w) = d_w.as_deref_mut() {
+            backward_weight(d_w, t_z, chunk.x, c, v, head.precision);
+            backward_weight(d_w, z, t_chunk.x, c, v, head.precision);
         }
     }
 }
@@ -259,7 +198,7 @@ mod tests {
     #[test]
     fn forward_equals_the_formula() {
         let (x, w) = (random(N * C, 1), random(V * C, 2));
-        for (n, got) in forward(&x, &w, &targets(), C).iter().enumerate() {
+        for (n, got) in forward(&x, Map::f32(&w, C, V), &targets()).iter().enumerate() {
             let z: Vec<f64> = (0..V)
                 .map(|v| (0..C).map(|c| x[n * C + c] as f64 * w[v * C + c] as f64).sum::<f64>())
                 .collect();
@@ -277,48 +216,57 @@ mod tests {
         }
     }
 
+    fn run_backward(all: &[f32], d: &[f32]) -> [Vec<f32>; 2] {
+        let (x, w) = all.split_at(N * C);
+        let (mut d_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
+        let w = Map::f32(w, C, V);
+        backward(&mut d_x, Some(&mut d_w), d, x, w, &targets(), &forward(x, w, &targets()));
+        scale_rows(&mut d_x, d, C);
+        [d_x, d_w]
+    }
+
+    fn run_with_curvature(all: &[f32], t: &[f32], d: &[f32], e: &[f32]) -> [Vec<f32>; 2] {
+        let (x, w) = all.split_at(N * C);
+        let (mut e_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
+        let w = Map::f32(w, C, V);
+        let (t_x, predicted) = (&t[..N * C], forward(x, w, &targets()));
+        backward_with_curvature(&mut e_x, Some(&mut d_w), (d, e), (x, t_x), w, &targets(), &predicted);
+        [e_x, d_w]
+    }
+
     #[test]
     fn derivatives() {
         let targets = targets();
         let op = Op {
             forward: &|all| {
-                forward(&all[..N * C], &all[N * C..], &targets, C).iter().map(|p| p.logp).collect()
+                forward(&all[..N * C], Map::f32(&all[N * C..], C, V), &targets)
+                    .iter()
+                    .map(|p| p.logp)
+                    .collect()
             },
-            backward: &|all, d| {
-                let (x, w) = all.split_at(N * C);
-                let (mut d_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
-                let predicted = forward(x, w, &targets, C);
-                backward(&mut d_x, Some(&mut d_w), d, x, w, &targets, &predicted, C);
-                [d_x, d_w].concat()
-            },
+            backward: &|all, d| run_backward(all, d).concat(),
             tangent: &|all, t| {
                 let (x, w) = all.split_at(N * C);
-                tangent(x, &t[..N * C], w, &targets, &forward(x, w, &targets, C), C)
+                let mut g = vec![0.0; N * C];
+                let w = Map::f32(w, C, V);
+                backward(&mut g, None, &[], x, w, &targets, &forward(x, w, &targets));
+                tangent(&g, &t[..N * C], C)
             },
-            backward_tangent: &|all, t, d, td| {
-                let (x, w) = all.split_at(N * C);
-                let predicted = forward(x, w, &targets, C);
-                let (mut d_x, mut td_x, mut td_w) = (vec![0.0; N * C], vec![0.0; N * C], vec![0.0; V * C]);
-                backward_tangent(
-                    &mut d_x,
-                    &mut td_x,
-                    Some(&mut td_w),
-                    d,
-                    td,
-                    x,
-                    &t[..N * C],
-                    w,
-                    &targets,
-                    &predicted,
-                    C,
-                );
-                let mut alone = vec![0.0; N * C];
-                backward(&mut alone, None, d, x, w, &targets, &predicted, C);
-                close(&d_x, &alone, 1e-6, "d_x of both passes");
-                [td_x, td_w].concat()
-            },
+            curvature: &|all, t, d| run_with_curvature(all, t, d, &[0.0; N]).concat(),
             moving: N * C,
         };
         check(&op, &random(N * C + V * C, 9), N, 4e-3, 2e-3);
+    }
+
+    #[test]
+    fn backward_with_curvature_is_the_sum_of_both() {
+        let (all, t) = (random(N * C + V * C, 9), random(N * C, 10));
+        let (d, e) = (random(N, 11), random(N, 12));
+        let both = run_with_curvature(&all, &t, &d, &e).concat();
+        let curvature = run_with_curvature(&all, &t, &d, &[0.0; N]).concat();
+        let plain = run_backward(&all, &e).concat();
+        let sum: Vec<f32> = plain.iter().zip(&curvature).map(|(a, b)| a + b).collect();
+        // Sums of 133 f32 terms below 1, in another order.
+        close(&both, &sum, 2e-5, "backward with curvature");
     }
 }

@@ -60,38 +60,25 @@ pub fn backward(d_x: &mut [f32], d_g: &mut [f32], d_y: &[f32], x: &[f32], g: &[f
     });
 }
 
-/// The tangent of [`backward`]. With `a = g d_y`, `t_a = g td_y`, `m = mean(a x)`,
-/// `t_m = mean(t_a x + a t_x)`:
-/// writes `td_x = t_r a + r t_a - t_x r^3 m - 3 x r^2 t_r m - x r^3 t_m` and adds
-/// `td_g += sum td_y x r + d_y (t_x r + x t_r)`.
-#[allow(clippy::too_many_arguments)]
-pub fn backward_tangent(
-    td_x: &mut [f32],
-    td_g: &mut [f32],
-    d_y: &[f32],
-    td_y: &[f32],
-    x: &[f32],
-    t_x: &[f32],
-    g: &[f32],
-    eps: f32,
-) {
+/// How [`backward`] changes along `t_x`, `d_y` held. With `a = g d_y`, `m = mean(a x)`, `t_m = mean(a t_x)`:
+/// writes `s_x = t_r a - t_x r^3 m - 3 x r^2 t_r m - x r^3 t_m` and adds `d_g += sum d_y (t_x r + x t_r)`.
+pub fn curvature(s_x: &mut [f32], d_g: &mut [f32], d_y: &[f32], x: &[f32], t_x: &[f32], g: &[f32], eps: f32) {
     let c = g.len();
-    for_pieces_summing(td_x, c, td_g, |first, piece, td_g| {
+    for_pieces_summing(s_x, c, d_g, |first, piece, d_g| {
         dispatch(|| {
             for (row, out) in piece.chunks_exact_mut(c).enumerate() {
                 let at = (first + row) * c..(first + row + 1) * c;
-                let (x, t) = (&x[at.clone()], &t_x[at.clone()]);
-                let (d, td) = (&d_y[at.clone()], &td_y[at]);
+                let (x, t, d) = (&x[at.clone()], &t_x[at.clone()], &d_y[at]);
                 let n = c as f32;
                 let r = scale(x, eps);
                 let t_r = -r * r * r * dot(x, t) / n;
                 let m = sum_by(c, |i| g[i] * d[i] * x[i]) / n;
-                let t_m = sum_by(c, |i| g[i] * (td[i] * x[i] + d[i] * t[i])) / n;
+                let t_m = sum_by(c, |i| g[i] * d[i] * t[i]) / n;
                 let r3m = r * r * r * m;
                 let t_r3m = 3.0 * r * r * t_r * m + r * r * r * t_m;
                 for i in 0..c {
-                    out[i] = g[i] * (t_r * d[i] + r * td[i]) - t[i] * r3m - x[i] * t_r3m;
-                    td_g[i] += td[i] * x[i] * r + d[i] * (t[i] * r + x[i] * t_r);
+                    out[i] = t_r * g[i] * d[i] - t[i] * r3m - x[i] * t_r3m;
+                    d_g[i] += d[i] * (t[i] * r + x[i] * t_r);
                 }
             }
         })
@@ -140,19 +127,10 @@ mod tests {
                 tangent(&mut y, &all[..T * C], &t[..T * C], &all[T * C..], EPS);
                 y
             },
-            backward_tangent: &|all, t, d_y, td_y| {
-                let (mut d_x, mut d_g) = (vec![0.0; T * C], vec![0.0; C]);
-                backward_tangent(
-                    &mut d_x,
-                    &mut d_g,
-                    d_y,
-                    td_y,
-                    &all[..T * C],
-                    &t[..T * C],
-                    &all[T * C..],
-                    EPS,
-                );
-                [d_x, d_g].concat()
+            curvature: &|all, t, d_y| {
+                let (mut s_x, mut d_g) = (vec![0.0; T * C], vec![0.0; C]);
+                curvature(&mut s_x, &mut d_g, d_y, &all[..T * C], &t[..T * C], &all[T * C..], EPS);
+                [s_x, d_g].concat()
             },
             moving: T * C,
         };

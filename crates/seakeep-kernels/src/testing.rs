@@ -1,5 +1,5 @@
 //! What the kernels' tests share: random buffers, comparisons, and the finite-difference checks that
-//! hold `backward`, `tangent` and `backward_tangent` of an operation against its `forward`.
+//! hold `backward`, `tangent` and `curvature` of an operation against its `forward`.
 
 /// `n` numbers in [-1, 1], the same for the same seed.
 pub fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -34,8 +34,8 @@ fn along(x: &[f32], v: &[f32], eps: f32) -> Vec<f32> {
 
 /// A function of two vectors.
 type Of2<'a> = &'a dyn Fn(&[f32], &[f32]) -> Vec<f32>;
-/// A function of four vectors.
-type Of4<'a> = &'a dyn Fn(&[f32], &[f32], &[f32], &[f32]) -> Vec<f32>;
+/// A function of three vectors.
+type Of3<'a> = &'a dyn Fn(&[f32], &[f32], &[f32]) -> Vec<f32>;
 
 /// An operation as its tests see it: any number of inputs (data and weights alike) flattened into one
 /// vector `x`, one flat output `y`. Each closure returns fresh vectors.
@@ -46,8 +46,8 @@ pub struct Op<'a> {
     pub backward: Of2<'a>,
     /// `t_y` from `(x, t_x)`.
     pub tangent: Of2<'a>,
-    /// `td_x` from `(x, t_x, d_y, td_y)`.
-    pub backward_tangent: Of4<'a>,
+    /// The tangent of `d_x`, `d_y` held, from `(x, t_x, d_y)`.
+    pub curvature: Of3<'a>,
     /// Which leading part of `x` the tangent moves (weights behind it stay fixed).
     pub moving: usize,
 }
@@ -59,7 +59,7 @@ pub struct Op<'a> {
 pub fn check(op: &Op, x: &[f32], outputs: usize, eps: f32, tolerance: f64) {
     let mut v = random(x.len(), 101);
     v[op.moving..].fill(0.0);
-    let (d_y, td_y) = (random(outputs, 102), random(outputs, 103));
+    let d_y = random(outputs, 102);
     let agree = |got: f64, want: f64, what: &str| {
         assert!((got - want).abs() <= tolerance * (1.0 + want.abs()), "{what}: got {got}, want {want}");
     };
@@ -79,11 +79,10 @@ pub fn check(op: &Op, x: &[f32], outputs: usize, eps: f32, tolerance: f64) {
         let want = (inner(&up, &d_y) - inner(&down, &d_y)) / (2.0 * eps as f64);
         agree(inner(&d_x, &w), want, "backward");
     }
-    // backward_tangent = d/d eps of backward at (x + eps v, d_y + eps td_y), element by element.
-    let td_x = (op.backward_tangent)(x, &v, &d_y, &td_y);
-    let up = (op.backward)(&along(x, &v, eps), &along(&d_y, &td_y, eps));
-    let down = (op.backward)(&along(x, &v, -eps), &along(&d_y, &td_y, -eps));
+    // curvature = d/d eps of backward at x + eps v, element by element.
+    let s_x = (op.curvature)(x, &v, &d_y);
+    let (up, down) = ((op.backward)(&along(x, &v, eps), &d_y), (op.backward)(&along(x, &v, -eps), &d_y));
     for i in 0..x.len() {
-        agree(td_x[i] as f64, (up[i] as f64 - down[i] as f64) / (2.0 * eps as f64), "backward_tangent");
+        agree(s_x[i] as f64, (up[i] as f64 - down[i] as f64) / (2.0 * eps as f64), "curvature");
     }
 }

@@ -39,4 +39,8 @@ pub mod train;
 pub mod world;
 
 pub use error::{Error, Result};
-pub use seakeep_kernels::ceiling;
+pub mod ceiling {
+    //! What the machine can do at best.
+    pub use seakeep_kernels::ceiling::{bandwidth, product};
+    pub use seakeep_kernels::gemm::{Precision, instruction_set};
+}

@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::TokenizedPair;
 use crate::formats::{Fingerprint, write_atomic};
+use seakeep_kernels::gemm::Precision;
+
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::scoring::{Layout, Scores, score};
@@ -102,16 +104,23 @@ impl Cache {
     }
 }
 
-/// All weights of a model. In words and in parts, so that gigabytes take seconds.
+/// All weights of a model, and what it computes in. In words and in parts, so that gigabytes take seconds.
 pub(crate) fn weights(model: &Model) -> String {
     const PART: usize = 1 << 20;
     let mut print = Fingerprint::new();
     for tensor in model.weights.iter() {
-        let parts: Vec<String> = tensor
-            .par_chunks(PART)
-            .map(|part| Fingerprint::new().words(part.iter().map(|x| x.to_bits())).hex())
-            .collect();
+        let elements = tensor.elements();
+        let of_part = |first: usize| {
+            let mut part = vec![0.0; PART.min(elements.len() - first)];
+            elements.read(first, &mut part);
+            Fingerprint::new().words(part.iter().map(|x| x.to_bits())).hex()
+        };
+        let parts: Vec<String> =
+            (0..elements.len().div_ceil(PART)).into_par_iter().map(|i| of_part(i * PART)).collect();
         print = parts.iter().fold(print, |print, part| print.field(part.as_bytes()));
+    }
+    if model.weights.precision == Precision::Bf16 {
+        print = print.field(b"bf16");
     }
     print.hex()
 }

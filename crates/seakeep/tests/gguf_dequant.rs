@@ -2,7 +2,7 @@
 //! Golden values: `scripts/parity/gguf_dequant.py`.
 
 use seakeep::formats::gguf::GgmlType;
-use seakeep::formats::gguf::dequant::dequantize;
+use seakeep_kernels::blocks::dequantize;
 use serde_json::Value;
 
 fn bytes(hex: &Value) -> Vec<u8> {

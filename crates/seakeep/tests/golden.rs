@@ -104,7 +104,7 @@ fn objective(name: &str, golden: &Value) -> Objective {
 
 fn run(case: &Case, objective: &Objective, micro_batch: usize) -> (StepOutput, Tensors) {
     let pairs: Vec<&TokenizedPair> = case.pairs.iter().collect();
-    let mut grads = Gradients::new(&case.model, objective);
+    let mut grads = Gradients::new(&case.model);
     let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
     let (reference, groups) = (&case.reference, Groups::default());
     let global = GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups };

@@ -95,7 +95,7 @@ impl Case {
         let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
         let (reference, groups) = (&self.reference, Groups::default());
         let global = GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups };
-        let mut grads = Gradients::new(model, &objective);
+        let mut grads = Gradients::new(model);
         let out = gradient(model, &objective, &global, micro_batch, &mut grads).unwrap();
         (out, grads.total)
     }

@@ -66,7 +66,7 @@ impl Place {
 
     fn step(&self, rows: &[TokenizedPair], micro_batch: usize) -> (StepOutput, Tensors) {
         let (objective, rows) = (Objective::sft(), rows.iter().collect::<Vec<_>>());
-        let mut grads = Gradients::new(&self.model, &objective);
+        let mut grads = Gradients::new(&self.model);
         let facts: Vec<Facts> = rows.iter().map(|p| Facts::of(p, false)).collect();
         let zeros = |p: &&TokenizedPair| Layout::of(&objective).no_reference(p);
         let reference = &BranchLogps(rows.iter().map(zeros).collect());

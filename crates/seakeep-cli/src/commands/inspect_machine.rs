@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use clap::{ArgMatches, Command};
-use seakeep::{Result, ceiling};
+use seakeep::ceiling::{self, Precision, instruction_set};
+use seakeep::Result;
 
 use crate::config::Settings;
 use crate::{args, output};
@@ -15,7 +16,7 @@ const BUDGET: Duration = Duration::from_secs(2);
 pub fn command() -> Command {
     let command = args::command(
         "machine",
-        "Measure what this machine can do at best: products and memory bandwidth (takes 5 seconds)",
+        "Measure what this machine can do at best: products and memory bandwidth (takes 6 seconds)",
         "seakeep inspect machine",
     );
     args::keyed(command, &["num_threads"]).arg_required_else_help(false)
@@ -28,7 +29,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let giga = |rate: f64, unit: &str| format!("{:.1} G{unit}/s", rate / 1e9);
     let rows = [
         ("threads", rayon::current_num_threads().to_string()),
-        ("float32 product", giga(ceiling::product_f32(BUDGET), "FLOP")),
+        ("instructions", instruction_set().0.to_string()),
+        ("float32 product", giga(ceiling::product(Precision::F32, BUDGET), "FLOP")),
+        ("bfloat16 product", giga(ceiling::product(Precision::Bf16, BUDGET), "FLOP") + if instruction_set().1 { "" } else { "  (this processor multiplies it in float32)" }),
         ("memory, reading", giga(reading, "B")),
         ("memory, updating", giga(updating, "B") + "  (two buffers read, one written)"),
     ];

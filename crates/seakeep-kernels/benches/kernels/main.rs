@@ -15,7 +15,8 @@ use criterion::{
 };
 use seakeep_kernels::activation::{self, Activation};
 use seakeep_kernels::attention::{self, DualGradients, Layout, Segment, Shape};
-use seakeep_kernels::gemm::{Mat, Threads, gemm};
+use seakeep_kernels::gemm::{Mat, Precision, Threads, gemm};
+use seakeep_kernels::linear::Map;
 use seakeep_kernels::lora::Lora;
 use seakeep_kernels::panels::Panels;
 use seakeep_kernels::rope::{self, Table, Turn};
@@ -91,15 +92,16 @@ fn products(c: &mut Criterion) {
         let (x, w, d_y) = (numbers(TOKENS * inputs), numbers(outputs * inputs), numbers(TOKENS * outputs));
         let (mut y, mut d_x, mut d_w) =
             (zeros(TOKENS * outputs), zeros(TOKENS * inputs), zeros(outputs * inputs));
+        let map = Map::f32(&w, inputs, outputs);
         let work = 2 * TOKENS * inputs * outputs;
         operations(&mut group, &format!("forward {name}"), work, || {
-            linear::forward(black_box(&mut y), &x, &w, None, inputs, outputs);
+            map.forward(black_box(&mut y), &x, None);
         });
         operations(&mut group, &format!("backward_input {name}"), work, || {
-            linear::backward_input(black_box(&mut d_x), &d_y, &w, inputs, outputs, false);
+            map.backward_input(black_box(&mut d_x), &d_y, false);
         });
         operations(&mut group, &format!("backward_weight {name}"), work, || {
-            linear::backward_weight(black_box(&mut d_w), &d_y, &x, inputs, outputs);
+            linear::backward_weight(black_box(&mut d_w), &d_y, &x, inputs, outputs, Precision::F32);
         });
         if name == "576x576" {
             let (few, of_few) = (FEW * CHANNELS, 2 * FEW * inputs * outputs);
@@ -198,24 +200,21 @@ fn projection_passes(c: &mut Criterion) {
     group.sample_size(10);
     let (x, w) = (numbers(PREDICTIONS * CHANNELS), numbers(VOCABULARY * CHANNELS));
     let targets: Vec<u32> = (0..PREDICTIONS).map(|n| (n * 191 % VOCABULARY) as u32).collect();
+    let head = Map::f32(&w, CHANNELS, VOCABULARY);
     let product = 2 * PREDICTIONS * CHANNELS * VOCABULARY;
     operations(&mut group, "forward", product, || {
-        black_box(projection::forward(&x, &w, &targets, CHANNELS));
+        black_box(projection::forward(&x, head, &targets));
     });
     operations(&mut group, "forward scalar", 2 * product / PREDICTIONS, || {
         black_box(scalar::projection(&x[..2 * CHANNELS], &w, &targets[..2], CHANNELS));
     });
-    let predicted = projection::forward(&x, &w, &targets, CHANNELS);
+    let predicted = projection::forward(&x, head, &targets);
     let d_logp = numbers(PREDICTIONS);
     let (mut d_x, mut d_w) = (zeros(x.len()), zeros(w.len()));
     // The logits again, then both gradients.
     operations(&mut group, "backward", 3 * product, || {
         let d_w = Some(black_box(&mut d_w[..]));
-        projection::backward(&mut d_x, d_w, &d_logp, &x, &w, &targets, &predicted, CHANNELS);
-    });
-    let t_x = numbers(x.len());
-    operations(&mut group, "tangent", 2 * product, || {
-        black_box(projection::tangent(&x, &t_x, &w, &targets, &predicted, CHANNELS));
+        projection::backward(&mut d_x, d_w, &d_logp, &x, head, &targets, &predicted);
     });
     group.finish();
 }

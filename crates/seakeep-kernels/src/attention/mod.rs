@@ -27,7 +27,7 @@ mod backward;
 mod cached;
 mod forward;
 
-pub use backward::{DualGradients, backward, backward_tangent};
+pub use backward::{backward, curvature};
 pub use cached::{Cached, Span, cached_forward};
 pub use forward::{forward, tangent};
 

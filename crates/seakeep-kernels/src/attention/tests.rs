@@ -110,19 +110,19 @@ fn derivatives() {
                 );
                 t_o
             },
-            backward_tangent: &|all, t, d, td| {
-                let lse = run_forward(all, window).1;
-                let ([mut d_q, mut d_k, mut d_v], [mut td_q, mut td_k, mut td_v]) = (zeros(), zeros());
-                let out = DualGradients {
-                    q: (&mut d_q, &mut td_q),
-                    k: (&mut d_k, &mut td_k),
-                    v: (&mut d_v, &mut td_v),
-                };
-                backward_tangent(out, (d, td), split(all), split(t), &lse, &layout(), shape(window));
-                let [mut q, mut k, mut v] = zeros();
-                backward((&mut q, &mut k, &mut v), d, split(all), &lse, &layout(), shape(window));
-                close(&[d_q, d_k, d_v].concat(), &[q, k, v].concat(), 1e-6, "gradients of both passes");
-                [td_q, td_k, td_v].concat()
+            curvature: &|all, t, d| {
+                let [mut s_q, mut s_k, mut s_v] = zeros();
+                let out = (&mut s_q[..], &mut s_k[..], &mut s_v[..]);
+                curvature(
+                    out,
+                    d,
+                    split(all),
+                    split(t),
+                    &run_forward(all, window).1,
+                    &layout(),
+                    shape(window),
+                );
+                [s_q, s_k, s_v].concat()
             },
             moving: T * (H + 2 * J) * D,
         };

@@ -338,7 +338,7 @@ fn wrong_use_is_named() {
 fn weights_that_are_not_numbers_are_an_error() {
     for do_sample in [false, true] {
         let mut model = golden("llama");
-        model.weights.scale(f32::NAN);
+        model.weights.f32_mut().flatten().for_each(|x| *x = f32::NAN);
         let options = GenerateOptions { do_sample, ..Default::default() };
         let error = generate_ids(&model, &prompts(), &options, &[], &mut Silent).unwrap_err();
         assert!(matches!(error, Error::NonFinite(_)), "{error}");

@@ -154,7 +154,7 @@ fn input_gradients_are_those_of_the_training_step() {
         progress: 1.0,
         groups: Groups::default(),
     };
-    let step = gradient(&policy, &penalised, &global, 2, &mut Gradients::new(&policy, &penalised)).unwrap();
+    let step = gradient(&policy, &penalised, &global, 2, &mut Gradients::new(&policy)).unwrap();
     let metric = step.metrics.iter().find(|m| m.0 == "wdpo/input_gradient_norm").unwrap().1;
     let root = mean(&norms.iter().map(|g| g * g).collect::<Vec<_>>()).sqrt();
     assert!((root - metric).abs() < 1e-6 * metric && metric > 0.0, "{root} {metric}");

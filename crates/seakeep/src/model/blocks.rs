@@ -4,9 +4,7 @@
 use seakeep_kernels::{layernorm, linear, lora, rmsnorm};
 
 use super::tensors::{ParamId, Tensors};
-
-/// A value and its tangent (or a gradient and its tangent).
-pub type Dual = (Vec<f32>, Vec<f32>);
+use super::weights::Weights;
 
 /// The low-rank path beside a linear map, `s (x a^T) b^T`: [`seakeep_kernels::lora`].
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +39,14 @@ impl Linear {
         x.len() / self.inputs
     }
 
+    /// The map without bias and adapter.
+    pub(super) fn map<'a>(&self, w: &'a Weights) -> linear::Map<'a> {
+        let (w, precision) = (w.matrix(self.weight), w.precision);
+        linear::Map { w, inputs: self.inputs, outputs: self.outputs, precision }
+    }
+
     /// The low-rank path and the places of its two matrices.
-    pub(super) fn lora<'a>(&self, w: &'a Tensors) -> Option<(lora::Lora<'a>, Adapter)> {
+    pub(super) fn lora<'a>(&self, w: &'a Weights) -> Option<(lora::Lora<'a>, Adapter)> {
         let of = |adapter: Adapter| {
             let (a, b, scale, rank) = (&w[adapter.a], &w[adapter.b], adapter.scale, adapter.rank);
             (lora::Lora { a, b, scale, inputs: self.inputs, outputs: self.outputs, rank }, adapter)
@@ -50,70 +54,51 @@ impl Linear {
         self.adapter.map(of)
     }
 
-    pub(super) fn forward(&self, w: &Tensors, x: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; self.rows(x) * self.outputs];
-        linear::forward(&mut y, x, &w[self.weight], self.bias.map(|b| &w[b]), self.inputs, self.outputs);
+        self.map(w).forward(&mut y, x, self.bias.map(|b| &w[b]));
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut y, x);
         }
         y
     }
 
-    pub(super) fn tangent(&self, w: &Tensors, t_x: &[f32]) -> Vec<f32> {
+    pub(super) fn tangent(&self, w: &Weights, t_x: &[f32]) -> Vec<f32> {
         let mut t_y = vec![0.0; self.rows(t_x) * self.outputs];
-        linear::tangent(&mut t_y, t_x, &w[self.weight], self.inputs, self.outputs);
+        self.map(w).tangent(&mut t_y, t_x);
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut t_y, t_x);
         }
         t_y
     }
 
-    /// `d_x` alone, of the map without its adapter.
-    fn pull(&self, w: &Tensors, d_y: &[f32]) -> Vec<f32> {
-        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
-        linear::backward_input(&mut d_x, d_y, &w[self.weight], self.inputs, self.outputs, false);
-        d_x
-    }
-
     /// Returns `d_x`; adds to `grads`.
-    pub(super) fn backward(&self, w: &Tensors, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
+    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
         if let Some(to) = grads.trained(self.weight) {
-            linear::backward_weight(to, d_y, x, self.inputs, self.outputs);
+            linear::backward_weight(to, d_y, x, self.inputs, self.outputs, w.precision);
         }
         if let Some(to) = self.bias.and_then(|b| grads.trained(b)) {
             linear::backward_bias(to, d_y);
         }
-        let mut d_x = self.pull(w, d_y);
+        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
+        self.map(w).backward_input(&mut d_x, d_y, false);
         if let Some((lora, at)) = self.lora(w) {
             lora.backward(&mut d_x, grads.both_trained(at.a, at.b), d_y, x);
         }
         d_x
     }
 
-    /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
-    pub(super) fn backward_tangent(
-        &self,
-        w: &Tensors,
-        t_grads: &mut Tensors,
-        (d_y, td_y): (&[f32], &[f32]),
-        (x, t_x): (&[f32], &[f32]),
-    ) -> Dual {
-        if let Some(to) = t_grads.trained(self.weight) {
-            linear::backward_tangent_weight(to, d_y, td_y, x, t_x, self.inputs, self.outputs);
+    /// Adds how [`backward`](Self::backward) changes the gradients along `t_x`, `d_y` held. `d_x` and the bias' gradient do
+    /// not change: the map is linear.
+    pub(super) fn curvature(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], t_x: &[f32]) {
+        if let Some(to) = grads.trained(self.weight) {
+            linear::backward_weight(to, d_y, t_x, self.inputs, self.outputs, w.precision);
         }
-        if let Some(to) = self.bias.and_then(|b| t_grads.trained(b)) {
-            linear::backward_bias(to, td_y);
+        if let Some((lora, at)) = self.lora(w)
+            && let Some(to) = grads.both_trained(at.a, at.b)
+        {
+            lora.curvature(to, d_y, t_x);
         }
-        let (mut d_x, mut td_x) = (self.pull(w, d_y), self.pull(w, td_y));
-        if let Some((lora, at)) = self.lora(w) {
-            lora.backward_tangent(
-                (&mut d_x, &mut td_x),
-                t_grads.both_trained(at.a, at.b),
-                (d_y, td_y),
-                (x, t_x),
-            );
-        }
-        (d_x, td_x)
     }
 }
 
@@ -129,7 +114,7 @@ pub struct Norm {
 }
 
 impl Norm {
-    pub(super) fn forward(&self, w: &Tensors, x: &[f32]) -> Vec<f32> {
+    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len()];
         match self.bias {
             None => rmsnorm::forward(&mut y, x, &w[self.gain], self.eps),
@@ -138,7 +123,7 @@ impl Norm {
         y
     }
 
-    pub(super) fn tangent(&self, w: &Tensors, x: &[f32], t_x: &[f32]) -> Vec<f32> {
+    pub(super) fn tangent(&self, w: &Weights, x: &[f32], t_x: &[f32]) -> Vec<f32> {
         let mut t_y = vec![0.0; x.len()];
         match self.bias {
             None => rmsnorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
@@ -148,7 +133,7 @@ impl Norm {
     }
 
     /// Returns `d_x`; adds to `grads`.
-    pub(super) fn backward(&self, w: &Tensors, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
+    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
         let mut d_x = vec![0.0; x.len()];
         let gain = &w[self.gain];
         match self.bias {
@@ -166,33 +151,22 @@ impl Norm {
         d_x
     }
 
-    /// Returns `d_x` and `td_x`; adds the tangents of the weights' gradients to `t_grads`.
-    pub(super) fn backward_tangent(
+    /// How [`backward`](Self::backward) changes along `t_x`, `d_y` held: returns the change of `d_x`, adds that of the gradients.
+    pub(super) fn curvature(
         &self,
-        w: &Tensors,
-        t_grads: &mut Tensors,
-        (d_y, td_y): (&[f32], &[f32]),
+        w: &Weights,
+        grads: &mut Tensors,
+        d_y: &[f32],
         (x, t_x): (&[f32], &[f32]),
-    ) -> Dual {
-        let (mut d_x, mut td_x) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        let gain = &w[self.gain];
+    ) -> Vec<f32> {
+        let mut s_x = vec![0.0; x.len()];
+        let (gain, mut unused) = (&w[self.gain], Vec::new());
+        let to = or_aside(grads.trained(self.gain), &mut unused, gain.len());
         match self.bias {
-            None => {
-                // The gain's gradient itself was taken in the plain backward pass.
-                let mut unused = vec![0.0; gain.len()];
-                rmsnorm::backward(&mut d_x, &mut unused, d_y, x, gain, self.eps);
-                let to = or_aside(t_grads.trained(self.gain), &mut unused, gain.len());
-                rmsnorm::backward_tangent(&mut td_x, to, d_y, td_y, x, t_x, gain, self.eps);
-            }
-            Some(b) => {
-                let mut both = vec![0.0; 2 * gain.len()];
-                layernorm::backward(&mut d_x, &mut both, d_y, x, gain, self.eps);
-                both.fill(0.0);
-                layernorm::backward_tangent(&mut td_x, &mut both, d_y, td_y, x, t_x, gain, self.eps);
-                add_both(t_grads, self.gain, b, &both);
-            }
+            None => rmsnorm::curvature(&mut s_x, to, d_y, x, t_x, gain, self.eps),
+            Some(_) => layernorm::curvature(&mut s_x, to, d_y, x, t_x, gain, self.eps),
         }
-        (d_x, td_x)
+        s_x
     }
 }
 

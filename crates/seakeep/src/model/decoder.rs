@@ -2,15 +2,17 @@
 //! vocabulary projection at the predicting rows.
 
 use seakeep_kernels::embedding::{gather, scatter_add};
+use seakeep_kernels::linear;
 use seakeep_kernels::projection::{self, Predicted};
 use seakeep_kernels::rope::Table;
 
-use super::blocks::{Dual, add};
+use super::blocks::add;
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
 use super::layer::{Context, LayerActivations};
 use super::lora::Adapters;
 use super::tensors::{TensorMap, Tensors};
+use super::weights::Weights;
 use crate::batch::Batch;
 use crate::{Error, Result};
 
@@ -21,7 +23,7 @@ pub struct Model {
     /// Its tensors, in memory and on disk.
     pub map: TensorMap,
     /// The weights; adapters' after the model's own.
-    pub weights: Tensors,
+    pub weights: Weights,
     /// The adapters that are trained in place of the weights, if any.
     pub adapters: Option<Adapters>,
     pub(super) params: DecoderParams,
@@ -30,11 +32,11 @@ pub struct Model {
 
 /// A forward pass over a batch, kept for the passes that follow it.
 pub struct Activations {
-    layers: Vec<LayerActivations>,
+    pub(super) layers: Vec<LayerActivations>,
     /// The residual stream after the last layer, `[T, C]`.
-    last: Vec<f32>,
+    pub(super) last: Vec<f32>,
     /// The normalised predicting rows, `[N, C]`.
-    hidden: Vec<f32>,
+    pub(super) hidden: Vec<f32>,
     /// What was predicted, `[N]`.
     pub predicted: Vec<Predicted>,
 }
@@ -46,17 +48,8 @@ impl Activations {
     }
 }
 
-/// The tangent of a forward pass.
-pub struct Tangents {
-    layers: Vec<LayerActivations>,
-    last: Vec<f32>,
-    hidden: Vec<f32>,
-    /// Tangent of every branch's log-probability.
-    pub branch_logps: Vec<f64>,
-}
-
 /// One seed for each prediction from one for each branch: a branch's log-probability is a weighted sum.
-fn seeds(batch: &Batch, branches: &[f64]) -> Vec<f32> {
+pub(super) fn seeds(batch: &Batch, branches: &[f64]) -> Vec<f32> {
     batch.predictions.iter().map(|p| (branches[p.branch as usize] * p.weight as f64) as f32).collect()
 }
 
@@ -64,7 +57,7 @@ impl Model {
     /// A model with all weights 0, to be loaded or initialised.
     pub fn zeros(config: ModelConfig) -> Self {
         let (map, params) = families::tensors(&config);
-        let weights = Tensors::zeros(&map);
+        let weights = Weights::zeros(&map);
         let rope = match &config.positions {
             Positions::Rotary { inverse_frequencies } => {
                 Some(Table::new(inverse_frequencies, config.max_positions))
@@ -74,7 +67,7 @@ impl Model {
         Model { config, map, weights, adapters: None, params, rope }
     }
 
-    fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
+    pub(super) fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
         self.context_at(&batch.positions, &batch.layout)
     }
 
@@ -117,7 +110,7 @@ impl Model {
     pub(super) fn embed(&self, tokens: &[u32], positions: &[u32]) -> Vec<f32> {
         let c = self.config.hidden;
         let mut x = vec![0.0; tokens.len() * c];
-        gather(&mut x, &self.weights[self.params.embed], tokens, c);
+        gather(&mut x, self.weights.matrix(self.params.embed), tokens, c);
         if let Some(table) = self.params.positions {
             let mut p = vec![0.0; x.len()];
             gather(&mut p, &self.weights[table], positions, c);
@@ -126,8 +119,14 @@ impl Model {
         x
     }
 
+    /// The vocabulary projection.
+    pub(super) fn head(&self) -> linear::Map<'_> {
+        let (w, precision) = (self.weights.matrix(self.params.head), self.weights.precision);
+        linear::Map { w, inputs: self.config.hidden, outputs: self.config.vocab_size, precision }
+    }
+
     /// The rows of `x` that predict.
-    fn predicting(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
+    pub(super) fn predicting(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
         self.rows_of(x, &batch.predicting_rows())
     }
 
@@ -196,28 +195,52 @@ impl Model {
     fn predict(&self, batch: &Batch, last: &[f32]) -> (Vec<f32>, Vec<Predicted>) {
         let rows = self.predicting(batch, last);
         let hidden = self.params.final_norm.forward(&self.weights, &rows);
-        let head = &self.weights[self.params.head];
-        let predicted = projection::forward(&hidden, head, &batch.targets(), self.config.hidden);
+        let predicted = projection::forward(&hidden, self.head(), &batch.targets());
         (hidden, predicted)
     }
 
     /// From the derivative of a loss with respect to every branch's log-probability: adds to `grads`, returns
     /// the gradient at the embedding lookup, `[T, C]`.
     pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Vec<f32> {
-        let c = self.config.hidden;
-        let head = &self.weights[self.params.head];
-        let mut d_hidden = vec![0.0; a.hidden.len()];
-        projection::backward(
-            &mut d_hidden,
-            grads.trained(self.params.head),
-            &seeds(batch, d_logps),
-            &a.hidden,
-            head,
-            &batch.targets(),
-            &a.predicted,
-            c,
-        );
+        let d_hidden = self.backward_predictions(batch, a, d_logps, grads).1;
         self.backward_rows(batch, (&a.layers, &a.last), &batch.predicting_rows(), &d_hidden, grads)
+    }
+
+    /// The derivatives of the predictions' log-probabilities, and of the loss, with respect to the normalised hidden states,
+    /// `[N, C]`; adds the head's gradient to `grads`.
+    pub(super) fn backward_predictions(
+        &self,
+        batch: &Batch,
+        a: &Activations,
+        d_logps: &[f64],
+        grads: &mut Tensors,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let (c, head, seeds) = (self.config.hidden, self.params.head, seeds(batch, d_logps));
+        let (mut d_predicted, to) = (vec![0.0; a.hidden.len()], grads.trained(head));
+        let targets = batch.targets();
+        projection::backward(&mut d_predicted, to, &seeds, &a.hidden, self.head(), &targets, &a.predicted);
+        let mut d_hidden = d_predicted.clone();
+        projection::scale_rows(&mut d_hidden, &seeds, c);
+        (d_predicted, d_hidden)
+    }
+
+    /// From the gradient at the normalised `rows` (and what is to be added before the norm) that at the last layer's output,
+    /// `[T, C]`; adds to `grads`.
+    pub(super) fn backward_final_norm(
+        &self,
+        (last, rows): (&[f32], &[u32]),
+        d_hidden: &[f32],
+        source: Option<&[f32]>,
+        grads: &mut Tensors,
+    ) -> Vec<f32> {
+        let mut d_rows =
+            self.params.final_norm.backward(&self.weights, grads, d_hidden, &self.rows_of(last, rows));
+        if let Some(source) = source {
+            add(&mut d_rows, source);
+        }
+        let mut d_x = vec![0.0; last.len()];
+        scatter_add(&mut d_x, &d_rows, rows, self.config.hidden);
+        d_x
     }
 
     /// From the derivative with respect to the normalised hidden states of `rows`, `[N, C]`, down to the embedding lookup:
@@ -230,19 +253,16 @@ impl Model {
         d_hidden: &[f32],
         grads: &mut Tensors,
     ) -> Vec<f32> {
-        let (cx, c) = (self.context(batch), self.config.hidden);
-        let d_rows =
-            self.params.final_norm.backward(&self.weights, grads, d_hidden, &self.rows_of(last, rows));
-        let mut d_x = vec![0.0; last.len()];
-        scatter_add(&mut d_x, &d_rows, rows, c);
+        let (cx, mut d_x) =
+            (self.context(batch), self.backward_final_norm((last, rows), d_hidden, None, grads));
         for (layer, kept) in self.params.layers.iter().zip(layers).rev() {
-            d_x = layer.backward(&cx, grads, kept, d_x);
+            d_x = layer.backward(&cx, grads, kept, d_x, None).0;
         }
         self.backward_embed(batch, &d_x, grads);
         d_x
     }
 
-    fn backward_embed(&self, batch: &Batch, d_x: &[f32], grads: &mut Tensors) {
+    pub(super) fn backward_embed(&self, batch: &Batch, d_x: &[f32], grads: &mut Tensors) {
         let c = self.config.hidden;
         if let Some(table) = grads.trained(self.params.embed) {
             for (token, d_x) in batch.tokens.iter().zip(d_x.chunks_exact(c)) {
@@ -254,60 +274,5 @@ impl Model {
         if let Some(table) = self.params.positions.and_then(|table| grads.trained(table)) {
             scatter_add(table, d_x, &batch.positions, self.config.hidden);
         }
-    }
-
-    /// The forward pass's directional derivative along `t_embed` (`[T, C]`) at the embedding lookup.
-    pub fn tangent(&self, batch: &Batch, a: &Activations, t_embed: Vec<f32>) -> Tangents {
-        let (cx, mut t_x) = (self.context(batch), t_embed);
-        let mut layers = Vec::with_capacity(self.config.layers);
-        for (layer, kept) in self.params.layers.iter().zip(&a.layers) {
-            let (out, t_kept) = layer.tangent(&cx, kept, t_x);
-            layers.push(t_kept);
-            t_x = out;
-        }
-        let (rows, t_rows) = (self.predicting(batch, &a.last), self.predicting(batch, &t_x));
-        let hidden = self.params.final_norm.tangent(&self.weights, &rows, &t_rows);
-        let head = &self.weights[self.params.head];
-        let t_logps =
-            projection::tangent(&a.hidden, &hidden, head, &batch.targets(), &a.predicted, self.config.hidden);
-        Tangents { layers, last: t_x, hidden, branch_logps: batch.branch_sums(t_logps.into_iter()) }
-    }
-
-    /// The tangent of [`backward`](Self::backward): with `d_logps` and their own tangents `td_logps`, adds the
-    /// tangents of all gradients to `t_grads`.
-    pub fn backward_tangent(
-        &self,
-        batch: &Batch,
-        (a, t): (&Activations, &Tangents),
-        (d_logps, td_logps): (&[f64], &[f64]),
-        t_grads: &mut Tensors,
-    ) {
-        let (cx, c) = (self.context(batch), self.config.hidden);
-        let mut d_hidden = (vec![0.0; a.hidden.len()], vec![0.0; a.hidden.len()]);
-        projection::backward_tangent(
-            &mut d_hidden.0,
-            &mut d_hidden.1,
-            t_grads.trained(self.params.head),
-            &seeds(batch, d_logps),
-            &seeds(batch, td_logps),
-            &a.hidden,
-            &t.hidden,
-            &self.weights[self.params.head],
-            &batch.targets(),
-            &a.predicted,
-            c,
-        );
-        let rows = (self.predicting(batch, &a.last), self.predicting(batch, &t.last));
-        let d_hidden = (&d_hidden.0[..], &d_hidden.1[..]);
-        let d_rows =
-            self.params.final_norm.backward_tangent(&self.weights, t_grads, d_hidden, (&rows.0, &rows.1));
-        let at = batch.predicting_rows();
-        let mut d_x: Dual = (vec![0.0; a.last.len()], vec![0.0; a.last.len()]);
-        scatter_add(&mut d_x.0, &d_rows.0, &at, c);
-        scatter_add(&mut d_x.1, &d_rows.1, &at, c);
-        for ((layer, kept), t_kept) in self.params.layers.iter().zip(&a.layers).zip(&t.layers).rev() {
-            d_x = layer.backward_tangent(&cx, t_grads, kept, t_kept, d_x);
-        }
-        self.backward_embed(batch, &d_x.1, t_grads);
     }
 }

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::tensors::{FileTensor, TensorMap};
+use super::tensors::{FileTensor, ParamId, TensorMap};
 use super::{Model, ModelConfig, families};
 use crate::formats::{ModelSource, SaveDtype, Weights, write_atomic, write_safetensors};
 use crate::{Error, Result};
@@ -153,7 +153,8 @@ impl Model {
         ensure_memory(&families::tensors(&config).0)?;
         let mut model = Model::zeros(config);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        for (tensor, spec) in model.weights.iter_mut().zip(&model.map.params) {
+        for (i, spec) in model.map.params.iter().enumerate() {
+            let tensor = &mut model.weights[ParamId(i)];
             if spec.cols > 1 {
                 tensor.iter_mut().for_each(|w| *w = (std * normal(&mut rng)) as f32);
             } else if spec.name.ends_with(".weight") {

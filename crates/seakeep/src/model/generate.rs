@@ -14,7 +14,7 @@ use super::blocks::Linear;
 use super::config::ModelConfig;
 use super::decoder::Model;
 use super::layer::{Context, Layer, Qkv};
-use super::tensors::Tensors;
+use super::weights::Weights;
 use crate::{Error, Result};
 
 /// Keys and values of the tokens of one text so far: what it shares with other texts, and its own after it.
@@ -111,8 +111,8 @@ fn rows_of(panels: &Panels) -> Vec<f32> {
 }
 
 impl Linear {
-    fn panels(&self, w: &Tensors, x: &Panels) -> Panels {
-        let y = x.product(&w[self.weight], self.bias.map(|b| &w[b]), self.outputs);
+    fn panels(&self, w: &Weights, x: &Panels) -> Panels {
+        let y = x.product(w.matrix(self.weight), self.bias.map(|b| &w[b]), self.outputs);
         let Some((lora, _)) = self.lora(w) else { return y };
         let low = x.product(lora.a, None, lora.rank).product(lora.b, None, self.outputs);
         let sum = y.elements().iter().zip(low.elements()).map(|(y, low)| y + lora.scale * low).collect();
@@ -207,7 +207,7 @@ impl Model {
         let mut picked = vec![0.0; rows.len() * c];
         gather(&mut picked, x, rows, c);
         let hidden = self.params.final_norm.forward(&self.weights, &picked);
-        rows_of(&Panels::pack(&hidden, c).product(&self.weights[self.params.head], None, v))
+        rows_of(&Panels::pack(&hidden, c).product(self.weights.matrix(self.params.head), None, v))
     }
 
     fn check_room(&self, len: usize) -> Result<()> {

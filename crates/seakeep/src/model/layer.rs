@@ -8,14 +8,19 @@
 //! ```
 //!
 //! Norm outputs and the activation's output are cheap to compute and large to keep: they are recomputed.
+//!
+//! The gradient of an input-gradient penalty needs four passes: `forward`; `backward`, which leaves the gradients inside the
+//! layer; `tangent` with `curvature`, which turns those and the tangents into *sources*; and `backward` once more, to
+//! which the sources are added on the way down. Every matrix product of the whole is done once.
 
 use seakeep_kernels::activation;
-use seakeep_kernels::attention::{self, DualGradients, Layout, Shape};
+use seakeep_kernels::attention::{self, Layout, Shape};
 use seakeep_kernels::rope::{self, Table, Turn};
 
-use super::blocks::{Dual, Linear, Norm, add};
+use super::blocks::{Linear, Norm, add};
 use super::config::ModelConfig;
 use super::tensors::Tensors;
+use super::weights::Weights;
 
 /// The tensors of a layer.
 #[derive(Clone, Debug)]
@@ -54,7 +59,7 @@ pub struct Mlp {
 /// What every pass of a layer reads besides activations.
 pub(super) struct Context<'a> {
     pub config: &'a ModelConfig,
-    pub weights: &'a Tensors,
+    pub weights: &'a Weights,
     pub rope: Option<&'a Table>,
     pub positions: &'a [u32],
     pub layout: &'a Layout,
@@ -88,6 +93,12 @@ impl Qkv {
     fn zeros_like(other: &Qkv) -> Self {
         Qkv { q: vec![0.0; other.q.len()], k: vec![0.0; other.k.len()], v: vec![0.0; other.v.len()] }
     }
+
+    fn add(&mut self, other: &Qkv) {
+        add(&mut self.q, &other.q);
+        add(&mut self.k, &other.k);
+        add(&mut self.v, &other.v);
+    }
 }
 
 /// Queries and keys before their norm.
@@ -108,7 +119,7 @@ struct Rest {
     up: Vec<f32>,
 }
 
-/// The forward pass of a layer, kept for the passes that follow it; or the tangent of one.
+/// The forward pass of a layer, kept for the passes that follow it.
 pub(super) struct LayerActivations {
     /// Input, `[T, C]`.
     x: Vec<f32>,
@@ -118,7 +129,7 @@ pub(super) struct LayerActivations {
     qkv: Qkv,
     /// Attention before its output projection, `[T, H, D]`.
     attended: Vec<f32>,
-    /// Log-sum-exp of the scores, `[T, H, 2]` (empty in a tangent).
+    /// Log-sum-exp of the scores, `[T, H, 2]`.
     lse: Vec<f32>,
     /// Residual stream after attention, `[T, C]`.
     mid: Vec<f32>,
@@ -126,6 +137,53 @@ pub(super) struct LayerActivations {
     gate: Option<Vec<f32>>,
     /// `[T, I]`
     up: Vec<f32>,
+}
+
+/// What a backward pass finds inside a layer and the curvature needs: the gradients at ...
+pub(super) struct LayerGradients {
+    /// the layer's output, `[T, C]`,
+    out: Vec<f32>,
+    /// the activation's output, `[T, I]`,
+    act: Vec<f32>,
+    /// `norm2`'s output, `[T, C]`,
+    n2: Vec<f32>,
+    /// the residual stream after attention, `[T, C]`,
+    mid: Vec<f32>,
+    /// attention's output, `[T, H, D]`,
+    attended: Vec<f32>,
+    /// the outputs of the norms of queries and keys, where they have some,
+    normed: Option<RawQk>,
+    /// the outputs of the linear maps for queries, keys and values,
+    qkv: Qkv,
+    /// `norm1`'s output, `[T, C]`.
+    n1: Vec<f32>,
+}
+
+/// The tangents inside a layer, as in [`LayerActivations`], and of what that does not keep.
+pub(super) struct LayerTangents {
+    x: Vec<f32>,
+    n1: Vec<f32>,
+    raw: Option<RawQk>,
+    qkv: Qkv,
+    attended: Vec<f32>,
+    mid: Vec<f32>,
+    n2: Vec<f32>,
+    gate: Option<Vec<f32>>,
+    up: Vec<f32>,
+    activated: Vec<f32>,
+}
+
+/// What the curvature adds to a layer's gradients: at ...
+pub(super) struct LayerSources {
+    /// `gate` and `up`, `[T, I]`,
+    gate: Option<Vec<f32>>,
+    up: Vec<f32>,
+    /// `norm2`'s input, `[T, C]`,
+    mlp_in: Vec<f32>,
+    /// the outputs of the linear maps for queries, keys and values,
+    qkv: Qkv,
+    /// the layer's input, `[T, C]`.
+    x: Vec<f32>,
 }
 
 impl Layer {
@@ -206,86 +264,52 @@ impl Layer {
         (out, LayerActivations { x, raw, qkv, attended, lse, mid, gate, up })
     }
 
-    /// The tangent of [`forward`](Self::forward).
-    pub(super) fn tangent(
-        &self,
-        cx: &Context,
-        a: &LayerActivations,
-        t_x: Vec<f32>,
-    ) -> (Vec<f32>, LayerActivations) {
-        let (w, act) = (cx.weights, cx.config.activation);
-        let t_n1 = self.norm1.tangent(w, &a.x, &t_x);
-        let (mut t_q, mut t_k) = (self.q.tangent(w, &t_n1), self.k.tangent(w, &t_n1));
-        let t_v = self.v.tangent(w, &t_n1);
-        let raw = self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
-            let (n_q, n_k) = (q_norm.tangent(w, &raw.q, &t_q), k_norm.tangent(w, &raw.k, &t_k));
-            RawQk { q: std::mem::replace(&mut t_q, n_q), k: std::mem::replace(&mut t_k, n_k) }
-        });
-        cx.turn(&mut t_q, cx.config.heads, Turn::Forth);
-        cx.turn(&mut t_k, cx.config.kv_heads, Turn::Forth);
-        let qkv = Qkv { q: t_q, k: t_k, v: t_v };
-        let mut attended = vec![0.0; a.attended.len()];
-        let shape = cx.shape(self.window);
-        attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
-        let mut mid = self.o.tangent(w, &attended);
-        add(&mut mid, &t_x);
-        let mlp_in = self.mlp_input(cx, &a.x, &a.mid);
-        let t_n2 = self.norm2.tangent(w, mlp_in, self.mlp_input(cx, &t_x, &mid));
-        let gate = self.mlp.gate.map(|gate| gate.tangent(w, &t_n2));
-        let up = self.mlp.up.tangent(w, &t_n2);
-        let mut t_act = vec![0.0; up.len()];
-        match (&a.gate, &gate) {
-            (Some(g), Some(t_g)) => activation::gated_tangent(act, &mut t_act, g, &a.up, t_g, &up),
-            _ => activation::tangent(act, &mut t_act, &a.up, &up),
-        }
-        let mut t_out = self.mlp.down.tangent(w, &t_act);
-        add(&mut t_out, &mid);
-        (t_out, LayerActivations { x: t_x, raw, qkv, attended, lse: Vec::new(), mid, gate, up })
-    }
-
-    /// From `d_out` returns `d_x`; adds to `grads`.
+    /// From `d_out` returns `d_x`, and the gradients inside the layer; adds to `grads`. `sources`, where given, are added
+    /// to the gradients at their places on the way down.
     pub(super) fn backward(
         &self,
         cx: &Context,
         grads: &mut Tensors,
         a: &LayerActivations,
-        d_out: Vec<f32>,
-    ) -> Vec<f32> {
+        out: Vec<f32>,
+        sources: Option<&LayerSources>,
+    ) -> (Vec<f32>, LayerGradients) {
         let w = cx.weights;
         let mlp_in = self.mlp_input(cx, &a.x, &a.mid);
-        let d_mlp_in = {
-            let d_n2 = self.backward_mlp(cx, grads, a, mlp_in, &d_out);
-            self.norm2.backward(w, grads, &d_n2, mlp_in)
-        };
-        // `d_out` reaches `mid` through the residual stream as it is.
-        let mut d_mid = d_out;
-        if !cx.config.parallel_residual {
-            add(&mut d_mid, &d_mlp_in);
+        let (act, n2) = self.backward_mlp(cx, grads, a, mlp_in, &out, sources);
+        let mut d_mlp_in = self.norm2.backward(w, grads, &n2, mlp_in);
+        if let Some(s) = sources {
+            add(&mut d_mlp_in, &s.mlp_in);
         }
-        let d_attended = self.o.backward(w, grads, &d_mid, &a.attended);
-        let mut d = Qkv::zeros_like(&a.qkv);
-        let shape = cx.shape(self.window);
-        let out = (&mut d.q[..], &mut d.k[..], &mut d.v[..]);
-        attention::backward(out, &d_attended, a.qkv.parts(), &a.lse, cx.layout, shape);
-        cx.turn(&mut d.q, cx.config.heads, Turn::Back);
-        cx.turn(&mut d.k, cx.config.kv_heads, Turn::Back);
-        if let (Some((q_norm, k_norm)), Some(raw)) = (self.qk_norm, &a.raw) {
-            d.q = q_norm.backward(w, grads, &d.q, &raw.q);
-            d.k = k_norm.backward(w, grads, &d.k, &raw.k);
+        // The residual stream carries `out` to `mid` as it is.
+        let mut mid = out.clone();
+        if !cx.config.parallel_residual {
+            add(&mut mid, &d_mlp_in);
+        }
+        let attended = self.o.backward(w, grads, &mid, &a.attended);
+        let mut qkv = Qkv::zeros_like(&a.qkv);
+        let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
+        attention::backward(to, &attended, a.qkv.parts(), &a.lse, cx.layout, cx.shape(self.window));
+        let normed = self.turned_back(cx, grads, a, &mut qkv);
+        if let Some(s) = sources {
+            qkv.add(&s.qkv);
         }
         let n1 = self.norm1.forward(w, &a.x);
-        let mut d_n1 = self.q.backward(w, grads, &d.q, &n1);
-        add(&mut d_n1, &self.k.backward(w, grads, &d.k, &n1));
-        add(&mut d_n1, &self.v.backward(w, grads, &d.v, &n1));
-        let mut d_x = d_mid;
-        add(&mut d_x, &self.norm1.backward(w, grads, &d_n1, &a.x));
+        let mut d_n1 = self.q.backward(w, grads, &qkv.q, &n1);
+        add(&mut d_n1, &self.k.backward(w, grads, &qkv.k, &n1));
+        add(&mut d_n1, &self.v.backward(w, grads, &qkv.v, &n1));
+        let mut d_x = self.norm1.backward(w, grads, &d_n1, &a.x);
+        add(&mut d_x, &mid);
         if cx.config.parallel_residual {
             add(&mut d_x, &d_mlp_in);
         }
-        d_x
+        if let Some(s) = sources {
+            add(&mut d_x, &s.x);
+        }
+        (d_x, LayerGradients { out, act, n2, mid, attended, normed, qkv, n1: d_n1 })
     }
 
-    /// From the gradient at the layer's output, the gradient at `norm2`'s output.
+    /// From the gradient at the layer's output, those at the outputs of the activation and of `norm2`.
     fn backward_mlp(
         &self,
         cx: &Context,
@@ -293,125 +317,155 @@ impl Layer {
         a: &LayerActivations,
         mlp_in: &[f32],
         d_out: &[f32],
-    ) -> Vec<f32> {
-        let (w, act) = (cx.weights, cx.config.activation);
+        sources: Option<&LayerSources>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let w = cx.weights;
         let activated = self.activate(cx, a.gate.as_deref(), &a.up);
         let d_act = self.mlp.down.backward(w, grads, d_out, &activated);
         let n2 = self.norm2.forward(w, mlp_in);
-        let mut d_up = activated; // same size, no longer needed
-        match (&self.mlp.gate, &a.gate) {
-            (Some(gate), Some(g)) => {
-                let mut d_gate = vec![0.0; g.len()];
-                activation::gated_backward(act, &mut d_gate, &mut d_up, &d_act, g, &a.up);
-                let mut d_n2 = gate.backward(w, grads, &d_gate, &n2);
-                add(&mut d_n2, &self.mlp.up.backward(w, grads, &d_up, &n2));
-                d_n2
-            }
-            _ => {
-                activation::backward(act, &mut d_up, &d_act, &a.up);
-                self.mlp.up.backward(w, grads, &d_up, &n2)
-            }
+        // `activated` is of the same size, and no longer needed.
+        let (mut d_gate, mut d_up) = self.activate_backward(cx, a, &d_act, activated);
+        if let Some(s) = sources {
+            add(&mut d_up, &s.up);
+            d_gate.iter_mut().zip(&s.gate).for_each(|(d, s)| add(d, s));
         }
+        let mut d_n2 = self.mlp.up.backward(w, grads, &d_up, &n2);
+        if let (Some(gate), Some(d_gate)) = (&self.mlp.gate, &d_gate) {
+            add(&mut d_n2, &gate.backward(w, grads, d_gate, &n2));
+        }
+        (d_act, d_n2)
     }
 
-    /// The tangent of [`backward`](Self::backward): from `(d_out, td_out)` returns `(d_x, td_x)`; adds the
-    /// tangents of the weights' gradients to `t_grads`.
-    pub(super) fn backward_tangent(
+    /// The gradients at `gate` (where there is one) and `up`, the second in `buffer`.
+    fn activate_backward(
         &self,
         cx: &Context,
-        t_grads: &mut Tensors,
         a: &LayerActivations,
-        t: &LayerActivations,
-        (d_out, td_out): Dual,
-    ) -> Dual {
-        let w = cx.weights;
-        let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
-        let d_mlp_in = {
-            let d_n2 = self.backward_tangent_mlp(cx, t_grads, a, t, mlp_in, (&d_out, &td_out));
-            self.norm2.backward_tangent(w, t_grads, (&d_n2.0, &d_n2.1), mlp_in)
-        };
-        let mut d_mid = (d_out, td_out);
-        if !cx.config.parallel_residual {
-            add_dual(&mut d_mid, &d_mlp_in);
+        d_act: &[f32],
+        buffer: Vec<f32>,
+    ) -> (Option<Vec<f32>>, Vec<f32>) {
+        let (act, mut d_up) = (cx.config.activation, buffer);
+        let d_gate = a.gate.as_ref().map(|gate| {
+            let mut d_gate = vec![0.0; gate.len()];
+            activation::gated_backward(act, &mut d_gate, &mut d_up, d_act, gate, &a.up);
+            d_gate
+        });
+        if d_gate.is_none() {
+            activation::backward(act, &mut d_up, d_act, &a.up);
         }
-        let d_attended =
-            self.o.backward_tangent(w, t_grads, (&d_mid.0, &d_mid.1), (&a.attended, &t.attended));
-        let (mut d, mut td) = (Qkv::zeros_like(&a.qkv), Qkv::zeros_like(&a.qkv));
-        let out =
-            DualGradients { q: (&mut d.q, &mut td.q), k: (&mut d.k, &mut td.k), v: (&mut d.v, &mut td.v) };
-        let shape = cx.shape(self.window);
-        let d_o = (&d_attended.0[..], &d_attended.1[..]);
-        attention::backward_tangent(out, d_o, a.qkv.parts(), t.qkv.parts(), &a.lse, cx.layout, shape);
-        for d in [&mut d, &mut td] {
-            cx.turn(&mut d.q, cx.config.heads, Turn::Back);
-            cx.turn(&mut d.k, cx.config.kv_heads, Turn::Back);
-        }
-        if let (Some((q_norm, k_norm)), Some(raw), Some(t_raw)) = (self.qk_norm, &a.raw, &t.raw) {
-            (d.q, td.q) = q_norm.backward_tangent(w, t_grads, (&d.q, &td.q), (&raw.q, &t_raw.q));
-            (d.k, td.k) = k_norm.backward_tangent(w, t_grads, (&d.k, &td.k), (&raw.k, &t_raw.k));
-        }
-        let n1 = (self.norm1.forward(w, &a.x), self.norm1.tangent(w, &a.x, &t.x));
-        let n1 = (&n1.0[..], &n1.1[..]);
-        let mut d_n1 = self.q.backward_tangent(w, t_grads, (&d.q, &td.q), n1);
-        add_dual(&mut d_n1, &self.k.backward_tangent(w, t_grads, (&d.k, &td.k), n1));
-        add_dual(&mut d_n1, &self.v.backward_tangent(w, t_grads, (&d.v, &td.v), n1));
-        let mut d_x = d_mid;
-        add_dual(&mut d_x, &self.norm1.backward_tangent(w, t_grads, (&d_n1.0, &d_n1.1), (&a.x, &t.x)));
-        if cx.config.parallel_residual {
-            add_dual(&mut d_x, &d_mlp_in);
-        }
-        d_x
+        (d_gate, d_up)
     }
 
-    /// The tangent of [`backward_mlp`](Self::backward_mlp).
-    fn backward_tangent_mlp(
+    /// Takes gradients from what attention reads to what the linear maps gave. Returns, where queries and keys have norms, the
+    /// gradients at those norms' outputs.
+    fn turned_back(
         &self,
         cx: &Context,
-        t_grads: &mut Tensors,
+        grads: &mut Tensors,
         a: &LayerActivations,
-        t: &LayerActivations,
-        mlp_in: (&[f32], &[f32]),
-        d_out: (&[f32], &[f32]),
-    ) -> Dual {
+        d: &mut Qkv,
+    ) -> Option<RawQk> {
+        cx.turn(&mut d.q, cx.config.heads, Turn::Back);
+        cx.turn(&mut d.k, cx.config.kv_heads, Turn::Back);
+        self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
+            let q = q_norm.backward(cx.weights, grads, &d.q, &raw.q);
+            let k = k_norm.backward(cx.weights, grads, &d.k, &raw.k);
+            RawQk { q: std::mem::replace(&mut d.q, q), k: std::mem::replace(&mut d.k, k) }
+        })
+    }
+
+    /// The tangent of [`forward`](Self::forward), and what it was inside the layer.
+    pub(super) fn tangent(
+        &self,
+        cx: &Context,
+        a: &LayerActivations,
+        x: Vec<f32>,
+    ) -> (Vec<f32>, LayerTangents) {
         let (w, act) = (cx.weights, cx.config.activation);
-        let n2 = (self.norm2.forward(w, mlp_in.0), self.norm2.tangent(w, mlp_in.0, mlp_in.1));
-        let n2 = (&n2.0[..], &n2.1[..]);
-        let activated = self.activate(cx, a.gate.as_deref(), &a.up);
-        let mut t_activated = vec![0.0; activated.len()];
-        let (mut d_up, mut td_up) = (vec![0.0; a.up.len()], vec![0.0; a.up.len()]);
-        match (&self.mlp.gate, &a.gate, &t.gate) {
-            (Some(gate), Some(g), Some(t_g)) => {
-                activation::gated_tangent(act, &mut t_activated, g, &a.up, t_g, &t.up);
-                let (d, td) = self.mlp.down.backward_tangent(w, t_grads, d_out, (&activated, &t_activated));
-                let (mut d_gate, mut td_gate) = (vec![0.0; g.len()], vec![0.0; g.len()]);
-                activation::gated_backward(act, &mut d_gate, &mut d_up, &d, g, &a.up);
-                activation::gated_backward_tangent(
-                    act,
-                    &mut td_gate,
-                    &mut td_up,
-                    &d,
-                    &td,
-                    g,
-                    &a.up,
-                    t_g,
-                    &t.up,
-                );
-                let mut d_n2 = gate.backward_tangent(w, t_grads, (&d_gate, &td_gate), n2);
-                add_dual(&mut d_n2, &self.mlp.up.backward_tangent(w, t_grads, (&d_up, &td_up), n2));
-                d_n2
-            }
-            _ => {
-                activation::tangent(act, &mut t_activated, &a.up, &t.up);
-                let (d, td) = self.mlp.down.backward_tangent(w, t_grads, d_out, (&activated, &t_activated));
-                activation::backward(act, &mut d_up, &d, &a.up);
-                activation::backward_tangent(act, &mut td_up, &d, &td, &a.up, &t.up);
-                self.mlp.up.backward_tangent(w, t_grads, (&d_up, &td_up), n2)
-            }
+        let n1 = self.norm1.tangent(w, &a.x, &x);
+        let (mut q, mut k) = (self.q.tangent(w, &n1), self.k.tangent(w, &n1));
+        let v = self.v.tangent(w, &n1);
+        let raw = self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
+            let (n_q, n_k) = (q_norm.tangent(w, &raw.q, &q), k_norm.tangent(w, &raw.k, &k));
+            RawQk { q: std::mem::replace(&mut q, n_q), k: std::mem::replace(&mut k, n_k) }
+        });
+        cx.turn(&mut q, cx.config.heads, Turn::Forth);
+        cx.turn(&mut k, cx.config.kv_heads, Turn::Forth);
+        let qkv = Qkv { q, k, v };
+        let mut attended = vec![0.0; a.attended.len()];
+        let shape = cx.shape(self.window);
+        attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
+        let mut mid = self.o.tangent(w, &attended);
+        add(&mut mid, &x);
+        let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &x, &mid));
+        let n2 = self.norm2.tangent(w, mlp_in.0, mlp_in.1);
+        let gate = self.mlp.gate.map(|gate| gate.tangent(w, &n2));
+        let up = self.mlp.up.tangent(w, &n2);
+        let mut activated = vec![0.0; up.len()];
+        match (&a.gate, &gate) {
+            (Some(g), Some(t_g)) => activation::gated_tangent(act, &mut activated, g, &a.up, t_g, &up),
+            _ => activation::tangent(act, &mut activated, &a.up, &up),
         }
+        let mut out = self.mlp.down.tangent(w, &activated);
+        add(&mut out, &mid);
+        (out, LayerTangents { x, n1, raw, qkv, attended, mid, n2, gate, up, activated })
     }
-}
 
-fn add_dual(to: &mut Dual, from: &Dual) {
-    add(&mut to.0, &from.0);
-    add(&mut to.1, &from.1);
+    /// How [`backward`](Self::backward) changes along the tangents `t`, the gradients `d` held: returns what it adds to
+    /// them, and adds the change of the weights' gradients to `grads`.
+    pub(super) fn curvature(
+        &self,
+        cx: &Context,
+        grads: &mut Tensors,
+        a: &LayerActivations,
+        d: LayerGradients,
+        t: LayerTangents,
+    ) -> LayerSources {
+        let w = cx.weights;
+        let (gate, up) = self.curvature_mlp(cx, grads, a, &d, &t);
+        let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
+        let mlp_in = self.norm2.curvature(w, grads, &d.n2, mlp_in);
+        self.o.curvature(w, grads, &d.mid, &t.attended);
+        let mut qkv = Qkv::zeros_like(&a.qkv);
+        let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
+        let (qkv_a, qkv_t, shape) = (a.qkv.parts(), t.qkv.parts(), cx.shape(self.window));
+        attention::curvature(to, &d.attended, qkv_a, qkv_t, &a.lse, cx.layout, shape);
+        self.turned_back(cx, grads, a, &mut qkv);
+        if let (Some((q_norm, k_norm)), Some(raw), Some(t), Some(d)) =
+            (self.qk_norm, &a.raw, &t.raw, &d.normed)
+        {
+            add(&mut qkv.q, &q_norm.curvature(w, grads, &d.q, (&raw.q, &t.q)));
+            add(&mut qkv.k, &k_norm.curvature(w, grads, &d.k, (&raw.k, &t.k)));
+        }
+        for (linear, d) in [(&self.q, &d.qkv.q), (&self.k, &d.qkv.k), (&self.v, &d.qkv.v)] {
+            linear.curvature(w, grads, d, &t.n1);
+        }
+        let x = self.norm1.curvature(w, grads, &d.n1, (&a.x, &t.x));
+        LayerSources { gate, up, mlp_in, qkv, x }
+    }
+
+    /// The sources at `gate` and `up`.
+    fn curvature_mlp(
+        &self,
+        cx: &Context,
+        grads: &mut Tensors,
+        a: &LayerActivations,
+        d: &LayerGradients,
+        t: &LayerTangents,
+    ) -> (Option<Vec<f32>>, Vec<f32>) {
+        let (w, act) = (cx.weights, cx.config.activation);
+        self.mlp.down.curvature(w, grads, &d.out, &t.activated);
+        let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, vec![0.0; a.up.len()]);
+        self.mlp.up.curvature(w, grads, &d_up, &t.n2);
+        let mut s_up = d_up; // same size, no longer needed
+        let Some(((gate, mut s_gate), (g, t_g))) =
+            self.mlp.gate.as_ref().zip(d_gate).zip(a.gate.as_ref().zip(t.gate.as_ref()))
+        else {
+            activation::curvature(act, &mut s_up, &d.act, &a.up, &t.up);
+            return (None, s_up);
+        };
+        gate.curvature(w, grads, &s_gate, &t.n2);
+        activation::gated_curvature(act, &mut s_gate, &mut s_up, &d.act, g, &a.up, t_g, &t.up);
+        (Some(s_gate), s_up)
+    }
 }

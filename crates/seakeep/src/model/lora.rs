@@ -9,11 +9,12 @@ use std::path::Path;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::Model;
 use super::blocks::{Adapter, Linear};
 use super::config::{Family, ModelConfig};
 use super::families::{self, DecoderParams};
 use super::tensors::{FileTensor, Pack, ParamId, TensorMap};
-use super::{Model, Tensors};
+use super::weights::{Stored, Weights};
 use crate::error::nearest;
 use crate::formats::adapter::{self, AdapterFiles, LoraConfig};
 use crate::formats::{SaveDtype, write_atomic, write_safetensors};
@@ -266,10 +267,10 @@ impl Model {
     }
 }
 
-fn merge(linear: &mut Linear, weights: &mut Tensors) {
+fn merge(linear: &mut Linear, weights: &mut Weights) {
     let Some((lora, _)) = linear.lora(weights) else { return };
-    let mut merged = weights[linear.weight].to_vec();
+    let mut merged = weights.stored(linear.weight).to_f32().into_owned();
     lora.merge(&mut merged);
-    weights[linear.weight].copy_from_slice(&merged);
+    weights.set(linear.weight, Stored::F32(merged));
     linear.adapter = None;
 }

@@ -1,12 +1,14 @@
-//! Language models: one decoder for every family, with forward, backward, tangent and the tangent of
-//! backward written out by hand.
+//! Language models: one decoder for every family, with forward, backward, tangent and curvature written out by
+//! hand.
 //!
 //! | file | what |
 //! |---|---|
 //! | `config` | `config.json` to [`ModelConfig`] |
 //! | `families` | names and packing of tensors: where a new family goes |
-//! | `tensors` | weights, gradients: [`Tensors`] |
+//! | `tensors` | the map of a model's tensors; gradients: [`Tensors`] |
+//! | `weights` | the weights, in f32, bf16 or quantised: [`Weights`] |
 //! | `blocks`, `layer`, `decoder` | the passes, from the inside out |
+//! | `penalty` | the passes behind a penalty on the gradient at the embeddings |
 //! | `lora` | adapters: made, read, merged, saved |
 //! | `labels` | the passes of a model that ends in a head of labels |
 //! | `generate` | the forward pass over a key/value cache |
@@ -21,12 +23,16 @@ mod generate;
 mod labels;
 pub mod layer;
 mod lora;
+mod penalty;
 mod tensors;
+mod weights;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
-pub use decoder::{Activations, Model, Tangents};
+pub use decoder::{Activations, Model};
 pub use families::{GATED_HEAD, LABEL_HEAD};
 pub use generate::{KvCache, Prefix};
 pub use labels::HiddenActivations;
 pub use lora::{Adapters, check_targets};
-pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors};
+pub use penalty::{InnerGradients, Tangents};
+pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors, Values};
+pub use weights::{Stored, Weights};

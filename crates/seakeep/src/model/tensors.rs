@@ -4,6 +4,7 @@
 //! every family. On disk GPT-2 transposes and fuses, GPT-NeoX interleaves heads. The difference is only an
 //! order of elements ([`Pack`]), so gradients and optimizer state keep the in-memory form.
 
+use std::borrow::Cow;
 use std::ops::{Index, IndexMut};
 
 use rayon::prelude::*;
@@ -111,21 +112,27 @@ impl TensorMap {
     }
 
     /// The file tensor's elements, gathered from memory.
-    pub fn export(&self, file: &FileTensor, tensors: &Tensors) -> Vec<f32> {
+    pub fn export(&self, file: &FileTensor, tensors: &impl Values) -> Vec<f32> {
         let mut out = vec![0.0; file.shape.iter().product()];
         for &(id, pack) in &file.parts {
             let ParamSpec { rows, cols, .. } = self.params[id.0];
+            let values = tensors.values(id);
             for row in 0..rows {
                 for col in 0..cols {
-                    out[pack.index(row, col, cols)] = tensors[id][row * cols + col];
+                    out[pack.index(row, col, cols)] = values[row * cols + col];
                 }
             }
         }
         out
     }
 
-    /// The reverse of [`export`](Self::export).
-    pub fn import(&self, file: &FileTensor, data: &[f32], tensors: &mut Tensors) {
+    /// The reverse of [`export`](Self::export), into tensors in f32.
+    pub fn import(
+        &self,
+        file: &FileTensor,
+        data: &[f32],
+        tensors: &mut impl IndexMut<ParamId, Output = [f32]>,
+    ) {
         for &(id, pack) in &file.parts {
             let ParamSpec { rows, cols, .. } = self.params[id.0];
             for row in 0..rows {
@@ -137,7 +144,19 @@ impl TensorMap {
     }
 }
 
-/// One number for each parameter: weights, gradients or optimizer state.
+/// One number for each parameter, in whatever form.
+pub trait Values {
+    /// Those of a tensor, in f32.
+    fn values(&self, id: ParamId) -> Cow<'_, [f32]>;
+}
+
+impl Values for Tensors {
+    fn values(&self, id: ParamId) -> Cow<'_, [f32]> {
+        Cow::Borrowed(&self[id])
+    }
+}
+
+/// One number for each parameter in f32: gradients or optimizer state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensors(Vec<Vec<f32>>);
 
@@ -184,13 +203,6 @@ impl Tensors {
     ) -> Option<(&mut [f32], &mut [f32])> {
         let [first, second] = self.0.get_disjoint_mut([first.0, second.0]).expect("two different tensors");
         Some((first.as_mut_slice(), second.as_mut_slice())).filter(|(first, _)| !first.is_empty())
-    }
-
-    /// As many tensors as `map` has: new ones are 0, superfluous ones go.
-    pub(super) fn fit(&mut self, map: &TensorMap) {
-        self.0.truncate(map.params.len());
-        let new = &map.params[self.0.len()..];
-        self.0.extend(new.iter().map(|p| vec![0.0; p.rows * p.cols]));
     }
 
     /// The tensors, in the order of [`TensorMap::params`].

@@ -63,6 +63,11 @@ impl Penalty {
         }
     }
 
+    /// Whether it is linear in that mean, so that its derivative is a constant.
+    pub fn is_linear(&self) -> bool {
+        self.form == Form::Official
+    }
+
     /// Its derivative with respect to that mean. 0 where all gradients vanish (the root has none there; the penalty is
     /// at its minimum).
     pub fn derivative(&self, mean_square: f64) -> f64 {

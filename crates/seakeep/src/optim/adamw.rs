@@ -2,7 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::model::{TensorMap, Tensors};
+use half::bf16;
+
+use crate::model::{Stored, TensorMap, Tensors, Weights};
 
 /// The optimizer's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,37 +52,69 @@ impl AdamW {
     /// w -= lr decay w;   m = b1 m + (1 - b1) g;   s = b2 s + (1 - b2) g^2
     /// w -= lr / (1 - b1^t) m / (sqrt(s / (1 - b2^t)) + eps)
     /// ```
+    ///
+    /// Weights in bf16 are computed in f32 and rounded up or down at random, so that on average nothing is lost of steps that are
+    /// smaller than their last digit (Zamirai et al., arXiv 2010.06192); the same step rounds the same way.
+    ///
+    /// # Panics
+    /// If a quantised weight is to be trained.
     pub fn step(
         &self,
         map: &TensorMap,
-        weights: &mut Tensors,
+        weights: &mut Weights,
         grads: &Tensors,
         state: &mut AdamWState,
         lr: f64,
     ) {
         state.step += 1;
-        let t = state.step as i32;
+        let (step, t) = (state.step as u32, state.step as i32);
         let step_size = (lr / (1.0 - self.beta1.powi(t))) as f32;
         let root = (1.0 - self.beta2.powi(t)).sqrt() as f32;
         let (b1, b2, eps) = (self.beta1 as f32, self.beta2 as f32, self.epsilon as f32);
         let (c1, c2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
         let tensors =
             weights.iter_mut().zip(grads.iter()).zip(state.mean.iter_mut()).zip(state.square.iter_mut());
-        for ((((w, g), m), s), spec) in tensors.zip(&map.params).filter(|(_, spec)| spec.trainable) {
+        let tensors = tensors.zip(&map.params).filter(|(_, spec)| spec.trainable).enumerate();
+        for (t, ((((w, g), m), s), spec)) in tensors {
             let keep = if spec.decays { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
-            w.par_chunks_mut(PIECE)
-                .zip(g.par_chunks(PIECE))
-                .zip(m.par_chunks_mut(PIECE))
-                .zip(s.par_chunks_mut(PIECE))
-                .for_each(|(((w, g), m), s)| {
+            let update = |w: f32, g: f32, m: &mut f32, s: &mut f32| {
+                *m = b1 * *m + c1 * g;
+                *s = b2 * *s + c2 * g * g;
+                keep * w - step_size * *m / (s.sqrt() / root + eps)
+            };
+            let moments = m.par_chunks_mut(PIECE).zip(s.par_chunks_mut(PIECE)).zip(g.par_chunks(PIECE));
+            match w {
+                Stored::F32(w) => w.par_chunks_mut(PIECE).zip(moments).for_each(|(w, ((m, s), g))| {
                     for i in 0..w.len() {
-                        m[i] = b1 * m[i] + c1 * g[i];
-                        s[i] = b2 * s[i] + c2 * g[i] * g[i];
-                        w[i] = keep * w[i] - step_size * m[i] / (s[i].sqrt() / root + eps);
+                        w[i] = update(w[i], g[i], &mut m[i], &mut s[i]);
                     }
-                });
+                }),
+                Stored::Bf16(w) => {
+                    w.par_chunks_mut(PIECE).zip(moments).enumerate().for_each(|(p, (w, ((m, s), g)))| {
+                        for i in 0..w.len() {
+                            let exact = update(w[i].to_f32(), g[i], &mut m[i], &mut s[i]);
+                            w[i] = rounded_at_random(exact, [step, t as u32, (p * PIECE + i) as u32]);
+                        }
+                    });
+                }
+                Stored::Blocks(_) => panic!("`{}` is quantised and cannot be trained", spec.name),
+            }
         }
     }
+}
+
+/// `x` rounded to one of its two neighbours in bf16, to each the more likely the nearer it is; which one follows from `place`.
+fn rounded_at_random(x: f32, place: [u32; 3]) -> bf16 {
+    if !x.is_finite() {
+        return bf16::from_f32(x);
+    }
+    // Mixes as MurmurHash3's finalizer does.
+    let mix = |h: u32, x: u32| {
+        let h = (h ^ x).wrapping_mul(0x85eb_ca6b);
+        (h ^ h >> 13).wrapping_mul(0xc2b2_ae35) ^ h >> 16
+    };
+    let random = place.into_iter().fold(0x9e37_79b9, mix) >> 16;
+    bf16::from_bits(((x.to_bits() + random) >> 16) as u16)
 }
 
 /// Shortens the gradient to length `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_`; `norm` is its

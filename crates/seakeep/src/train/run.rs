@@ -252,7 +252,7 @@ impl<'a> Run<'a> {
     /// All remaining optimizer steps, and what is due after each.
     fn steps(&mut self, log: &mut MetricsLog, progress: &mut dyn Progress) -> Result<Vec<(String, f64)>> {
         let (options, first, total) = (self.options, self.state.step, self.state.total_steps);
-        let mut grads = Gradients::new(&self.model, &options.objective);
+        let mut grads = Gradients::new(&self.model);
         let mut logged = Vec::new();
         progress.start("training", (total.saturating_sub(first)) as u64);
         for rows in self.visits.steps(first, total) {

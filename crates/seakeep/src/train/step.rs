@@ -4,6 +4,7 @@ use crate::batch::Batch;
 use crate::data::TokenizedPair;
 use crate::logps::{BranchLogps, Facts, Role};
 use crate::model::{Activations, Model, Tensors};
+use crate::objective::wdpo::Penalty;
 use crate::objective::{Context, Evaluation, Groups, Loss, Objective, Scored};
 use crate::scoring::{Layout, TokenStats};
 use crate::{Error, Result};
@@ -12,15 +13,14 @@ use crate::{Error, Result};
 pub struct Gradients {
     /// Gradient of the whole loss with respect to every parameter that is trained.
     pub total: Tensors,
-    /// `sum_i w_i d/d eps [d l_i / d theta at e_i + eps v_i]`, kept apart until the factor on it is known.
+    /// `sum_i w_i d/d eps [d l_i / d theta at e_i + eps v_i]`, where it must be kept apart until the factor on it is known.
     penalty: Option<Tensors>,
 }
 
 impl Gradients {
-    /// Buffers for an objective on a model.
-    pub fn new(model: &Model, objective: &Objective) -> Self {
-        let zeros = || Tensors::of_trainable(&model.map);
-        Gradients { total: zeros(), penalty: objective.penalty.map(|_| zeros()) }
+    /// Buffers for a model.
+    pub fn new(model: &Model) -> Self {
+        Gradients { total: Tensors::of_trainable(&model.map), penalty: None }
     }
 }
 
@@ -63,12 +63,34 @@ pub fn gradient(
     micro_batch: usize,
     grads: &mut Gradients,
 ) -> Result<StepOutput> {
+    // The factor on the penalty's gradient is known in time where it is a constant, or where this is the only micro-batch.
+    let is_constant = objective.penalty.is_some_and(|p| p.is_linear());
+    gradient_with(
+        model,
+        objective,
+        global,
+        micro_batch,
+        is_constant || global.pairs.len() <= micro_batch,
+        grads,
+    )
+}
+
+/// [`gradient`]; `at_once` as in [`Step`].
+fn gradient_with(
+    model: &Model,
+    objective: &Objective,
+    global: &GlobalBatch,
+    micro_batch: usize,
+    at_once: bool,
+    grads: &mut Gradients,
+) -> Result<StepOutput> {
     let context = Context::of(global.facts, global.progress, global.groups.clone());
     let mut step = Step {
         model,
         objective,
         layout: Layout::of(objective),
         stats: TokenStats::default(),
+        at_once,
         mean_square: 0.0,
     };
     let mut out = StepOutput { tokens: tokens(global.pairs), ..StepOutput::default() };
@@ -150,6 +172,8 @@ struct Step<'a> {
     objective: &'a Objective,
     layout: Layout,
     stats: TokenStats,
+    /// Whether the penalty's second backward pass adds both gradients to the total, the factor on the penalty's being known.
+    at_once: bool,
     /// `sum_i w_i g_i` so far.
     mean_square: f64,
 }
@@ -175,49 +199,80 @@ impl Step<'_> {
     }
 
     fn backward(&mut self, batch: &Batch, a: &Activations, part: &Part, grads: &mut Gradients) {
-        let d_embed = self.model.backward(batch, a, &part.d_logps, &mut grads.total);
-        if let Some(t_grads) = &mut grads.penalty {
-            self.backward_penalty(batch, a, part, d_embed, t_grads);
+        match self.objective.penalty {
+            None => drop(self.model.backward(batch, a, &part.d_logps, &mut grads.total)),
+            Some(penalty) => self.backward_penalised(batch, a, part, penalty, grads),
         }
     }
 
-    /// The input-gradient penalty's part: `g_i`, and the derivative of every gradient along `v_i = d l_i / d e_i`, weighted
-    /// (see [`objective::wdpo`](crate::objective::wdpo)).
-    fn backward_penalty(
+    /// With the input-gradient penalty: `g_i`, and the derivative of every gradient along `v_i = d l_i / d e_i`, weighted (see
+    /// [`objective::wdpo`](crate::objective::wdpo)).
+    ///
+    /// At once: the first backward pass is for `v_i` alone, the direction carries the factor, and the second pass, from the
+    /// sum of the seeds and their tangents, adds both gradients: two products for each weight. Otherwise the first pass adds
+    /// the loss's gradient and the second the penalty's, to a buffer of its own: three products.
+    fn backward_penalised(
         &mut self,
         batch: &Batch,
         a: &Activations,
         part: &Part,
-        d_embed: Vec<f32>,
-        t_grads: &mut Tensors,
+        penalty: Penalty,
+        grads: &mut Gradients,
     ) {
-        // The backward pass gave w_i v_i.
+        let model = self.model;
+        let (d_embed, inner) = if self.at_once {
+            model.backward_kept(batch, a, &part.d_logps, &mut Tensors::none(&model.map))
+        } else {
+            model.backward_kept(batch, a, &part.d_logps, &mut grads.total)
+        };
+        let mut v = self.unweighted(batch, d_embed, part.weights);
+        let to = if self.at_once {
+            let factor = 2.0 * penalty.derivative(self.mean_square);
+            v.iter_mut().for_each(|v| *v *= factor as f32);
+            &mut grads.total
+        } else {
+            grads.penalty.get_or_insert_with(|| Tensors::of_trainable(&model.map))
+        };
+        let t = model.tangent(batch, a, inner, v, to);
+        let mut along = t.branch_logps.as_slice();
+        let mut seeds = Vec::with_capacity(along.len());
+        for (pair, weight) in part.pairs.iter().zip(part.weights) {
+            let (own, others) = along.split_at(pair.d.len());
+            along = others;
+            seeds.extend(pair.d_along(own).iter().map(|td| weight * td));
+        }
+        if self.at_once {
+            seeds.iter_mut().zip(&part.d_logps).for_each(|(seed, d)| *seed += d);
+        }
+        model.backward_tangent(batch, a, t, &seeds, to);
+    }
+
+    /// `v_i` from the `w_i v_i` of a backward pass; counts their squares.
+    fn unweighted(&mut self, batch: &Batch, d_embed: Vec<f32>, weights: &[f64]) -> Vec<f32> {
         let mut v = d_embed;
         for (row, &pair) in v.chunks_exact_mut(self.model.config.hidden).zip(&batch.pair_of_row) {
-            let weight = part.weights[pair as usize];
+            let weight = weights[pair as usize];
             let scale = if weight > NO_WEIGHT { (1.0 / weight) as f32 } else { 0.0 };
             row.iter_mut().for_each(|x| *x *= scale);
             self.mean_square += weight * row.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
         }
-        let t = self.model.tangent(batch, a, v);
-        let mut along = t.branch_logps.as_slice();
-        let mut td = Vec::with_capacity(along.len());
-        for (pair, weight) in part.pairs.iter().zip(part.weights) {
-            let (own, others) = along.split_at(pair.d.len());
-            along = others;
-            td.extend(pair.d_along(own).iter().map(|td| weight * td));
-        }
-        self.model.backward_tangent(batch, (a, &t), (&part.d_logps, &td), t_grads);
+        v
     }
 
-    /// Adds the penalty to the loss and, now that all `g_i` are known, its gradient to the total:
+    /// Adds the penalty to the loss and, now that all `g_i` are known, its gradient to the total where it was kept apart:
     /// `dL/d(sum w g) * d(sum w g)/d theta`, `d g_i / d theta = 2 d/d eps [...]`.
     fn add_penalty(&self, grads: &mut Gradients, out: &mut StepOutput) {
-        let (Some(penalty), Some(t_grads)) = (self.objective.penalty, &grads.penalty) else { return };
+        let Some(penalty) = self.objective.penalty else { return };
+        if let (Some(t_grads), false) = (&grads.penalty, self.at_once) {
+            grads.total.add_scaled(t_grads, (2.0 * penalty.derivative(self.mean_square)) as f32);
+        }
         let value = penalty.value(self.mean_square);
-        grads.total.add_scaled(t_grads, (2.0 * penalty.derivative(self.mean_square)) as f32);
         out.loss += value;
         out.metrics.push(("wdpo/penalty".to_string(), value));
         out.metrics.push(("wdpo/input_gradient_norm".to_string(), self.mean_square.sqrt()));
     }
 }
+
+#[cfg(test)]
+#[path = "step_tests.rs"]
+mod tests;

@@ -1,12 +1,11 @@
 //! GGUF, read by hand: versions 2 and 3, little endian.
 //!
 //! The file is mapped, and its header parsed once with every read checked against the map. Tensors
-//! are dequantised on demand ([`dequant`]), named and laid out as in the Hugging Face checkpoint the
+//! are dequantised on demand ([`seakeep_kernels::blocks`]), named and laid out as in the Hugging Face checkpoint the
 //! file was made from ([`tensors`]), and so are the configuration ([`config`]) and the tokenizer
 //! ([`tokenizer`]).
 
 pub mod config;
-pub mod dequant;
 mod header;
 pub mod tensors;
 pub mod tokenizer;
@@ -17,10 +16,11 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-pub use dequant::GgmlType;
 pub use header::{
     MAX_ALIGNMENT, MAX_ARRAY_ITEMS, MAX_DIMS, MAX_METADATA, MAX_NESTING, MAX_STRING_BYTES, MAX_TENSORS, Value,
 };
+pub use seakeep_kernels::blocks::GgmlType;
+use seakeep_kernels::blocks::dequantize;
 
 use crate::error::{Error, Result};
 
@@ -135,7 +135,7 @@ impl GgufFile {
             .tensor(name)
             .ok_or_else(|| Error::format(&self.path, format!("no tensor named `{name}` in the file")))?;
         let mut values = vec![0.0; info.shape.iter().product()];
-        dequant::dequantize(info.ggml_type, &self.map[info.start..info.start + info.len], &mut values);
+        dequantize(info.ggml_type, &self.map[info.start..info.start + info.len], &mut values);
         Ok(values)
     }
 

@@ -1,12 +1,14 @@
-//! Dequantisation of GGML blocks to f32, bit for bit as the Python package `gguf` does it
+//! Quantised weights: GGML's blocks, and their dequantisation to f32, bit for bit as the Python package `gguf` does it
 //! (`gguf/quants.py`, the reference that llama.cpp ships). Golden values: `tests/data/gguf_dequant.json`,
-//! made by `scripts/parity/gguf_dequant.py`.
+//! made by `scripts/parity/gguf_dequant.py` (in the crate `seakeep`).
 //!
 //! A block is a run of values along a row that share their scale(s). Names in the layouts: `d` is the
 //! scale (f16), `m` or `dmin` the scale of the minimum, `qs`/`ql` the low bits, `qh` the high bits.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
+
+use crate::simd::dispatch;
 
 /// How a tensor's values are stored.
 #[allow(non_camel_case_types)] // These are the names the world knows them by.
@@ -103,6 +105,75 @@ pub fn dequantize(ggml_type: GgmlType, bytes: &[u8], out: &mut [f32]) {
             }
         },
     );
+}
+
+/// A weight `[rows, cols]` in quantised blocks along its rows, as a GGUF file has them: products read it as it is
+/// ([`Elements::Blocks`](crate::gemm::Elements)).
+#[derive(Clone, PartialEq)]
+pub struct Blocks {
+    ggml_type: GgmlType,
+    bytes: Vec<u8>,
+    len: usize,
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "Blocks({:?}, {} elements)", self.ggml_type, self.len)
+    }
+}
+
+impl Blocks {
+    /// The blocks of `bytes`.
+    ///
+    /// # Panics
+    /// If `bytes` is no whole number of blocks.
+    pub fn new(ggml_type: GgmlType, bytes: Vec<u8>) -> Self {
+        let (items, size) = ggml_type.block();
+        assert!(bytes.len().is_multiple_of(size), "whole blocks");
+        let len = bytes.len() / size * items;
+        Blocks { ggml_type, bytes, len }
+    }
+
+    /// How they are quantised.
+    pub fn ggml_type(&self) -> GgmlType {
+        self.ggml_type
+    }
+
+    /// The blocks as they are stored.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Elements in a block.
+    pub fn block(&self) -> usize {
+        self.ggml_type.block().0
+    }
+
+    /// Dequantises the elements from `first` on; both ends must be those of a block.
+    ///
+    /// # Panics
+    /// If they are not, or there are not so many.
+    pub fn read(&self, first: usize, out: &mut [f32]) {
+        let (items, size) = self.ggml_type.block();
+        assert!(first.is_multiple_of(items) && out.len().is_multiple_of(items), "whole blocks");
+        let bytes = &self.bytes[first / items * size..(first + out.len()) / items * size];
+        let one = one_block(self.ggml_type);
+        dispatch(|| {
+            for (y, block) in out.chunks_exact_mut(items).zip(bytes.chunks_exact(size)) {
+                one(block, y);
+            }
+        });
+    }
 }
 
 type BlockFn = fn(&[u8], &mut [f32]);

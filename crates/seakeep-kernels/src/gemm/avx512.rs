@@ -1,0 +1,393 @@
+//! Packing and micro-kernels for AVX-512: 14 rows by 2 vectors, 28 of the 32 registers hold sums; with AVX512-BF16 each
+//! instruction multiplies pairs.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::pack::{Strided, Words};
+
+pub(super) const MR: usize = 14;
+pub(super) const NR: usize = 32;
+/// Lanes of a vector.
+const L: usize = 16;
+
+/// [`Pack`](super::pack::Pack) of panels of A.
+///
+/// # Safety
+/// The processor has AVX-512 (F, BW, VL, DQ), and for pairs BF16.
+pub(super) unsafe fn pack_a(
+    to: &mut [u32],
+    from: Strided,
+    first: usize,
+    count: usize,
+    elements: Range<usize>,
+    words: Words,
+) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { pack_of::<MR>(to, from, first, count, elements, words) }
+}
+
+/// [`Pack`](super::pack::Pack) of panels of B.
+///
+/// # Safety
+/// As [`pack_a`].
+pub(super) unsafe fn pack_b(
+    to: &mut [u32],
+    from: Strided,
+    first: usize,
+    count: usize,
+    elements: Range<usize>,
+    words: Words,
+) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { pack_of::<NR>(to, from, first, count, elements, words) }
+}
+
+/// # Safety
+/// As [`pack_a`].
+unsafe fn pack_of<const P: usize>(
+    to: &mut [u32],
+    from: Strided,
+    first: usize,
+    count: usize,
+    elements: Range<usize>,
+    words: Words,
+) {
+    // SAFETY: the caller vouches for the instructions; lengths are checked inside.
+    unsafe {
+        match (from.inner, from.outer, words) {
+            (1, _, Words::Pairs) => along_pairs::<P>(to, from, first, count, elements),
+            (1, ..) => along::<P>(to, from, first, count, elements, words == Words::Rounded),
+            (_, 1, Words::Pairs) => across_pairs::<P>(to, from, first, count, elements),
+            (_, 1, _) => across::<P>(to, from, first, count, elements, words == Words::Rounded),
+            _ => super::pack::pack::<P>(to, from, first, count, elements, words),
+        }
+    }
+}
+
+/// The lowest `n` lanes.
+#[inline(always)]
+fn lanes(n: usize) -> __mmask16 {
+    if n >= L { !0 } else { (1 << n) - 1 }
+}
+
+/// Up to 16 elements, 0 in the lanes beyond.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(from: &[f32]) -> __m512 {
+    // SAFETY: the mask keeps the load within the slice.
+    unsafe { _mm512_maskz_loadu_ps(lanes(from.len()), from.as_ptr()) }
+}
+
+/// Rounds to bf16, to nearest, ties to even; NaN stays NaN.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn round(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+    _mm512_and_si512(_mm512_mask_mov_epi32(up, nan, quiet), _mm512_set1_epi32(!0xffff))
+}
+
+/// 16 words of a row in which `k` is contiguous: `n` words from element `at` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16,avx512bw")]
+fn pairs_at(row: &[f32]) -> __m512i {
+    let (low, high) = row.split_at(row.len().min(L));
+    // SAFETY: both are 512 bits of no particular meaning.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(load(high), load(low))) }
+}
+
+/// Panels where `k` is contiguous: 16 words of 16 rows at a time are transposed.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn along<const P: usize>(
+    to: &mut [u32],
+    from: Strided,
+    first: usize,
+    count: usize,
+    elements: Range<usize>,
+    rounded: bool,
+) {
+    for (start, to) in elements.clone().step_by(L).zip(to.chunks_mut(L * P)) {
+        let n = L.min(elements.end - start);
+        for p0 in (0..P).step_by(L) {
+            let mut rows = [_mm512_setzero_si512(); L];
+            for (r, row) in rows.iter_mut().enumerate().take(count.saturating_sub(p0)) {
+                let x = load(&from.data[(first + p0 + r) * from.outer + start..][..n]);
+                *row = if rounded { round(x) } else { _mm512_castps_si512(x) };
+            }
+            store_transposed::<P>(to, p0, rows);
+        }
+    }
+}
+
+/// [`along`] for pairs of bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn along_pairs<const P: usize>(
+    to: &mut [u32],
+    from: Strided,
+    first: usize,
+    count: usize,
+    elements: Range<usize>,
+) {
+    for (start, to) in elements.clone().step_by(2 * L).zip(to.chunks_mut(L * P)) {
+        let n = (2 * L).min(elements.end - start);
+        for p0 in (0..P).step_by(L) {
+            let mut rows = [_mm512_setzero_si512(); L];
+            for (r, row) in rows.iter_mut().enumerate().take(count.saturating_sub(p0)) {
+                *row = pairs_at(&from.data[(first + p0 + r) * from.outer + start..][..n]);
+            }
+            store_transposed::<P>(to, p0, rows);
+        }
+    }
+}
+
+/// Writes the transpose of `rows` as the places from `p0` on of as many words as `to` has room for.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_transposed<const P: usize>(to: &mut [u32], p0: usize, rows: [__m512i; L]) {
+    let words = transpose(rows);
+    let mask = lanes(P - p0);
+    for (to, word) in to.chunks_exact_mut(P).zip(words) {
+        // SAFETY: the mask keeps the store within the word's P places.
+        unsafe { _mm512_mask_storeu_epi32(to[p0..].as_mut_ptr().cast(), mask, word) };
+    }
+}
+
+/// 16 by 16 words: first within pairs of rows, then of pairs, then the four quarters of the vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(r: [__m512i; L]) -> [__m512i; L] {
+    let mut fours = [[_mm512_setzero_si512(); 4]; 4];
+    for (g, four) in fours.iter_mut().enumerate() {
+        let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        // Column 4 l + j of rows 4 g.. in quarter l of `four[j]`.
+        *four = [
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ];
+    }
+    let mut out = [_mm512_setzero_si512(); L];
+    for j in 0..4 {
+        let [a, b, c, d] = [fours[0][j], fours[1][j], fours[2][j], fours[3][j]];
+        let (even, odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (even_high, odd_high) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        out[j] = _mm512_shuffle_i32x4::<0x88>(even, even_high);
+        out[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd, odd_high);
+        out[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even, even_high);
+        out[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_high);
+    }
+    out
+}
+
+/// Panels where rows are contiguous: words are copied.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn across<const P: usize>(
+    to: &mut [u32],
+    from: Strided,
+    first: usize,
+    count: usize,
+    elements: Range<usize>,
+    rounded: bool,
+) {
+    for (i, to) in elements.zip(to.chunks_exact_mut(P)) {
+        let row = &from.data[i * from.inner + first..][..count];
+        for p0 in (0..P).step_by(L) {
+            let x = load(row.get(p0..).map_or(&[], |rest| &rest[..rest.len().min(L)]));
+            let x = if rounded { round(x) } else { _mm512_castps_si512(x) };
+            // SAFETY: the mask keeps the store within the word's P places.
+            unsafe { _mm512_mask_storeu_epi32(to[p0..].as_mut_ptr().cast(), lanes(P - p0), x) };
+        }
+    }
+}
+
+/// [`across`] for pairs of bf16: two rows are interleaved.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn across_pairs<const P: usize>(
+    to: &mut [u32],
+    from: Strided,
+    first: usize,
+    count: usize,
+    elements: Range<usize>,
+) {
+    // 0, 16, 1, 17, ...: element i of the first row, then of the second.
+    let order: [u16; 2 * L] = std::array::from_fn(|i| (i / 2 + i % 2 * L) as u16);
+    // SAFETY: 32 numbers of 16 bits are a vector.
+    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    for (i, to) in elements.clone().step_by(2).zip(to.chunks_exact_mut(P)) {
+        let row = &from.data[i * from.inner + first..][..count];
+        let next =
+            if i + 1 < elements.end { &from.data[(i + 1) * from.inner + first..][..count] } else { &[] };
+        for p0 in (0..P).step_by(L) {
+            let part = |row: &'_ [f32]| load(row.get(p0..).map_or(&[], |rest| &rest[..rest.len().min(L)]));
+            // SAFETY: both are 512 bits; the mask keeps the store within the word's P places.
+            unsafe {
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(part(next), part(row)));
+                let words = _mm512_permutexvar_epi16(order, both);
+                _mm512_mask_storeu_epi32(to[p0..].as_mut_ptr().cast(), lanes(P - p0), words);
+            }
+        }
+    }
+}
+
+/// Calls `$kernel::<R>` for the number of rows.
+macro_rules! by_rows {
+    ($kernel:ident, $rows:expr, $($argument:expr),*) => {
+        match $rows {
+            1 => $kernel::<1>($($argument),*),
+            2 => $kernel::<2>($($argument),*),
+            3 => $kernel::<3>($($argument),*),
+            4 => $kernel::<4>($($argument),*),
+            5 => $kernel::<5>($($argument),*),
+            6 => $kernel::<6>($($argument),*),
+            7 => $kernel::<7>($($argument),*),
+            8 => $kernel::<8>($($argument),*),
+            9 => $kernel::<9>($($argument),*),
+            10 => $kernel::<10>($($argument),*),
+            11 => $kernel::<11>($($argument),*),
+            12 => $kernel::<12>($($argument),*),
+            13 => $kernel::<13>($($argument),*),
+            _ => $kernel::<14>($($argument),*),
+        }
+    };
+}
+
+/// [`Kernel`](super::isa::Kernel) for f32.
+///
+/// # Safety
+/// As there.
+pub(super) unsafe fn kernel_f32(
+    (rows, cols): (usize, usize),
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    c: *mut f32,
+    c_row: usize,
+    add: bool,
+    alpha: f32,
+) {
+    // SAFETY: the caller vouches for all of it.
+    unsafe { by_rows!(of_f32, rows, words, a.cast(), b.cast(), c, c_row, cols, add, alpha) }
+}
+
+/// [`Kernel`](super::isa::Kernel) for pairs of bf16.
+///
+/// # Safety
+/// As there.
+pub(super) unsafe fn kernel_bf16(
+    (rows, cols): (usize, usize),
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    c: *mut f32,
+    c_row: usize,
+    add: bool,
+    alpha: f32,
+) {
+    // SAFETY: the caller vouches for all of it.
+    unsafe { by_rows!(of_pairs, rows, words, a, b, c, c_row, cols, add, alpha) }
+}
+
+/// # Safety
+/// As [`kernel_f32`], with `R` rows.
+#[allow(clippy::too_many_arguments)]
+#[target_feature(enable = "avx512f")]
+unsafe fn of_f32<const R: usize>(
+    words: usize,
+    mut a: *const f32,
+    mut b: *const f32,
+    c: *mut f32,
+    c_row: usize,
+    cols: usize,
+    add: bool,
+    alpha: f32,
+) {
+    // SAFETY: every address lies within the panels that the caller vouches for.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        for _ in 0..words {
+            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(L)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = _mm512_set1_ps(*a.add(r));
+                sums[0] = _mm512_fmadd_ps(a, b0, sums[0]);
+                sums[1] = _mm512_fmadd_ps(a, b1, sums[1]);
+            }
+            (a, b) = (a.add(MR), b.add(NR));
+        }
+        write(&sums, c, c_row, cols, add, alpha);
+    }
+}
+
+/// # Safety
+/// As [`kernel_bf16`], with `R` rows.
+#[allow(clippy::too_many_arguments)]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn of_pairs<const R: usize>(
+    words: usize,
+    mut a: *const u32,
+    mut b: *const u32,
+    c: *mut f32,
+    c_row: usize,
+    cols: usize,
+    add: bool,
+    alpha: f32,
+) {
+    // SAFETY: every address lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
+    unsafe {
+        let pairs = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        for _ in 0..words {
+            let b0 = pairs(_mm512_loadu_si512(b.cast()));
+            let b1 = pairs(_mm512_loadu_si512(b.add(L).cast()));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = pairs(_mm512_set1_epi32(*a.add(r) as i32));
+                sums[0] = _mm512_dpbf16_ps(sums[0], a, b0);
+                sums[1] = _mm512_dpbf16_ps(sums[1], a, b1);
+            }
+            (a, b) = (a.add(MR), b.add(NR));
+        }
+        write(&sums, c, c_row, cols, add, alpha);
+    }
+}
+
+/// Writes a tile, or its first `cols` columns.
+///
+/// # Safety
+/// `c` has `R` rows of `cols` elements.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn write<const R: usize>(
+    sums: &[[__m512; 2]; R],
+    c: *mut f32,
+    c_row: usize,
+    cols: usize,
+    add: bool,
+    alpha: f32,
+) {
+    let alpha = _mm512_set1_ps(alpha);
+    let masks = [lanes(cols), lanes(cols.saturating_sub(L))];
+    for (r, sums) in sums.iter().enumerate() {
+        for (half, sum) in sums.iter().enumerate() {
+            // SAFETY: the mask leaves out what lies beyond `cols`.
+            unsafe {
+                let at = c.add(r * c_row + half * L);
+                let value = if add {
+                    _mm512_fmadd_ps(alpha, *sum, _mm512_maskz_loadu_ps(masks[half], at))
+                } else {
+                    _mm512_mul_ps(alpha, *sum)
+                };
+                _mm512_mask_storeu_ps(at, masks[half], value);
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The instruction sets a product is written for, and the choice among them at run time.
+
+use std::sync::OnceLock;
+
+use super::pack::{Pack, pack};
+use super::portable;
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+
+/// Multiplies a panel of A by a panel of B: `((rows, cols), words, a, b, c, c_row, add, alpha)`. `a` is `[words, MR]`, `b` is
+/// `[words, NR]`; writes `rows` times `cols` elements of `c`, whose rows are `c_row` apart.
+///
+/// # Safety
+/// The panels and `c` must be as large as that, and the processor must have the instructions.
+pub(super) type Kernel = unsafe fn((usize, usize), usize, *const u32, *const u32, *mut f32, usize, bool, f32);
+
+/// What a product needs of an instruction set.
+#[derive(Clone, Copy)]
+pub(super) struct Isa {
+    pub name: &'static str,
+    /// Rows of a panel of A.
+    pub mr: usize,
+    /// Columns of a panel of B.
+    pub nr: usize,
+    pub pack_a: Pack,
+    pub pack_b: Pack,
+    pub kernel_f32: Kernel,
+    /// For words that are pairs of bf16; called only where `pairs`.
+    pub kernel_bf16: Kernel,
+    /// Whether pairs of bf16 are multiplied as such.
+    pub pairs: bool,
+}
+
+const PORTABLE: Isa = Isa {
+    name: "portable",
+    mr: portable::MR,
+    nr: portable::NR,
+    pack_a: pack::<{ portable::MR }>,
+    pack_b: pack::<{ portable::NR }>,
+    kernel_f32: portable::kernel,
+    kernel_bf16: portable::kernel,
+    pairs: false,
+};
+
+impl Isa {
+    /// All that this processor has, the best first.
+    pub fn available() -> Vec<Isa> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let wide = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq");
+            if wide {
+                let isa = Isa {
+                    name: "AVX-512",
+                    mr: avx512::MR,
+                    nr: avx512::NR,
+                    pack_a: avx512::pack_a,
+                    pack_b: avx512::pack_b,
+                    kernel_f32: avx512::kernel_f32,
+                    kernel_bf16: avx512::kernel_bf16,
+                    pairs: false,
+                };
+                if is_x86_feature_detected!("avx512bf16") {
+                    found.push(Isa { name: "AVX-512 with BF16", pairs: true, ..isa });
+                }
+                found.push(isa);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                found.push(Isa {
+                    name: "AVX2",
+                    mr: avx2::MR,
+                    nr: avx2::NR,
+                    pack_a: pack::<{ avx2::MR }>,
+                    pack_b: pack::<{ avx2::NR }>,
+                    kernel_f32: avx2::kernel,
+                    kernel_bf16: avx2::kernel,
+                    pairs: false,
+                });
+            }
+        }
+        found.push(PORTABLE);
+        found
+    }
+
+    /// The best that this processor has.
+    pub fn best() -> &'static Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        BEST.get_or_init(|| Isa::available()[0])
+    }
+}

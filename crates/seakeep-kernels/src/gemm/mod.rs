@@ -1,0 +1,379 @@
+//! Matrix products: operands packed into panels, a micro-kernel for each instruction set, in f32 or in bf16 with f32
+//! sums.
+//!
+//! ```text
+//!            n                    B packed: [panel of NR columns][words][NR]
+//!         +-----+
+//!       k |  B  |                 A packed: [panel of MR rows][words][MR]
+//!    k    +-----+
+//!  +---+  +-----+
+//! m| A |  |  C  |   tiles of C: TILE_A panels x TILE_B panels, one thread each
+//!  +---+  +-----+
+//! ```
+//!
+//! A *word* is what the micro-kernel takes of one row (or column) at a time: an f32, or in [`Precision::Bf16`] on a
+//! processor with AVX512-BF16 two consecutive values rounded to bf16. Packing transposes, rounds and dequantises,
+//! so the micro-kernel sees one layout whatever the operands are.
+//!
+//! Every element of C is a sum over `k` in order, in blocks of [`KC`] words, each block in one fused chain. Neither
+//! tiles nor threads nor the width of vectors take part in that: any number of threads gives the same bits, and so do
+//! AVX-512 and AVX2 (not the portable kernel, which has no fused multiply-add, and not bf16 with and without AVX512-BF16).
+
+use std::cell::Cell;
+
+use rayon::prelude::*;
+
+use crate::blocks::Blocks;
+use isa::Isa;
+use pack::{Source, Words};
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod isa;
+mod pack;
+mod portable;
+
+/// Words of `k` that one call of the micro-kernel sums: its panel of A fits the first-level cache, a tile's panels of B
+/// the second.
+const KC: usize = 384;
+/// Words of `k` that are packed at a time: a multiple of `KC` and of the largest block of a quantised type.
+const KB: usize = 12 * KC;
+/// Words of packed A and of packed B at a time.
+const PACKED: usize = 6 << 20;
+/// Panels of A and of B in a tile of C.
+const TILE: (usize, usize) = (9, 8);
+/// Below this many multiplications threads cost more than they bring.
+const PARALLEL_FROM: usize = 1 << 20;
+
+/// A matrix inside a slice: element `(r, c)` is `data[r * row + c * col]`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// Distance between rows.
+    pub row: usize,
+    /// Distance between columns.
+    pub col: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A row-major matrix whose rows are `row` elements apart.
+    pub fn new(data: &'a [f32], row: usize) -> Self {
+        Mat { data, row, col: 1 }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Mat { row: self.col, col: self.row, ..self }
+    }
+}
+
+/// How many threads a product may use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// The calling thread alone: for products inside a parallel loop.
+    One,
+    /// All of rayon's current pool.
+    All,
+}
+
+/// What products are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    F32,
+    /// Both operands rounded to bf16 (to nearest, ties to even), sums in f32. Everything but products stays in f32, as
+    /// under PyTorch's autocast. Where the processor has no such instruction the values are rounded all the same and
+    /// multiplied in f32.
+    Bf16,
+}
+
+/// A weight `[rows, cols]` as it is stored.
+#[derive(Clone, Copy)]
+pub enum Elements<'a> {
+    /// f32, row-major.
+    F32(&'a [f32]),
+    /// bf16, row-major.
+    Bf16(&'a [half::bf16]),
+    /// Quantised in blocks along rows.
+    Blocks(&'a Blocks),
+}
+
+impl<'a> From<&'a [f32]> for Elements<'a> {
+    fn from(data: &'a [f32]) -> Self {
+        Elements::F32(data)
+    }
+}
+
+impl Elements<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Elements::F32(data) => data.len(),
+            Elements::Bf16(data) => data.len(),
+            Elements::Blocks(blocks) => blocks.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes the elements from `first` on, in f32. For quantised ones both ends must be those of a block.
+    pub fn read(&self, first: usize, out: &mut [f32]) {
+        match self {
+            Elements::F32(data) => out.copy_from_slice(&data[first..first + out.len()]),
+            Elements::Bf16(data) => {
+                out.iter_mut().zip(&data[first..]).for_each(|(o, x)| *o = x.to_f32());
+            }
+            Elements::Blocks(blocks) => blocks.read(first, out),
+        }
+    }
+
+    /// Elements that belong together: a row's length must be a multiple of it.
+    fn block(&self) -> usize {
+        match self {
+            Elements::F32(_) | Elements::Bf16(_) => 1,
+            Elements::Blocks(blocks) => blocks.block(),
+        }
+    }
+}
+
+/// A weight as the right operand of a product, `[rows, cols]` row-major, perhaps transposed.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    elements: Elements<'a>,
+    cols: usize,
+    transposed: bool,
+}
+
+impl<'a> Weight<'a> {
+    /// `[.., cols]`, row-major.
+    pub fn new(elements: impl Into<Elements<'a>>, cols: usize) -> Self {
+        Weight { elements: elements.into(), cols, transposed: false }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Weight { transposed: !self.transposed, ..self }
+    }
+}
+
+/// The right operand.
+#[derive(Clone, Copy)]
+enum Right<'a> {
+    Mat(Mat<'a>),
+    Weight(Weight<'a>),
+}
+
+/// Where a product goes and how: `c = alpha a b` or, with `accumulate`, `c += alpha a b`.
+#[derive(Clone, Copy)]
+pub struct Product {
+    /// Distance between rows of `c`.
+    pub c_row: usize,
+    /// Whether to add to `c`.
+    pub accumulate: bool,
+    /// The factor.
+    pub alpha: f32,
+    /// Threads.
+    pub threads: Threads,
+    /// What is multiplied in.
+    pub precision: Precision,
+}
+
+/// `c = alpha a b` or, with `accumulate`, `c += alpha a b`, in f32; `a` is `[m, k]`, `b` is `[k, n]`, `c` is `[m, n]`
+/// row-major with rows `c_row` apart.
+///
+/// # Panics
+/// If a slice is too short for its matrix.
+#[allow(clippy::too_many_arguments)]
+pub fn gemm(
+    size: (usize, usize, usize),
+    c: &mut [f32],
+    c_row: usize,
+    accumulate: bool,
+    alpha: f32,
+    a: Mat,
+    b: Mat,
+    threads: Threads,
+) {
+    let product = Product { c_row, accumulate, alpha, threads, precision: Precision::F32 };
+    multiply(size, c, product, a, b);
+}
+
+/// `c (+)= alpha a b` for `a` `[m, k]` and `b` `[k, n]`, sizes given as `(m, n, k)`.
+///
+/// # Panics
+/// If a slice is too short for its matrix.
+pub fn multiply(size: (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Mat) {
+    run(Isa::best(), size, c, product, a, Right::Mat(b));
+}
+
+/// [`multiply`] by a weight in whatever form it is stored.
+///
+/// # Panics
+/// If a slice is too short for its matrix.
+pub fn multiply_weight(size: (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Weight) {
+    run(Isa::best(), size, c, product, a, Right::Weight(b));
+}
+
+/// The instruction set that products use here, and whether bf16 is multiplied as such.
+pub fn instruction_set() -> (&'static str, bool) {
+    (Isa::best().name, Isa::best().pairs)
+}
+
+thread_local! {
+    /// Packed operands of the last product of this thread: memory that is not asked for anew each time. Taken out while in use, because
+    /// a thread that waits for others may start another product.
+    static BUFFERS: Cell<(Vec<u32>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
+}
+
+/// At least `len` words.
+fn at_least(buffer: &mut Vec<u32>, len: usize) -> &mut [u32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    &mut buffer[..len]
+}
+
+fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Right) {
+    let Product { c_row, accumulate, alpha, threads, precision } = product;
+    if m == 0 || n == 0 {
+        return;
+    }
+    let end = |rows: usize, cols: usize, row: usize, col: usize| (rows - 1) * row + (cols - 1) * col + 1;
+    assert!(end(m, n, c_row, 1) <= c.len(), "gemm: c too short");
+    assert!(n <= c_row || m == 1, "gemm: rows of c overlap");
+    if k == 0 {
+        if !accumulate {
+            c.chunks_mut(c_row).take(m).for_each(|row| row[..n].fill(0.0));
+        }
+        return;
+    }
+    assert!(end(m, k, a.row, a.col) <= a.data.len(), "gemm: a too short");
+    let b = match b {
+        Right::Mat(b) => {
+            assert!(end(k, n, b.row, b.col) <= b.data.len(), "gemm: b too short");
+            Source::columns(b)
+        }
+        Right::Weight(w) => {
+            let (rows, cols) = if w.transposed { (n, k) } else { (k, n) };
+            assert!(w.cols == cols && w.elements.len() >= rows * cols, "gemm: the weight has another shape");
+            assert!(cols.is_multiple_of(w.elements.block()), "gemm: the weight's rows are no whole blocks");
+            Source::weight(w)
+        }
+    };
+    let words = Words::of(precision, isa.pairs);
+    let parallel = threads == Threads::All && m * n * k >= PARALLEL_FROM && rayon::current_num_threads() > 1;
+    let c = C { at: c.as_mut_ptr(), row: c_row };
+    let total = words.of_elements(k);
+    let (mut for_a, mut for_b) = BUFFERS.take();
+    for k0 in (0..total).step_by(KB) {
+        let span = k0..(k0 + KB).min(total);
+        let add = accumulate || k0 > 0;
+        // As many whole panels as may be packed at a time.
+        let most = |width: usize| (PACKED / (span.len() * width)).max(TILE.1) * width;
+        for m0 in (0..m).step_by(most(isa.mr)) {
+            let rows = m0..(m0 + most(isa.mr)).min(m);
+            let a_at = at_least(&mut for_a, rows.len().div_ceil(isa.mr) * isa.mr * span.len());
+            let packed_a = pack::Packed { width: isa.mr, outer: rows.clone(), words: span.clone() };
+            packed_a.fill(a_at, &Source::rows(a), words, k, isa.pack_a, parallel);
+            for n0 in (0..n).step_by(most(isa.nr)) {
+                let cols = n0..(n0 + most(isa.nr)).min(n);
+                let b_at = at_least(&mut for_b, cols.len().div_ceil(isa.nr) * isa.nr * span.len());
+                let packed_b = pack::Packed { width: isa.nr, outer: cols.clone(), words: span.clone() };
+                packed_b.fill(b_at, &b, words, k, isa.pack_b, parallel);
+                let work = Tiles {
+                    isa,
+                    rows: rows.clone(),
+                    cols,
+                    words: span.len(),
+                    bf16: words == Words::Pairs,
+                    a: a_at,
+                    b: b_at,
+                };
+                work.run(c, add, alpha, parallel);
+            }
+        }
+    }
+    BUFFERS.set((for_a, for_b));
+}
+
+/// The product's result; tiles write to parts of it that do not overlap.
+#[derive(Clone, Copy)]
+struct C {
+    at: *mut f32,
+    row: usize,
+}
+
+// SAFETY: threads write through it to tiles that do not overlap, while `run` holds the slice borrowed mutably.
+unsafe impl Send for C {}
+// SAFETY: as above.
+unsafe impl Sync for C {}
+
+/// Packed operands, and the part of C that they make.
+struct Tiles<'a> {
+    isa: &'a Isa,
+    rows: std::ops::Range<usize>,
+    cols: std::ops::Range<usize>,
+    words: usize,
+    bf16: bool,
+    /// `[panels][words][MR]`
+    a: &'a [u32],
+    /// `[panels][words][NR]`
+    b: &'a [u32],
+}
+
+impl Tiles<'_> {
+    fn run(&self, c: C, add: bool, alpha: f32, parallel: bool) {
+        let panels = (self.rows.len().div_ceil(self.isa.mr), self.cols.len().div_ceil(self.isa.nr));
+        let grid = (panels.0.div_ceil(TILE.0), panels.1.div_ceil(TILE.1));
+        let tile = |t: usize| {
+            let (i, j) = (t % grid.0 * TILE.0, t / grid.0 * TILE.1);
+            self.tile(i..(i + TILE.0).min(panels.0), j..(j + TILE.1).min(panels.1), c, add, alpha);
+        };
+        if parallel {
+            (0..grid.0 * grid.1).into_par_iter().for_each(tile);
+        } else {
+            (0..grid.0 * grid.1).for_each(tile);
+        }
+    }
+
+    /// The tile of C that these panels of A and of B make.
+    fn tile(
+        &self,
+        a_panels: std::ops::Range<usize>,
+        b_panels: std::ops::Range<usize>,
+        c: C,
+        add: bool,
+        alpha: f32,
+    ) {
+        let Isa { mr, nr, .. } = *self.isa;
+        let kernel = if self.bf16 { self.isa.kernel_bf16 } else { self.isa.kernel_f32 };
+        for w0 in (0..self.words).step_by(KC) {
+            let words = KC.min(self.words - w0);
+            for i in a_panels.clone() {
+                let (row, a) =
+                    (self.rows.start + i * mr, &self.a[(i * self.words + w0) * mr..][..words * mr]);
+                for j in b_panels.clone() {
+                    let col = self.cols.start + j * nr;
+                    let b = &self.b[(j * self.words + w0) * nr..][..words * nr];
+                    let size = (mr.min(self.rows.end - row), nr.min(self.cols.end - col));
+                    // SAFETY: `size` rows and columns from (row, col) on lie in C, whose length `run` checked, and in
+                    // this tile alone; the panels hold `words` words; `Isa::best` found the instructions.
+                    unsafe {
+                        let at = c.at.add(row * c.row + col);
+                        kernel(size, words, a.as_ptr(), b.as_ptr(), at, c.row, add || w0 > 0, alpha);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

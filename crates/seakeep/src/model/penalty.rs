@@ -1,0 +1,126 @@
+//! The passes behind a penalty on the gradient at the embeddings `e`: how the gradient of a loss changes as `e` moves along a
+//! direction `u`, `d/d eps [dL/d theta at e + eps u]`.
+//!
+//! | pass | from layer to layer | leaves in each |
+//! |---|---|---|
+//! | [`Model::forward`] | up: activations | activations |
+//! | [`Model::backward_kept`] | down: gradients `d` | gradients |
+//! | [`Model::tangent`] | up: tangents `t` of activations, from `u` | sources, made of gradients and tangents |
+//! | [`Model::backward_tangent`] | down: gradients again, sources added | nothing |
+//!
+//! A backward pass is linear in its seeds. So its directional derivative is the backward pass of the seeds' tangents, plus what
+//! comes of the activations' tangents with `d` held: the sources, which join it on its way. Start from seeds plus their
+//! tangents, and it is gradient and derivative in one, at the price of one.
+
+use seakeep_kernels::projection;
+
+use super::decoder::{Activations, Model, seeds};
+use super::layer::{LayerGradients, LayerSources};
+use super::tensors::Tensors;
+use crate::batch::Batch;
+
+/// A backward pass, kept for the tangent of it.
+pub struct InnerGradients {
+    /// In order of layers.
+    layers: Vec<LayerGradients>,
+    /// Derivatives of the predictions' log-probabilities with respect to the normalised hidden states, `[N, C]`.
+    d_predicted: Vec<f32>,
+    /// The seeds: derivatives with respect to every branch's log-probability.
+    d_logps: Vec<f64>,
+}
+
+/// The tangent of a forward pass, and how the backward pass changes along it.
+pub struct Tangents {
+    layers: Vec<LayerSources>,
+    /// What the final norm adds at its input, `[N, C]`.
+    rows: Vec<f32>,
+    /// The tangent of the normalised hidden states, `[N, C]`.
+    hidden: Vec<f32>,
+    d_logps: Vec<f64>,
+    /// Tangent of every branch's log-probability.
+    pub branch_logps: Vec<f64>,
+}
+
+impl Model {
+    /// As [`backward`](Self::backward), and returns what [`tangent`](Self::tangent) needs besides.
+    pub fn backward_kept(
+        &self,
+        batch: &Batch,
+        a: &Activations,
+        d_logps: &[f64],
+        grads: &mut Tensors,
+    ) -> (Vec<f32>, InnerGradients) {
+        let (d_predicted, d_hidden) = self.backward_predictions(batch, a, d_logps, grads);
+        let rows = batch.predicting_rows();
+        let mut d_x = self.backward_final_norm((&a.last, &rows), &d_hidden, None, grads);
+        let (cx, mut layers) = (self.context(batch), Vec::with_capacity(self.config.layers));
+        for (layer, kept) in self.params.layers.iter().zip(&a.layers).rev() {
+            let (below, inside) = layer.backward(&cx, grads, kept, d_x, None);
+            layers.push(inside);
+            d_x = below;
+        }
+        layers.reverse();
+        self.backward_embed(batch, &d_x, grads);
+        (d_x, InnerGradients { layers, d_predicted, d_logps: d_logps.to_vec() })
+    }
+
+    /// The forward pass's directional derivative along `t_embed` (`[T, C]`) at the embedding lookup, and the change of the backward
+    /// pass that left `d` as far as it does not come from a change of its seeds: adds to `grads` what it is for the
+    /// layers' weights.
+    pub fn tangent(
+        &self,
+        batch: &Batch,
+        a: &Activations,
+        d: InnerGradients,
+        t_embed: Vec<f32>,
+        grads: &mut Tensors,
+    ) -> Tangents {
+        let (cx, w, c) = (self.context(batch), &self.weights, self.config.hidden);
+        let (mut t_x, mut layers) = (t_embed, Vec::with_capacity(self.config.layers));
+        for ((layer, kept), d) in self.params.layers.iter().zip(&a.layers).zip(d.layers) {
+            let (above, t) = layer.tangent(&cx, kept, t_x);
+            layers.push(layer.curvature(&cx, grads, kept, d, t));
+            t_x = above;
+        }
+        let (rows, t_rows) = (self.predicting(batch, &a.last), self.predicting(batch, &t_x));
+        let hidden = self.params.final_norm.tangent(w, &rows, &t_rows);
+        let t_logps = projection::tangent(&d.d_predicted, &hidden, c);
+        let mut d_hidden = d.d_predicted;
+        projection::scale_rows(&mut d_hidden, &seeds(batch, &d.d_logps), c);
+        let rows = self.params.final_norm.curvature(w, grads, &d_hidden, (&rows, &t_rows));
+        let branch_logps = batch.branch_sums(t_logps.into_iter());
+        Tangents { layers, rows, hidden, d_logps: d.d_logps, branch_logps }
+    }
+
+    /// The rest of what [`tangent`](Self::tangent) began: the backward pass from `e_logps`, with what curvature adds to it on the
+    /// way down. With the tangents of the seeds for `e_logps`, `grads` gets the directional derivative of the gradient; with the
+    /// seeds added to them, the gradient as well.
+    pub fn backward_tangent(
+        &self,
+        batch: &Batch,
+        a: &Activations,
+        t: Tangents,
+        e_logps: &[f64],
+        grads: &mut Tensors,
+    ) {
+        let head = self.params.head;
+        let (d, e) = (seeds(batch, &t.d_logps), seeds(batch, e_logps));
+        let (mut e_hidden, to) = (vec![0.0; a.hidden.len()], grads.trained(head));
+        projection::backward_with_curvature(
+            &mut e_hidden,
+            to,
+            (&d, &e),
+            (&a.hidden, &t.hidden),
+            self.head(),
+            &batch.targets(),
+            &a.predicted,
+        );
+        let rows = batch.predicting_rows();
+        let mut e_x = self.backward_final_norm((&a.last, &rows), &e_hidden, Some(&t.rows), grads);
+        let cx = self.context(batch);
+        for ((layer, kept), sources) in self.params.layers.iter().zip(&a.layers).zip(t.layers).rev() {
+            e_x = layer.backward(&cx, grads, kept, e_x, Some(&sources)).0;
+        }
+        self.backward_embed(batch, &e_x, grads);
+    }
+}

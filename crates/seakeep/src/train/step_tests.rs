@@ -1,0 +1,98 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::data::{Branch, Labels};
+use crate::formats::ModelSource;
+use crate::formats::adapter::LoraConfig;
+use crate::objective::wdpo::{Form, PromptGradient};
+use crate::objective::{Rule, rule::Kldpo};
+
+fn model(name: &str) -> Model {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    Model::load(&ModelSource::open(directory).unwrap()).unwrap()
+}
+
+/// With adapters that do something: fresh ones do not.
+fn adapted(name: &str) -> Model {
+    let mut model = model(name);
+    let target_modules = Vec::new();
+    let config = LoraConfig { r: 2, lora_alpha: 4.0, use_rslora: false, target_modules };
+    model.add_adapters(&config, 1).unwrap();
+    for (k, x) in model.weights.f32_mut().skip(1).flatten().enumerate() {
+        *x += 0.02 * ((k % 101) as f32 * 0.37).sin();
+    }
+    model
+}
+
+/// Norms and biases of all kinds, tied and untied embeddings, fused and separate maps.
+fn models() -> Vec<(&'static str, Model)> {
+    let plain = ["llama", "qwen3", "gpt2", "gpt_neox"].map(|name| (name, model(name)));
+    plain.into_iter().chain(["llama", "gpt2"].map(|name| (name, adapted(name)))).collect()
+}
+
+fn pairs() -> Vec<TokenizedPair> {
+    let ids = |n: usize, seed: usize| (0..n).map(|i| ((i * 7 + seed * 5 + 3) % 40) as u32).collect();
+    let branch = |role, n, seed| Branch { role, completion: ids(n, seed), prompt_skip: 0, truncated: 0 };
+    let pair = |i: usize| TokenizedPair {
+        file: Arc::from(Path::new("tiny")),
+        row: i + 1,
+        index: i,
+        prompt: ids(3 + i % 4, i),
+        branches: vec![branch(Role::Chosen, 2 + i, i + 1), branch(Role::Rejected, 3 + i % 2, i + 9)],
+        labels: Labels::default(),
+        backed_off: 0,
+    };
+    (0..3).map(pair).collect()
+}
+
+fn penalised(form: Form, prompt_gradient: PromptGradient, rule: Rule) -> Objective {
+    Objective { penalty: Some(Penalty { rho: 0.3, form, prompt_gradient }), rule, ..Objective::dpo(0.1) }
+}
+
+fn run(model: &Model, objective: &Objective, micro_batch: usize, at_once: bool) -> (StepOutput, Tensors) {
+    let (pairs, mut grads) = (pairs(), Gradients::new(model));
+    let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
+    let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
+    let reference = &BranchLogps::of_pairs(&[-9.0, -8.0, -14.0], &[-11.0, -16.0, -15.0]);
+    let global =
+        GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups: Groups::default() };
+    let out = gradient_with(model, objective, &global, micro_batch, at_once, &mut grads).unwrap();
+    assert_eq!(grads.penalty.is_some(), !at_once, "a buffer of the penalty's own only where it is needed");
+    (out, grads.total)
+}
+
+#[test]
+fn both_gradients_at_once_are_one_after_the_other() {
+    use PromptGradient::{Separate, Shared};
+    let kldpo = Rule::Kldpo(Kldpo::Tau(0.5));
+    for (name, model) in models() {
+        for (objective, micro_batches) in [
+            (penalised(Form::Paper, Shared, Rule::Mean), &[3][..]),
+            (penalised(Form::Paper, Separate, kldpo), &[3]),
+            (penalised(Form::Official, Separate, Rule::Mean), &[1, 2, 3]),
+            (penalised(Form::Official, Shared, kldpo), &[1, 2, 3]),
+        ] {
+            let (whole, want) = run(&model, &objective, 3, false);
+            let (_, plain) = run(&model, &Objective { penalty: None, ..objective.clone() }, 3, true);
+            for &micro_batch in micro_batches {
+                let (out, mut got) = run(&model, &objective, micro_batch, true);
+                assert!(
+                    (out.loss - whole.loss).abs() <= 5e-6 * whole.loss,
+                    "{name}: {} {}",
+                    out.loss,
+                    whole.loss
+                );
+                got.add_scaled(&want, -1.0);
+                // f32 sums in another order; the tolerance of micro-batches.
+                assert!(got.norm() <= 1e-5 * want.norm(), "{name}: {} of {}", got.norm(), want.norm());
+                let mut penalty = want.clone();
+                penalty.add_scaled(&plain, -1.0);
+                assert!(
+                    penalty.norm() > 1e-2 * want.norm(),
+                    "{name}: a penalty that does nothing tests nothing"
+                );
+            }
+        }
+    }
+}
