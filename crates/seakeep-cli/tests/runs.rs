@@ -154,9 +154,48 @@ fn the_reference_is_scored_once_for_all_runs_and_its_files_are_checked() {
     let changed = std::fs::read_to_string(place.path("pairs.jsonl")).unwrap().replace("bad bad", "very bad");
     place.write("changed.jsonl", &changed);
     assert!(train("fourth", &["--dataset_name", "changed.jsonl"]).stderr.contains("5 of 6 rows"));
-    let cache = std::fs::read_dir(place.path("cache")).unwrap().next().unwrap().unwrap().path();
-    std::fs::write(&cache, "what\n").unwrap();
-    place.fail(&[&TRAIN[..], &FOUR_STEPS].concat(), 1, &["reference-", "line 1", "remove the file"]);
+    std::fs::write(cached(&place, "reference-"), "what\n").unwrap();
+    place.fail(&[&TRAIN[..], &FOUR_STEPS].concat(), 1, &["reference-", "remove the file"]);
+}
+
+/// The file in the cache whose name begins so.
+fn cached(place: &Place, start: &str) -> std::path::PathBuf {
+    let files = std::fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().path());
+    let mut named = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(start));
+    named.next().expect("a file in the cache")
+}
+
+#[test]
+fn rows_are_tokenised_once_for_all_runs_and_the_result_is_the_same() {
+    let place = Place::new();
+    let train = |output: &str, more: &[&str]| {
+        place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--output_dir", output], more].concat())
+    };
+    let told = "6 pairs, tokenised before";
+    assert!(!train("first", &[]).stderr.contains(told));
+    assert!(train("second", &["--beta", "0.2"]).stderr.contains(told));
+    assert!(train("again", &[]).stderr.contains(told));
+    assert!(!train("third", &["--dataset_cache_dir", "none"]).stderr.contains(told));
+    assert!(!train("one", &["--num_threads", "1", "--dataset_cache_dir", "other"]).stderr.contains(told));
+    let weights = |name: &str| std::fs::read(place.path(name).join("model.safetensors")).unwrap();
+    for other in ["again", "third", "one"] {
+        assert!(weights("first") == weights(other), "{other}");
+    }
+    // Damaged where no step has looked yet: noticed, said, and made anew the next time.
+    let path = cached(&place, "tokens-");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[0] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    place.fail(
+        &[&TRAIN[..], &FOUR_STEPS, &["--output_dir", "fifth"]].concat(),
+        1,
+        &["tokens-", "remove the file"],
+    );
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(train("sixth", &[]).stderr.contains("made anew"));
+    assert!(weights("first") == weights("sixth"));
 }
 
 #[test]

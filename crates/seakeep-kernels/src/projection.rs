@@ -9,7 +9,7 @@ use crate::linear::{Map, backward_weight};
 use crate::simd::{dispatch, dot, exp, max, sum_by};
 
 /// Rows per chunk: 128 rows of 49,152 logits are 25 MB.
-const CHUNK: usize = 128;
+pub const CHUNK: usize = 128;
 
 /// What the forward pass gives for one predicted token.
 #[derive(Clone, Copy, Debug, Default)]

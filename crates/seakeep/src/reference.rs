@@ -6,32 +6,36 @@
 //! computed and added.
 //!
 //! ```text
-//! reference-0123...cdef.jsonl
-//!     {"row": "89ab...", "logps": [-12.5, -31.25], "features": []}
+//! reference-0123...cdef.safetensors
+//!     names [2 n] U64   ends [n] U64   logps [ends[n - 1]] F64   features [n C] F32
 //! ```
 //! Log-probabilities are those of the batch in which the row was first scored; in a batch of another size the last bit may
 //! differ.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
-use crate::data::TokenizedPair;
-use crate::formats::{Fingerprint, write_atomic};
 use seakeep_kernels::gemm::Precision;
 
+use crate::data::Rows;
+use crate::formats::{Arrays, Fingerprint};
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::scoring::{Layout, Scores, score};
+use crate::scoring::{Layout, Scores, check_lengths, score_rows};
 use crate::{Error, Result};
 
 /// Changes where the numbers do: with the format, or with what a log-probability is.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
+/// Batches that are scored before what they gave is handed on.
+const BATCHES: usize = 16;
+/// A run that is killed loses what was scored in this time.
+const SAVED_EVERY: Duration = Duration::from_secs(60);
 
 /// What the reference says of a row.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Known {
     /// Log-probabilities of its branches, nats.
     pub logps: Vec<f64>,
@@ -53,19 +57,18 @@ impl Known {
     }
 }
 
-/// A line of the file.
-#[derive(Serialize, Deserialize)]
-struct Line<Row, What> {
-    row: Row,
-    #[serde(flatten)]
-    known: What,
-}
-
 /// What is on disk for one model and layout.
 struct Cache {
     path: PathBuf,
-    /// By the name of the row; sorted, as they stand in the file.
-    rows: BTreeMap<String, Known>,
+    /// The rows' places in `ends`, by their names.
+    places: HashMap<u128, u32>,
+    /// Where the log-probabilities of each row end.
+    ends: Vec<u64>,
+    logps: Vec<f64>,
+    /// `[rows][C]`, or none.
+    features: Vec<f32>,
+    /// When it was last written, as far as it has something new.
+    saved: Option<Instant>,
 }
 
 impl Cache {
@@ -73,34 +76,77 @@ impl Cache {
     fn open(directory: &Path, model: &Model, layout: Layout, with_features: bool) -> Result<Self> {
         let kind = format!("{VERSION} {layout:?} {with_features} {:?}", model.config);
         let print = Fingerprint::new().field(kind.as_bytes()).field(weights(model).as_bytes());
-        let path = directory.join(format!("reference-{}.jsonl", print.hex()));
-        let mut rows = BTreeMap::new();
-        if path.is_file() {
-            let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-            for (i, line) in text.lines().enumerate() {
-                let line: Line<String, Known> = serde_json::from_str(line).map_err(|e| {
-                    Error::format(
-                        &path,
-                        format!("line {} is no row of a reference cache ({e}); remove the file", i + 1),
-                    )
-                })?;
-                rows.insert(line.row, line.known);
-            }
+        let path = directory.join(format!("reference-{}.safetensors", print.hex()));
+        let mut cache = Cache {
+            path,
+            places: HashMap::new(),
+            ends: Vec::new(),
+            logps: Vec::new(),
+            features: Vec::new(),
+            saved: None,
+        };
+        if cache.path.is_file() {
+            let arrays = Arrays::read(&cache.path)?;
+            cache
+                .take(&arrays)
+                .ok_or_else(|| Error::format(&cache.path, "no reference cache; remove the file"))?;
         }
-        Ok(Cache { path, rows })
+        Ok(cache)
     }
 
-    /// Writes the file, which appears whole or not at all.
-    fn save(&self) -> Result<()> {
-        let mut text = String::new();
-        for (row, known) in &self.rows {
-            let line = serde_json::to_string(&Line { row, known });
-            text += &line.map_err(|e| Error::format(&self.path, e.to_string()))?;
-            text.push('\n');
+    fn take(&mut self, arrays: &Arrays) -> Option<()> {
+        let names = arrays.get::<u64>("names")?;
+        self.ends = arrays.get("ends")?;
+        self.logps = arrays.get("logps")?;
+        self.features = arrays.get("features")?;
+        let rows = self.ends.len();
+        let width = self.features.len().checked_div(rows).unwrap_or(0);
+        let whole = self.ends.is_sorted()
+            && self.ends.last().map_or(0, |end| *end) == self.logps.len() as u64
+            && (names.len(), self.features.len()) == (2 * rows, width * rows);
+        let name = |pair: &[u64; 2]| u128::from(pair[0]) | u128::from(pair[1]) << 64;
+        self.places = names.as_chunks::<2>().0.iter().map(name).zip(0..).collect();
+        whole.then_some(())
+    }
+
+    fn get(&self, name: u128) -> Option<Known> {
+        let place = *self.places.get(&name)? as usize;
+        let start = place.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let width = self.features.len() / self.ends.len();
+        Some(Known {
+            logps: self.logps[start as usize..self.ends[place] as usize].to_vec(),
+            features: self.features[place * width..(place + 1) * width].to_vec(),
+        })
+    }
+
+    fn insert(&mut self, name: u128, known: &Known) {
+        // The same text may stand in the data twice.
+        let place = u32::try_from(self.ends.len()).expect("fewer than 2^32 rows");
+        if *self.places.entry(name).or_insert(place) != place {
+            return;
         }
+        self.logps.extend(&known.logps);
+        self.features.extend(&known.features);
+        self.ends.push(self.logps.len() as u64);
+        self.saved.get_or_insert_with(Instant::now);
+    }
+
+    /// Writes the file, if there is something new and it is time, or has to be.
+    fn save(&mut self, now: bool) -> Result<()> {
+        if self.saved.is_none_or(|since| !now && since.elapsed() < SAVED_EVERY) {
+            return Ok(());
+        }
+        self.saved = None;
         let directory = self.path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
-        write_atomic(&self.path, text.as_bytes())
+        let mut names = vec![0u128; self.ends.len()];
+        self.places.iter().for_each(|(name, place)| names[*place as usize] = *name);
+        let mut arrays = Arrays::default();
+        arrays.put("names", names.iter().flat_map(|name| [*name as u64, (name >> 64) as u64]));
+        arrays.put("ends", self.ends.iter().copied());
+        arrays.put("logps", self.logps.iter().copied());
+        arrays.put("features", self.features.iter().copied());
+        arrays.write(&self.path)
     }
 }
 
@@ -149,43 +195,80 @@ impl<'a> Reference<'a> {
         Ok(Reference { model, layout, with_features, batch_size, cache })
     }
 
-    /// What the model says of `pairs`, in their order: from the cache, and by scoring what is not there.
+    /// Hands what the model says of each of `visited` to `take`, with its place among them: first those in the cache, then the
+    /// others, as they are scored.
     ///
     /// # Errors
-    /// As [`score`]. A cache that cannot be written is only remarked on.
-    pub fn score(&mut self, pairs: &[&TokenizedPair], progress: &mut dyn Progress) -> Result<Vec<Known>> {
-        let fresh = |pairs: &[&TokenizedPair], progress: &mut dyn Progress| {
-            let scores =
-                score(self.model, pairs, self.layout, self.with_features, self.batch_size, progress)?;
-            Ok(Known::of(&scores))
+    /// As [`score_rows`]. A cache that cannot be written is only remarked on.
+    pub fn score(
+        &mut self,
+        rows: &Rows,
+        visited: &[usize],
+        progress: &mut dyn Progress,
+        take: &mut dyn FnMut(usize, Known),
+    ) -> Result<()> {
+        let names = match &self.cache {
+            Some(_) => visited.par_iter().map(|&i| rows.name(i)).collect::<Result<Vec<u128>>>()?,
+            None => Vec::new(),
         };
-        let Some(cache) = &mut self.cache else { return fresh(pairs, progress) };
-        let name = |pair: &&TokenizedPair| pair.fingerprint(Fingerprint::new()).hex();
-        let names: Vec<String> = pairs.par_iter().map(name).collect();
-        let missing: Vec<usize> = (0..pairs.len()).filter(|&i| !cache.rows.contains_key(&names[i])).collect();
-        let known = pairs.len() - missing.len();
+        let known = |i: usize| self.cache.as_ref()?.get(names[i]);
+        let mut missing = Vec::new();
+        for i in 0..visited.len() {
+            match known(i) {
+                Some(known) => take(i, known),
+                None => missing.push(i),
+            }
+        }
+        let known = visited.len() - missing.len();
         if known > 0 {
             progress.note(&format!(
                 "{known} of {} rows: the reference's log-probabilities are known from before",
-                pairs.len()
+                visited.len()
             ));
             progress.advance(known as u64, "");
         }
-        if !missing.is_empty() {
-            let rows: Vec<&TokenizedPair> = missing.iter().map(|&i| pairs[i]).collect();
-            cache.rows.extend(missing.iter().map(|&i| names[i].clone()).zip(fresh(&rows, progress)?));
-            if let Err(e) = cache.save() {
-                progress.note(&format!("the reference's log-probabilities are not kept for other runs: {e}"));
+        // Those that cannot be scored are found before hours have passed.
+        let of = |part: &[usize]| part.iter().map(|&i| visited[i]).collect::<Vec<usize>>();
+        check_lengths(self.model, rows, &of(&missing))?;
+        for part in missing.chunks(self.batch_size * BATCHES) {
+            let (how, size) = (self.layout, self.batch_size);
+            let scores = score_rows(self.model, (rows, &of(part)), how, self.with_features, size, progress)?;
+            for (&i, known) in part.iter().zip(Known::of(&scores)) {
+                self.cache.iter_mut().for_each(|cache| cache.insert(names[i], &known));
+                take(i, known);
             }
+            self.save(false, progress);
         }
-        Ok(names.iter().map(|name| cache.rows[name].clone()).collect())
+        self.save(true, progress);
+        Ok(())
+    }
+
+    /// What the model says of `visited`, in their order.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub fn known(
+        &mut self,
+        rows: &Rows,
+        visited: &[usize],
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Known>> {
+        let mut found = vec![Known::default(); visited.len()];
+        self.score(rows, visited, progress, &mut |i, known| found[i] = known)?;
+        Ok(found)
+    }
+
+    fn save(&mut self, now: bool, progress: &mut dyn Progress) {
+        if let Some(Err(e)) = self.cache.as_mut().map(|cache| cache.save(now)) {
+            progress.note(&format!("the reference's log-probabilities are not kept for other runs: {e}"));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Branch, Labels, Role};
+    use crate::data::{Branch, Labels, Role, TokenizedPair};
     use crate::progress::Silent;
     use std::sync::Arc;
 
@@ -220,31 +303,30 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let rows = [pair(&[1, 2], &[3], &[4, 5]), pair(&[1, 2], &[3, 3], &[4])];
         let ask = |model: &Model, rows: &[TokenizedPair], features: bool| {
-            let rows: Vec<&TokenizedPair> = rows.iter().collect();
             let directory = Some(directory.path());
             let mut reference = Reference::open(model, (Layout::PLAIN, features), directory, 2).unwrap();
-            reference.score(&rows, &mut Silent).unwrap()
+            let visited: Vec<usize> = (0..rows.len()).collect();
+            reference.known(&Rows::of(rows).unwrap(), &visited, &mut Silent).unwrap()
         };
         let first = ask(&model(1), &rows, false);
         let files = || std::fs::read_dir(directory.path()).unwrap().count();
         assert_eq!((ask(&model(1), &rows, false), files()), (first.clone(), 1));
         // The file is what is read: a number changed there is the number given.
         let path = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let mut lines: Vec<serde_json::Value> =
-            text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        lines[0]["logps"][0] = serde_json::json!(-7.5);
-        std::fs::write(&path, lines.iter().map(|l| format!("{l}\n")).collect::<String>()).unwrap();
+        let mut arrays = Arrays::read(&path).unwrap();
+        let logps = arrays.get::<f64>("logps").unwrap();
+        arrays.put("logps", logps.iter().enumerate().map(|(i, l)| if i == 0 { -7.5 } else { *l }));
+        arrays.write(&path).unwrap();
         assert!(ask(&model(1), &rows, false).iter().any(|known| known.logps[0] == -7.5));
         // A row more is added; another model, and features, have files of their own.
         let more = [rows[0].clone(), pair(&[1], &[2, 3], &[4, 5])];
         assert_eq!(ask(&model(1), &more, false).len(), 2);
-        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
+        assert_eq!(Arrays::read(&path).unwrap().get::<u64>("ends").unwrap(), [2, 4, 6]);
         assert_ne!(ask(&model(2), &rows, false), first);
         assert_eq!(ask(&model(1), &rows, true)[0].features.len(), 8);
         assert_eq!(files(), 3);
         // The boundary of the prompt is part of a row.
-        let name = |pair: TokenizedPair| pair.fingerprint(Fingerprint::new()).hex();
+        let name = |pair: TokenizedPair| pair.fingerprint().hex();
         assert_ne!(name(pair(&[1, 2], &[3], &[4])), name(pair(&[1], &[2, 3], &[2, 4])));
     }
 
@@ -254,13 +336,18 @@ mod tests {
         let (model, row) = (model(1), pair(&[1, 2], &[3], &[4]));
         let ask = |directory: &Path| {
             let mut reference = Reference::open(&model, (Layout::PLAIN, false), Some(directory), 1)?;
-            reference.score(&[&row], &mut Silent)
+            reference.known(&Rows::of(std::slice::from_ref(&row))?, &[0], &mut Silent)
         };
         ask(directory.path()).unwrap();
         let path = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
-        std::fs::write(&path, "{\"row\": 1}\n").unwrap();
-        let message = ask(directory.path()).unwrap_err().to_string();
-        assert!(message.contains("line 1") && message.contains("remove the file"), "{message}");
+        let bytes = std::fs::read(&path).unwrap();
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() - 1] ^= 1;
+        for content in [&flipped[..], &bytes[..bytes.len() - 1], b"what\n"] {
+            std::fs::write(&path, content).unwrap();
+            let message = ask(directory.path()).unwrap_err().to_string();
+            assert!(message.contains("reference-") && message.contains("remove the file"), "{message}");
+        }
         assert_eq!(ask(Path::new("/proc/nowhere")).unwrap().len(), 1);
     }
 }

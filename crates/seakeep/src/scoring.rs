@@ -4,7 +4,7 @@
 use seakeep_kernels::projection::Predicted;
 
 use crate::batch::{Batch, Sharing};
-use crate::data::{Role, TokenizedPair};
+use crate::data::{Role, Rows, TokenizedPair};
 use crate::logps::BranchLogps;
 use crate::model::Model;
 use crate::objective::Objective;
@@ -144,18 +144,56 @@ pub fn score(
     batch_size: usize,
     progress: &mut dyn Progress,
 ) -> Result<Scores> {
-    let mut scores = Scores::default();
     for pair in pairs {
         check_length(model, pair)?;
     }
-    for part in pairs.chunks(batch_size) {
+    let mut scores = Scores::default();
+    pairs.chunks(batch_size).try_for_each(|part| {
+        scores.add(model, part, layout, with_features)?;
+        progress.advance(part.len() as u64, "");
+        Ok::<(), Error>(())
+    })?;
+    Ok(scores)
+}
+
+/// As [`score`], of rows that are fetched when their turn comes.
+///
+/// # Errors
+/// As [`score`], and where a row cannot be fetched.
+pub fn score_rows(
+    model: &Model,
+    (rows, visited): (&Rows, &[usize]),
+    layout: Layout,
+    with_features: bool,
+    batch_size: usize,
+    progress: &mut dyn Progress,
+) -> Result<Scores> {
+    check_lengths(model, rows, visited)?;
+    let mut scores = Scores::default();
+    for part in visited.chunks(batch_size) {
+        let pairs = rows.several(part)?;
+        scores.add(model, &pairs.iter().collect::<Vec<_>>(), layout, with_features)?;
+        progress.advance(part.len() as u64, "");
+    }
+    Ok(scores)
+}
+
+impl Scores {
+    /// Scores a batch.
+    fn add(
+        &mut self,
+        model: &Model,
+        part: &[&TokenizedPair],
+        layout: Layout,
+        with_features: bool,
+    ) -> Result<()> {
         let batch = layout.lay_out(part.iter().copied());
-        // Lengths were checked above, where the row has a name.
+        // Lengths were checked before, where the row has a name.
         model.check_tokens(&batch.tokens)?;
         let prompts = if with_features { prompt_rows(part, &batch) } else { Vec::new() };
         let (predicted, features) = model.predictions_and_means(&batch, &prompts);
-        scores.features.extend(features);
-        scores.stats.add(part, layout, &batch, &predicted);
+        self.features.extend(features);
+        self.stats.add(part, layout, &batch, &predicted);
         let logps = layout.logps(part, &batch.branch_sums(predicted.iter().map(|p| p.logp)));
         if let Some(i) = logps.0.iter().position(|b| b.iter().any(|l| !l.is_finite())) {
             return Err(Error::row(
@@ -168,16 +206,24 @@ pub fn score(
                 ),
             ));
         }
-        scores.logps.extend(logps);
-        progress.advance(part.len() as u64, "");
+        self.logps.extend(logps);
+        Ok(())
     }
-    Ok(scores)
 }
 
 /// The rows of each pair's prompt: the first rows of the pair.
 fn prompt_rows(pairs: &[&TokenizedPair], batch: &Batch) -> Vec<std::ops::Range<usize>> {
     let first = |i: usize| batch.pair_of_row.partition_point(|&p| (p as usize) < i);
     pairs.iter().enumerate().map(|(i, p)| first(i)..first(i) + p.prompt_of(p.chosen()).len()).collect()
+}
+
+/// Names the first of `visited` whose text is longer than the model.
+///
+/// # Errors
+/// [`Error::Row`].
+pub fn check_lengths(model: &Model, rows: &Rows, visited: &[usize]) -> Result<()> {
+    let may_be_longer = |i: &&usize| rows.longest(**i) > model.config.max_positions;
+    visited.iter().filter(may_be_longer).try_for_each(|&i| check_length(model, &rows.get(i)?))
 }
 
 /// Names the row whose text is longer than the model.

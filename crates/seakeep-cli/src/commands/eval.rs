@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use clap::{ArgAction, ArgMatches, Command};
-use seakeep::data::{Pair, TokenizedPair};
+use seakeep::data::{Pair, Rows, TokenizedPair};
 use seakeep::formats::{ModelSource, Tokenizer};
 use seakeep::generate::{GenerateOptions, eos_ids};
 use seakeep::judge::{
@@ -336,7 +336,8 @@ impl Work {
             let mut reference = Reference::open(&model, how, cache.as_deref(), self.batch_size)?;
             for set in sets {
                 progress.start(&format!("reference on {}", set.spec), set.pairs.len() as u64);
-                known.push(reference.score(&set.pairs.iter().collect::<Vec<_>>(), progress)?);
+                let rows = Rows::of(&set.pairs)?;
+                known.push(reference.known(&rows, &(0..rows.len()).collect::<Vec<_>>(), progress)?);
                 progress.finish();
             }
         } else {

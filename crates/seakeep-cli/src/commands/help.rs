@@ -159,8 +159,18 @@ fn metrics() -> String {
         let unit = if unit.is_empty() { String::new() } else { format!(" [{unit}]") };
         text += &format!("{name}{unit}\n{}\n", wrapped(meaning));
     }
+    text += &format!(
+        "\nBeside the bar and at the end of a run, but in no file, since they depend on the machine's other work\n{}\n",
+        wrapped(SPEED)
+    );
     text
 }
+
+const SPEED: &str = "tokens/s: tokens, counted as num_tokens is, over the seconds that the steps took. mfu (model FLOPs utilization): \
+    the floating-point operations that the steps need, over these seconds, as a share of the best f32 matrix product that this \
+    machine was seen to do at the start of the run. Needed are forward, backward and tangent passes with every prompt computed \
+    once, nothing padded and only predicted tokens projected onto the vocabulary; what is computed a second time to save memory \
+    does not count. `seakeep train --dry_run` says how many they are.";
 
 fn objectives() -> String {
     let mut text = format!(

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use clap::{ArgMatches, Command};
-use seakeep::ceiling::{self, Precision, instruction_set};
 use seakeep::Result;
+use seakeep::ceiling::{self, Precision, instruction_set};
 
 use crate::config::Settings;
 use crate::{args, output};
@@ -31,7 +31,11 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         ("threads", rayon::current_num_threads().to_string()),
         ("instructions", instruction_set().0.to_string()),
         ("float32 product", giga(ceiling::product(Precision::F32, BUDGET), "FLOP")),
-        ("bfloat16 product", giga(ceiling::product(Precision::Bf16, BUDGET), "FLOP") + if instruction_set().1 { "" } else { "  (this processor multiplies it in float32)" }),
+        (
+            "bfloat16 product",
+            giga(ceiling::product(Precision::Bf16, BUDGET), "FLOP")
+                + if instruction_set().1 { "" } else { "  (this processor multiplies it in float32)" },
+        ),
         ("memory, reading", giga(reading, "B")),
         ("memory, updating", giga(updating, "B") + "  (two buffers read, one written)"),
     ];

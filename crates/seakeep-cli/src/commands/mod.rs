@@ -1,5 +1,6 @@
 //! The subcommands: each a `command()` for the command line and a `run()`.
 
+mod dry_run;
 mod eval;
 mod eval_flags;
 mod generate;

@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Command};
 use seakeep::Result;
 
-use super::train;
+use super::{dry_run, train};
 use crate::args;
 use crate::config::Settings;
 use crate::config::plan::{self, SFT_DEFAULTS};
@@ -24,11 +24,12 @@ pub fn command() -> Command {
     args::text_keyed(command)
         .mut_arg("dataset_name", |arg| arg.help(DATA))
         .mut_arg("learning_rate", |arg| arg.help("Peak learning rate. [default: 2e-5]"))
+        .arg(dry_run::flag())
         .mut_arg("packing", |arg| arg.hide(false).value_name("BOOL").help_heading("Texts").help(packing))
 }
 
 /// Plans the run, then runs it.
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read_with(matches, SFT_DEFAULTS)?;
-    train::execute(&settings, &plan::sft(&settings)?)
+    train::execute(matches, &settings, plan::sft(&settings)?)
 }

@@ -7,6 +7,7 @@ use seakeep::formats::AdapterFiles;
 use seakeep::train::{TrainOptions, TrainSummary};
 use seakeep::{Error, Result};
 
+use super::dry_run;
 use crate::config::{Settings, plan};
 use crate::{args, output, progress};
 
@@ -20,16 +21,22 @@ pub fn command() -> Command {
         "Tune a model on preference pairs, with DPO or one of its robust kin",
         "seakeep train --config recipes/hh-smollm2.toml --method kldpo --output_dir runs/hh-kldpo",
     ))
+    .arg(dry_run::flag())
 }
 
 /// Plans the run, then runs it.
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
-    execute(&settings, &plan::plan(&settings)?)
+    execute(matches, &settings, plan::plan(&settings)?)
 }
 
-/// Runs a planned training run.
-pub fn execute(settings: &Settings, options: &TrainOptions) -> Result<()> {
+/// Runs a planned training run, or says what it would cost.
+pub fn execute(matches: &ArgMatches, settings: &Settings, options: TrainOptions) -> Result<()> {
+    if dry_run::is_asked(matches) {
+        super::set_threads(settings)?;
+        return dry_run::run(TrainOptions { dry_run: true, ..options });
+    }
+    let options = &options;
     let models = [Some(&options.model_name_or_path), options.ref_model_name_or_path.as_ref()];
     check_places(&models.into_iter().flatten().collect::<Vec<_>>(), &options.output_dir)?;
     super::set_threads(settings)?;
@@ -67,6 +74,6 @@ fn closing(options: &TrainOptions, summary: &TrainSummary) -> String {
         .filter_map(|name| summary.metrics.iter().find(|(known, _)| known == name))
         .map(|(name, value)| format!(", {name} {value:.4}"))
         .collect();
-    let (steps, seconds) = (summary.steps, summary.seconds);
-    format!("{}: {steps} steps, {seconds:.1} s{told}\n", options.output_dir.display())
+    let TrainSummary { steps, seconds, speed, .. } = summary;
+    format!("{}: {steps} steps, {seconds:.1} s, {speed}{told}\n", options.output_dir.display())
 }

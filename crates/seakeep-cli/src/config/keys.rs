@@ -103,6 +103,9 @@ pub const KEYS: &[Key] = &[
         "Rows to evaluate on, such as train[1000:1100]."),
     key(DATA, "eval_dataset_name", Kind::Path, None,
         "Where the rows to evaluate on are, if not in dataset_name. (Seakeep's own.)"),
+    key(DATA, "dataset_cache_dir", Kind::Path, None,
+        "train and sft: where rows as tokens are kept for other runs, by files, tokenizer and what is set here; none: in memory, for \
+         this run. Default: as of reference_cache_dir. (Seakeep's own.)"),
     key(DATA, "shuffle_dataset", Kind::Switch, Some("true"),
         "Whether every epoch visits the rows in a new random order; false: in the file's order."),
     key(DATA, "max_length", Kind::Limit(2), Some("1024"),

@@ -60,7 +60,9 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         dataset_train_split: settings.required("dataset_train_split")?,
         dataset_test_split,
         eval_dataset_name,
+        dataset_cache_dir: cache_dir(settings, "dataset_cache_dir"),
         reference_cache_dir: reference_cache_dir(settings),
+        dry_run: false,
         output_dir: settings.required("output_dir")?.into(),
         overwrite_output_dir: switch(settings, "overwrite_output_dir"),
         method,
@@ -141,8 +143,13 @@ pub fn refuse_adapters(settings: &Settings) -> Result<()> {
 
 /// Where the reference's log-probabilities are kept from run to run.
 pub fn reference_cache_dir(settings: &Settings) -> Option<PathBuf> {
+    cache_dir(settings, "reference_cache_dir")
+}
+
+/// The directory that a key names, or the one for everything that is kept from run to run.
+fn cache_dir(settings: &Settings, key: &str) -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let given = settings.path("reference_cache_dir").or_else(|| variable("SEAKEEP_CACHE"));
+    let given = settings.path(key).or_else(|| variable("SEAKEEP_CACHE"));
     let home = || variable("HOME").map(|dir| dir.join(".cache"));
     match given {
         Some(none) if none.as_os_str() == "none" => None,

@@ -14,7 +14,7 @@ use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use seakeep_kernels::activation::{self, Activation};
-use seakeep_kernels::attention::{self, DualGradients, Layout, Segment, Shape};
+use seakeep_kernels::attention::{self, Layout, Segment, Shape};
 use seakeep_kernels::gemm::{Mat, Precision, Threads, gemm};
 use seakeep_kernels::linear::Map;
 use seakeep_kernels::lora::Lora;
@@ -164,7 +164,7 @@ fn attention_passes(c: &mut Criterion) {
     let (wide, narrow) = (TOKENS * SHAPE.heads * SHAPE.head_dim, TOKENS * SHAPE.kv_heads * SHAPE.head_dim);
     let (q, k, v) = (numbers(wide), numbers(narrow), numbers(narrow));
     let (mut o, mut lse) = (zeros(wide), zeros(TOKENS * SHAPE.heads * 2));
-    // Products of that size: 2 forward, 5 backward (one of them the scores again), 5 tangent, 15 in the tangent of backward.
+    // Products of that size: 2 forward, 5 backward (one of them the scores again), 5 tangent, 12 curvature.
     // Scores that the causal mask hides are computed too, block by block, and not counted.
     let work = seen_work(&layout);
     operations(&mut group, "forward", 2 * work, || {
@@ -183,14 +183,9 @@ fn attention_passes(c: &mut Criterion) {
     operations(&mut group, "tangent", 5 * work, || {
         attention::tangent(black_box(&mut t_o), (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
     });
-    let (mut td_q, mut td_k, mut td_v) = (zeros(wide), zeros(narrow), zeros(narrow));
-    operations(&mut group, "backward_tangent", 15 * work, || {
-        let out = DualGradients {
-            q: (black_box(&mut d_q), &mut td_q),
-            k: (&mut d_k, &mut td_k),
-            v: (&mut d_v, &mut td_v),
-        };
-        attention::backward_tangent(out, (&o, &t_o), (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
+    operations(&mut group, "curvature", 12 * work, || {
+        let out = (black_box(&mut d_q[..]), &mut d_k[..], &mut d_v[..]);
+        attention::curvature(out, &o, (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
     });
     group.finish();
 }
@@ -265,11 +260,11 @@ fn generation(c: &mut Criterion) {
     let x = numbers(64 * CHANNELS);
     let one = Panels::pack(&x[..CHANNELS], CHANNELS);
     moved(&mut group, "1 row", w.len(), || {
-        black_box(one.product(&w, None, VOCABULARY));
+        black_box(one.product(&w[..], None, VOCABULARY));
     });
     let many = Panels::pack(&x, CHANNELS);
     operations(&mut group, "64 rows", 2 * 64 * w.len(), || {
-        black_box(many.product(&w, None, VOCABULARY));
+        black_box(many.product(&w[..], None, VOCABULARY));
     });
     group.finish();
 }

@@ -7,21 +7,26 @@
 
 pub mod foreign;
 pub mod labels;
+pub mod load;
 pub mod pair;
 mod parquet;
 pub mod prompt;
 pub mod read;
 pub mod report;
+pub mod rows;
+pub mod split;
 pub mod text;
 pub mod tokenize;
 
 pub use crate::formats::Message;
 pub use foreign::{Layout, read_foreign};
 pub use labels::{LabelColumns, Labels, Role};
+pub use load::Loading;
 pub use pair::{Completion, Pair, Text, parse_text};
 pub use prompt::{Prompt, read_prompts};
 pub use read::{Columns, read_pairs, read_rows};
 pub use report::{Quantiles, TokenizeReport};
+pub use rows::Rows;
 pub use text::read_texts;
 pub use tokenize::{
     Branch, PromptMismatch, TokenizeOptions, TokenizedPair, TruncatedCompletion, TruncationMode,

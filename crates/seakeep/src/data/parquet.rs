@@ -8,29 +8,48 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value};
 
-use super::read::Take;
+use super::read::{RawRow, Take};
 use crate::error::{Error, Result};
 
-/// Reads every row of `file`.
-pub(super) fn read_rows(file: &Path, take: Take) -> Result<()> {
-    let handle = File::open(file).map_err(Error::io("open", file))?;
-    let malformed = |e: parquet::errors::ParquetError| {
+/// A row as the reader gives it.
+pub(super) type ParquetRow = Row;
+
+fn malformed(file: &Path) -> impl Fn(parquet::errors::ParquetError) -> Error {
+    move |e| {
         Error::format(
             file,
             format!("not a Parquet file that can be read ({e}): was it cut short? copy it again"),
         )
-    };
-    let reader = SerializedFileReader::new(handle).map_err(malformed)?;
-    for (i, row) in reader.get_row_iter(None).map_err(malformed)?.enumerate() {
-        let row_number = i + 1;
+    }
+}
+
+fn open(file: &Path) -> Result<SerializedFileReader<File>> {
+    let handle = File::open(file).map_err(Error::io("open", file))?;
+    SerializedFileReader::new(handle).map_err(malformed(file))
+}
+
+/// How many rows `file` says that it has.
+pub(super) fn count_rows(file: &Path) -> Result<usize> {
+    let rows = open(file)?.metadata().file_metadata().num_rows();
+    usize::try_from(rows).map_err(|_| Error::format(file, format!("says that it has {rows} rows")))
+}
+
+/// Hands on the rows of `file`, a row group at a time in memory.
+pub(super) fn read_rows(file: &Path, take: Take) -> Result<()> {
+    let reader = open(file)?;
+    for (i, row) in reader.get_row_iter(None).map_err(malformed(file))?.enumerate() {
+        let number = i + 1;
         let row =
-            row.map_err(|e| Error::row(file, row_number, "", format!("cannot be read from Parquet: {e}")))?;
-        take(row_number, object(row))?;
+            row.map_err(|e| Error::row(file, number, "", format!("cannot be read from Parquet: {e}")))?;
+        if !take(number, RawRow::Parquet(row))? {
+            break;
+        }
     }
     Ok(())
 }
 
-fn object(row: Row) -> Map<String, Value> {
+/// A row's columns.
+pub(super) fn object(row: Row) -> Map<String, Value> {
     row.into_columns().into_iter().map(|(name, field)| (name, json(&field))).collect()
 }
 

@@ -13,7 +13,7 @@ use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use super::pair::Pair;
-use super::parquet;
+use super::parquet::{self, ParquetRow};
 use crate::error::{Error, Result};
 
 /// Longest line of a JSON Lines file, in bytes, after decompression.
@@ -44,15 +44,69 @@ pub fn read_rows<T>(spec: &str, make: impl Fn(Arc<Path>, usize, Columns) -> Resu
     for path in data_files(spec)? {
         let before = rows.len();
         let file: Arc<Path> = Arc::from(path.as_path());
-        read_file(&file, &mut |row, columns| {
-            rows.push(make(file.clone(), row, columns)?);
-            Ok(())
+        read_file(&file, &mut |row, raw| {
+            rows.push(make(file.clone(), row, raw.columns(&file, row)?)?);
+            Ok(true)
         })?;
         if rows.len() == before {
-            return Err(Error::format(&path, "no rows: the file is empty"));
+            return Err(empty(&path));
         }
     }
     Ok(rows)
+}
+
+fn empty(path: &Path) -> Error {
+    Error::format(path, "no rows: the file is empty")
+}
+
+/// How many rows a file has, without making anything of them.
+///
+/// # Errors
+/// As [`read_pairs`] for the file as a whole; what is wrong within a row is found when the row is read.
+pub(super) fn count_rows(path: &Path) -> Result<usize> {
+    let rows = match kind(path)? {
+        Kind::Parquet => parquet::count_rows(path)?,
+        _ => {
+            let mut rows = 0;
+            read_file(path, &mut |_, _| {
+                rows += 1;
+                Ok(true)
+            })?;
+            rows
+        }
+    };
+    if rows == 0 { Err(empty(path)) } else { Ok(rows) }
+}
+
+/// A row as its file has it. What it says is left to whoever may find it out in parallel.
+pub(super) enum RawRow {
+    /// A line of JSON.
+    Json(Vec<u8>),
+    /// A line that is a text.
+    Text(Vec<u8>),
+    /// An element of a JSON array.
+    Element(Value),
+    /// A row of a Parquet file.
+    Parquet(ParquetRow),
+}
+
+impl RawRow {
+    /// Its columns; `file` and `row` are for messages.
+    ///
+    /// # Errors
+    /// [`Error::Row`] for what is no row.
+    pub fn columns(self, file: &Path, row: usize) -> Result<Columns> {
+        match self {
+            RawRow::Json(line) => parse_object(file, row, &line),
+            RawRow::Text(line) => plain_text(file, row, &line),
+            RawRow::Parquet(columns) => Ok(parquet::object(columns)),
+            RawRow::Element(Value::Object(columns)) => Ok(columns),
+            RawRow::Element(other) => {
+                let start: String = other.to_string().chars().take(40).collect();
+                Err(Error::row(file, row, "", format!("not an object but `{start}`")))
+            }
+        }
+    }
 }
 
 /// The files that `spec` names, in alphabetical order.
@@ -141,24 +195,31 @@ impl Kind {
     }
 }
 
-/// Takes each row of a file: its number from 1, and its columns.
-pub(super) type Take<'a> = &'a mut dyn FnMut(usize, Columns) -> Result<()>;
+/// Takes each row of a file with its number from 1; says whether it wants more.
+pub(super) type Take<'a> = &'a mut dyn FnMut(usize, RawRow) -> Result<bool>;
 
-fn read_file(path: &Path, take: Take) -> Result<()> {
-    let kind = Kind::of(path).ok_or_else(|| {
+fn kind(path: &Path) -> Result<Kind> {
+    Kind::of(path).ok_or_else(|| {
         Error::unsupported(format!("{}: not a data file by its name", path.display()), SUPPORTED_FILES)
-    })?;
-    match kind {
+    })
+}
+
+/// Hands on the rows of a file in order, until it ends or no more are wanted.
+///
+/// # Errors
+/// For a file that cannot be read to there, and whatever `take` refuses.
+pub(super) fn read_file(path: &Path, take: Take) -> Result<()> {
+    match kind(path)? {
         Kind::Parquet => parquet::read_rows(path, take),
-        Kind::Lines { gzip } => read_lines(path, open(path, gzip)?, 1, &parse_object, take),
-        Kind::Text { gzip } => read_lines(path, open(path, gzip)?, 1, &plain_text, take),
+        Kind::Lines { gzip } => read_lines(path, open(path, gzip)?, 1, RawRow::Json, take),
+        Kind::Text { gzip } => read_lines(path, open(path, gzip)?, 1, RawRow::Text, take),
         Kind::Json { gzip } => {
             let mut reader = open(path, gzip)?;
             let (first, lines) = skip_space(&mut reader).map_err(|e| broken(path, 1, &e))?;
             if first == Some(b'[') {
                 read_array(path, reader, take)
             } else {
-                read_lines(path, reader, 1 + lines, &parse_object, take)
+                read_lines(path, reader, 1 + lines, RawRow::Json, take)
             }
         }
     }
@@ -186,14 +247,11 @@ fn skip_space(reader: &mut dyn BufRead) -> std::io::Result<(Option<u8>, usize)> 
     }
 }
 
-/// Makes the columns of a row out of a line that is not blank.
-type Parse<'a> = &'a dyn Fn(&Path, usize, &[u8]) -> Result<Columns>;
-
 fn read_lines(
     file: &Path,
     mut reader: Box<dyn BufRead>,
     first_row: usize,
-    parse: Parse,
+    raw: fn(Vec<u8>) -> RawRow,
     take: Take,
 ) -> Result<()> {
     let mut line = Vec::new();
@@ -213,8 +271,8 @@ fn read_lines(
             ));
         }
         let text = line.strip_prefix(b"\xef\xbb\xbf").filter(|_| row == 1).unwrap_or(&line);
-        if !text.trim_ascii().is_empty() {
-            take(row, parse(file, row, text)?)?;
+        if !text.trim_ascii().is_empty() && !take(row, raw(text.to_vec()))? {
+            break;
         }
     }
     Ok(())
@@ -280,12 +338,8 @@ fn read_array(file: &Path, reader: Box<dyn BufRead>, take: Take) -> Result<()> {
         Error::row(file, e.line(), "", format!("not JSON (the row is the line of the file): {e}"))
     })?;
     for (i, row) in rows.into_iter().enumerate() {
-        match row {
-            Value::Object(columns) => take(i + 1, columns)?,
-            other => {
-                let start: String = other.to_string().chars().take(40).collect();
-                return Err(Error::row(file, i + 1, "", format!("not an object but `{start}`")));
-            }
+        if !take(i + 1, RawRow::Element(row))? {
+            break;
         }
     }
     Ok(())

@@ -1,12 +1,12 @@
 //! What tokenising did, in numbers: printed before training starts, and by `inspect data`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::labels::Role;
-use super::tokenize::{Lengths, TokenizedPair};
+use super::tokenize::{Lengths, Outcome, TokenizedPair};
 
 /// Nearest-rank quantiles of a length, in tokens; zeros where there are no rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quantiles {
     /// Median.
     pub p50: usize,
@@ -31,7 +31,7 @@ impl Quantiles {
 }
 
 /// Counts of one call of `tokenize_pairs`. Lengths are in tokens, before truncation; totals after it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizeReport {
     /// Rows read.
     pub rows: usize,
@@ -75,14 +75,28 @@ impl TokenizeReport {
 /// A report in the making.
 #[derive(Default)]
 pub(super) struct Counts {
-    pub dropped_mismatch: usize,
-    pub dropped_truncated: usize,
     report: TokenizeReport,
     lengths: [Vec<usize>; 3],
 }
 
 impl Counts {
-    pub fn keep(&mut self, (prompt, completions): Lengths, pair: &TokenizedPair) {
+    /// Counts a row, gives it its place among all rows, and hands it on where it is kept.
+    pub fn count(&mut self, outcome: Outcome) -> Option<TokenizedPair> {
+        let index = self.report.rows;
+        self.report.rows += 1;
+        match outcome {
+            Outcome::Kept(lengths, pair) => {
+                let pair = TokenizedPair { index, ..pair };
+                self.keep(lengths, &pair);
+                return Some(pair);
+            }
+            Outcome::Mismatch => self.report.dropped_mismatch += 1,
+            Outcome::Truncated => self.report.dropped_truncated += 1,
+        }
+        None
+    }
+
+    fn keep(&mut self, (prompt, completions): Lengths, pair: &TokenizedPair) {
         let report = &mut self.report;
         report.kept += 1;
         report.backed_off += usize::from(pair.backed_off > 0);
@@ -103,12 +117,9 @@ impl Counts {
         }
     }
 
-    pub fn into_report(self, rows: usize) -> TokenizeReport {
+    pub fn into_report(self) -> TokenizeReport {
         let [prompt, chosen, rejected] = self.lengths;
         TokenizeReport {
-            rows,
-            dropped_mismatch: self.dropped_mismatch,
-            dropped_truncated: self.dropped_truncated,
             prompt_lengths: Quantiles::of(prompt),
             chosen_lengths: Quantiles::of(chosen),
             rejected_lengths: Quantiles::of(rejected),

@@ -69,6 +69,16 @@ pub struct TokenizeOptions {
     pub labels: LabelColumns,
 }
 
+impl TokenizeOptions {
+    /// Refuses what leaves nothing of any row.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.max_length {
+            Some(0) => Err(Error::Usage("`max_length` is 0, expected at least 2 (or none)".into())),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// One completion of a pair, after truncation.
 ///
 /// Its sequence is `prompt[prompt_skip..]` followed by `completion`.
@@ -117,13 +127,23 @@ impl TokenizedPair {
         self.branches.iter().all(|b| b.prompt_skip == first.prompt_skip).then(|| self.prompt_of(first))
     }
 
-    /// Adds the tokens of every branch, the prompt that it keeps apart from its completion.
-    pub fn fingerprint(&self, print: Fingerprint) -> Fingerprint {
-        let bytes = |tokens: &[u32]| tokens.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>();
-        let add = |print: Fingerprint, branch: &Branch| {
-            print.field(&bytes(self.prompt_of(branch))).field(&bytes(&branch.completion))
+    /// Of the tokens of every branch, the prompt that it keeps apart from its completion.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let add = |print: Fingerprint, tokens: &[u32]| {
+            print.words([tokens.len() as u32]).words(tokens.iter().copied())
         };
-        self.branches.iter().fold(print, add)
+        let branch = |print, branch: &Branch| add(add(print, self.prompt_of(branch)), &branch.completion);
+        self.branches.iter().fold(Fingerprint::new(), branch)
+    }
+
+    /// Adds another row's completion, as much of it as `max_length` leaves room for.
+    pub(super) fn mismatch(&mut self, other: &[u32], max_length: Option<usize>) {
+        let own = self.chosen();
+        let (prompt_skip, prompt) = (own.prompt_skip, self.prompt_of(own).len());
+        let room = max_length.unwrap_or(usize::MAX).saturating_sub(prompt).max(1);
+        let completion = other[..other.len().min(room)].to_vec();
+        let truncated = other.len() - completion.len();
+        self.branches.push(Branch { role: Role::Mismatched, completion, prompt_skip, truncated });
     }
 
     /// The longest prompt that a branch keeps.
@@ -162,24 +182,20 @@ pub fn tokenize_pairs(
     tokenizer: &Tokenizer,
     options: &TokenizeOptions,
 ) -> Result<(Vec<TokenizedPair>, TokenizeReport)> {
-    if options.max_length == Some(0) {
-        return Err(Error::Usage("`max_length` is 0, expected at least 2 (or none)".into()));
-    }
-    let work = |(index, pair): (usize, &Pair)| Row { pair, index, tokenizer, options }.run();
-    let outcomes: Vec<Result<Outcome>> = pairs.par_iter().enumerate().map(work).collect();
+    options.check()?;
+    let work = |pair: &Pair| tokenize_row(pair, tokenizer, options);
+    let outcomes: Vec<Result<Outcome>> = pairs.par_iter().map(work).collect();
     let mut counts = Counts::default();
     let mut kept = Vec::with_capacity(pairs.len());
     for outcome in outcomes {
-        match outcome? {
-            Outcome::Kept(lengths, pair) => {
-                counts.keep(lengths, &pair);
-                kept.push(pair);
-            }
-            Outcome::Mismatch => counts.dropped_mismatch += 1,
-            Outcome::Truncated => counts.dropped_truncated += 1,
-        }
+        kept.extend(counts.count(outcome?));
     }
-    Ok((kept, counts.into_report(pairs.len())))
+    Ok((kept, counts.into_report()))
+}
+
+/// One row as tokens; its `index` is for the caller to set.
+pub(super) fn tokenize_row(pair: &Pair, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<Outcome> {
+    Row { pair, tokenizer, options }.run()
 }
 
 /// Gives every row, after its own completion, that of the nearest row before it with another prompt (the data taken as a
@@ -193,36 +209,33 @@ pub fn add_mismatched(rows: &mut [TokenizedPair], options: &TokenizeOptions) -> 
     let mut partners = Vec::with_capacity(n);
     for i in 0..n {
         let other = (1..n).map(|back| (i + n - back) % n).find(|&j| rows[j].prompt != rows[i].prompt);
-        let other = other.ok_or_else(|| {
-            let what = "all rows have the same prompt; KTO compares with the completions of other prompts";
-            Error::format(&rows[i].file, what)
-        })?;
+        let other = other.ok_or_else(|| Error::format(&rows[i].file, SAME_PROMPTS))?;
         partners.push(rows[other].chosen().completion.clone());
     }
-    for (row, other) in rows.iter_mut().zip(partners) {
-        let own = row.chosen();
-        let (prompt_skip, prompt) = (own.prompt_skip, row.prompt_of(own).len());
-        let room = options.max_length.unwrap_or(usize::MAX).saturating_sub(prompt).max(1);
-        let completion = other[..other.len().min(room)].to_vec();
-        let truncated = other.len() - completion.len();
-        row.branches.push(Branch { role: Role::Mismatched, completion, prompt_skip, truncated });
-    }
+    rows.iter_mut().zip(partners).for_each(|(row, other)| row.mismatch(&other, options.max_length));
     Ok(())
 }
+
+/// Why no row can be given another's completion.
+pub(super) const SAME_PROMPTS: &str =
+    "all rows have the same prompt; KTO compares with the completions of other prompts";
 
 /// Lengths before truncation: of the prompt, and of each completion with the part it plays.
 pub(super) type Lengths = (usize, Vec<(Role, usize)>);
 
-enum Outcome {
+/// What became of a row.
+pub(super) enum Outcome {
+    /// It is kept.
     Kept(Lengths, TokenizedPair),
+    /// It is left out: its prompt is no prefix, by tokens.
     Mismatch,
+    /// It is left out: its prompt alone fills `max_length`.
     Truncated,
 }
 
 /// One row on its way.
 struct Row<'a> {
     pair: &'a Pair,
-    index: usize,
     tokenizer: &'a Tokenizer,
     options: &'a TokenizeOptions,
 }
@@ -267,7 +280,7 @@ impl Row<'_> {
         let tokenized = TokenizedPair {
             file: self.pair.file.clone(),
             row: self.pair.row,
-            index: self.index,
+            index: 0,
             prompt: wholes[0][..boundary].to_vec(),
             branches: completions().map(|(c, whole)| self.truncate(c.role, boundary, whole)).collect(),
             labels: self.options.labels.labels(self.pair)?,
@@ -437,4 +450,4 @@ fn common_prefix(a: &[u32], b: &[u32]) -> usize {
 
 #[cfg(test)]
 #[path = "tokenize_tests.rs"]
-mod tests;
+pub(super) mod tests;

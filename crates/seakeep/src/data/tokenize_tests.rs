@@ -3,7 +3,7 @@ use crate::formats::Message;
 use serde_json::json;
 
 /// A tokenizer whose tokens can be read off the text: one per character, `ab` merged, specials.
-fn tokenizer(template: Option<&str>, bos: bool) -> (tempfile::TempDir, Tokenizer) {
+pub(in crate::data) fn tokenizer(template: Option<&str>, bos: bool) -> (tempfile::TempDir, Tokenizer) {
     let folder = tempfile::tempdir().unwrap();
     let mut vocab = serde_json::Map::new();
     for token in

@@ -45,11 +45,21 @@ pub fn write_atomic_with(
     fill: impl FnOnce(&mut std::io::BufWriter<File>) -> std::io::Result<()>,
 ) -> Result<()> {
     let path = path.as_ref();
+    try_write_atomic_with(path, |writer| fill(writer).map_err(Error::io("write", path)))
+}
+
+/// [`write_atomic_with`] for content that may fail to come into being.
+pub fn try_write_atomic_with(
+    path: impl AsRef<Path>,
+    fill: impl FnOnce(&mut std::io::BufWriter<File>) -> Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
     if is_special(path) {
         // A pipe or a device: there is nothing to keep whole, and nothing to be put in its place.
         let file = fs::OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
         let mut writer = std::io::BufWriter::new(file);
-        return fill(&mut writer).and_then(|()| writer.flush()).map_err(Error::io("write", path));
+        fill(&mut writer)?;
+        return writer.flush().map_err(Error::io("write", path));
     }
     // What a link names is replaced, not the link.
     let target = if path.is_symlink() { fs::canonicalize(path).ok() } else { None };
@@ -58,7 +68,7 @@ pub fn write_atomic_with(
     let result = (|| {
         let file = File::create(&temporary).map_err(Error::io("create", path))?;
         let mut writer = std::io::BufWriter::with_capacity(1 << 20, file);
-        fill(&mut writer).map_err(Error::io("write", path))?;
+        fill(&mut writer)?;
         let file = writer.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("sync", path))?;
         fs::rename(&temporary, path).map_err(Error::io("rename into place", path))

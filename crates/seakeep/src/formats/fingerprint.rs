@@ -44,6 +44,11 @@ impl Fingerprint {
         }
     }
 
+    /// As a number.
+    pub fn number(&self) -> u128 {
+        self.0
+    }
+
     /// 32 hexadecimal digits.
     pub fn hex(&self) -> String {
         format!("{:032x}", self.0)

@@ -5,6 +5,7 @@
 //! an error says which file, which tensor or key, what was found and what to do about it.
 
 pub mod adapter;
+pub mod arrays;
 pub mod atomic;
 pub mod bpe;
 pub mod fingerprint;
@@ -16,7 +17,8 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use adapter::{AdapterFiles, LoraConfig};
-pub use atomic::{AtomicDir, is_special, write_atomic};
+pub use arrays::Arrays;
+pub use atomic::{AtomicDir, is_special, try_write_atomic_with, write_atomic};
 pub use fingerprint::Fingerprint;
 pub use safetensors::{SaveDtype, write_safetensors};
 pub use source::ModelSource;

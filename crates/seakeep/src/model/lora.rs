@@ -126,6 +126,17 @@ pub fn check_targets(config: &ModelConfig, lora: &LoraConfig) -> Result<()> {
     Ok(())
 }
 
+/// How many parameters the adapters have that `lora` asks for.
+///
+/// # Errors
+/// As [`check_targets`].
+pub(super) fn adapter_parameters(config: &ModelConfig, lora: &LoraConfig) -> Result<usize> {
+    check_targets(config, lora)?;
+    let (map, params) = families::tensors(config);
+    let size = |module| shapes(&map, module, lora.r).iter().map(|[rows, cols]| rows * cols).sum::<usize>();
+    Ok(choose(modules(&map, &params), lora)?.iter().map(size).sum())
+}
+
 /// PEFT's names of a layer's two tensors.
 fn names(module: &str) -> [String; 2] {
     ["lora_A", "lora_B"].map(|matrix| format!("base_model.model.{module}.{matrix}.weight"))

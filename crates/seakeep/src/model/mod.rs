@@ -12,10 +12,12 @@
 //! | `lora` | adapters: made, read, merged, saved |
 //! | `labels` | the passes of a model that ends in a head of labels |
 //! | `generate` | the forward pass over a key/value cache |
+//! | `cost` | operations and memory of the passes, from shapes |
 //! | `files` | loading, saving, random initialisation |
 
 pub mod blocks;
 mod config;
+mod cost;
 mod decoder;
 pub mod families;
 mod files;
@@ -28,6 +30,7 @@ mod tensors;
 mod weights;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
+pub use cost::{Operations, Sizes};
 pub use decoder::{Activations, Model};
 pub use families::{GATED_HEAD, LABEL_HEAD};
 pub use generate::{KvCache, Prefix};

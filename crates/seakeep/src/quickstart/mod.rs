@@ -275,6 +275,8 @@ fn align_one(
         dataset_train_split: "train".into(),
         dataset_test_split: None,
         eval_dataset_name: None,
+        dataset_cache_dir: None,
+        dry_run: false,
         reference_cache_dir: None,
         output_dir: output_dir.clone(),
         overwrite_output_dir: false,

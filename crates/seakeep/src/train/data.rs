@@ -1,81 +1,35 @@
 //! Rows for training and evaluation: reading, choosing a split, tokenising, and the order of visits.
 
+use std::path::PathBuf;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::TrainOptions;
+use crate::data::split::{files_of, range_of};
 use crate::data::{
-    Pair, TokenizeOptions, TokenizeReport, TokenizedPair, add_mismatched, read_pairs, read_texts,
-    tokenize_pairs,
+    Loading, Pair, Rows, TokenizeOptions, TokenizeReport, TokenizedPair, add_mismatched, tokenize_pairs,
 };
 use crate::formats::Tokenizer;
 use crate::objective::{LossType, Objective};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
-/// The rows that a split in the notation of Hugging Face datasets names: `train`, `train[:100]`, `test[10%:]`.
-///
-/// Where the data has files whose name contains the split's name (`train.jsonl`, `data/test-0.parquet`), those are
-/// the split. Data without such names is one split, `train`. An empty name means all rows.
+/// The rows that a split names (`data/split.rs`).
 ///
 /// # Errors
 /// A split that cannot be read, that the data does not have, or that names no row.
-pub fn select(pairs: Vec<Pair>, split: &str) -> Result<Vec<Pair>> {
-    let wrong = || {
-        Error::Usage(format!(
-            "split `{split}`: expected a name and perhaps a range, such as `train`, `train[:1000]` or `test[90%:]`"
-        ))
-    };
-    let (name, range) = match split.split_once('[') {
-        None => (split, ":"),
-        Some((name, range)) => (name, range.strip_suffix(']').ok_or_else(wrong)?),
-    };
-    let mut rows = named(pairs, name)?;
-    let (from, to) = range.split_once(':').ok_or_else(wrong)?;
-    let n = rows.len();
-    let bound = |text: &str, default: usize| -> Result<usize> {
-        let text = text.trim();
-        if text.is_empty() {
-            return Ok(default);
-        }
-        let at: i64 = match text.strip_suffix('%') {
-            Some(percent) => (percent.parse::<f64>().map_err(|_| wrong())? / 100.0 * n as f64).round() as i64,
-            None => text.parse().map_err(|_| wrong())?,
-        };
-        Ok(if at < 0 { (n as i64 + at).max(0) as usize } else { (at as usize).min(n) })
-    };
-    let (from, to) = (bound(from, 0)?, bound(to, n)?);
-    if from >= to {
-        return Err(Error::Usage(format!("split `{split}` names no row: the data has {n}")));
-    }
-    rows.truncate(to);
-    Ok(rows.split_off(from))
+pub fn select(mut pairs: Vec<Pair>, split: &str) -> Result<Vec<Pair>> {
+    let mut files: Vec<PathBuf> = pairs.iter().map(|p| p.file.to_path_buf()).collect();
+    files.dedup();
+    let files = files_of(files, split)?;
+    pairs.retain(|p| files.iter().any(|f| **f == *p.file));
+    let range = range_of(split, pairs.len())?;
+    pairs.truncate(range.end);
+    Ok(pairs.split_off(range.start))
 }
 
-/// The names that tell a data set's splits apart.
-const SPLITS: [&str; 5] = ["train", "test", "validation", "valid", "eval"];
-
-/// The rows of the split `name`.
-fn named(pairs: Vec<Pair>, name: &str) -> Result<Vec<Pair>> {
-    let holds = |p: &Pair, name: &str| p.file.file_stem().is_some_and(|f| f.to_string_lossy().contains(name));
-    let one_file = pairs.windows(2).all(|w| w[0].file == w[1].file);
-    if name.is_empty() || (one_file && name == "train") {
-        return Ok(pairs);
-    }
-    let found: Vec<&str> = SPLITS.into_iter().filter(|s| pairs.iter().any(|p| holds(p, s))).collect();
-    if pairs.iter().any(|p| holds(p, name)) {
-        return Ok(pairs.into_iter().filter(|p| holds(p, name)).collect());
-    }
-    if name == "train" && found.is_empty() {
-        return Ok(pairs);
-    }
-    let there = if found.is_empty() || one_file { "train".to_string() } else { found.join(", ") };
-    Err(Error::Usage(format!(
-        "there is no split `{name}` in this data; there is: {there}. Name a part of it by a range, such as `train[1000:]`"
-    )))
-}
-
-/// Reads, selects and tokenises (see [`tokenize_for`]); says what truncation did.
+/// Reads, selects and tokenises, as [`tokenize_for`] does, a few rows at a time ([`Loading`]); says what truncation did.
 ///
 /// # Errors
 /// Data that cannot be read or tokenised or does not fit, naming file, row and key.
@@ -85,23 +39,31 @@ pub fn load(
     tokenizer: &Tokenizer,
     options: &TrainOptions,
     progress: &mut dyn Progress,
-) -> Result<Vec<TokenizedPair>> {
-    let texts = options.objective.is_of_texts();
-    let rows = if texts { read_texts(spec, &options.dataset_text_field)? } else { read_pairs(spec)? };
-    let rows = select(rows, split)?;
-    let (pairs, report) = tokenize_for(&options.objective, rows, tokenizer, &options.tokenize)?;
-    progress.note(&summary(
+) -> Result<Rows> {
+    let objective = &options.objective;
+    let texts = objective.is_of_texts();
+    let loading = Loading {
         spec,
         split,
-        &report,
-        if texts { ("texts", "") } else { ("pairs", " completions") },
-    ));
-    if pairs.is_empty() {
+        text_field: texts.then_some(options.dataset_text_field.as_str()),
+        fit: &|pair| fitting(pair, objective),
+        fit_name: format!("{:?}", shape(objective)),
+        mismatched: objective.needs_mismatched(),
+        tokenizer,
+        options: &options.tokenize,
+        cache: options.dataset_cache_dir.as_deref(),
+        keep: !options.dry_run,
+    };
+    let (rows, known) = loading.run(progress)?;
+    let words = if texts { ("texts", "") } else { ("pairs", " completions") };
+    let before = if known { ", tokenised before" } else { "" };
+    progress.note(&format!("{}{before}", summary(spec, split, rows.report(), words)));
+    if rows.is_empty() {
         return Err(Error::Usage(format!(
             "{spec} ({split}): no row is left after truncation; raise `max_length`"
         )));
     }
-    Ok(pairs)
+    Ok(rows)
 }
 
 /// The rows as tokens, in the shape in which the objective takes them: texts, pairs, or labelled completions (into which pairs are
@@ -115,51 +77,67 @@ pub fn tokenize_for(
     tokenizer: &Tokenizer,
     options: &TokenizeOptions,
 ) -> Result<(Vec<TokenizedPair>, TokenizeReport)> {
-    let (mut pairs, report) = tokenize_pairs(&fitting(rows, objective)?, tokenizer, options)?;
+    let rows = rows.into_iter().map(|row| fitting(row, objective)).collect::<Result<Vec<_>>>()?.concat();
+    let (mut pairs, report) = tokenize_pairs(&rows, tokenizer, options)?;
     if objective.needs_mismatched() {
         add_mismatched(&mut pairs, options)?;
     }
     Ok((pairs, report))
 }
 
-/// The rows as the objective takes them.
+/// Which rows an objective takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Shape {
+    /// Texts to learn.
+    Texts,
+    /// Labelled completions, into which pairs are taken apart.
+    Labelled,
+    /// A chosen and a rejected completion.
+    Pairs,
+    /// A chosen and several rejected completions.
+    Several,
+}
+
+fn shape(objective: &Objective) -> Shape {
+    match &objective.pair {
+        _ if objective.is_of_texts() => Shape::Texts,
+        pair if pair.any(LossType::is_unpaired) => Shape::Labelled,
+        pair if pair.terms.iter().all(|t| t.0 == LossType::Softmax) => Shape::Several,
+        _ => Shape::Pairs,
+    }
+}
+
+/// A row as the objective takes it; for labelled completions perhaps two.
 ///
 /// # Errors
-/// [`Error::Row`] for the first row that it cannot take.
-fn fitting(rows: Vec<Pair>, objective: &Objective) -> Result<Vec<Pair>> {
-    if objective.is_of_texts() {
-        return match rows.iter().find(|r| !r.is_unpaired()) {
-            Some(pair) => {
-                Err(pair.error("rejected", "a completion to compare with; nll learns texts one by one"))
-            }
-            None => Ok(rows),
-        };
-    }
-    if objective.pair.any(LossType::is_unpaired) {
-        if let Some(several) = rows.iter().find(|r| r.completions.len() > 2) {
-            return Err(
-                several.error("rejected", "several completions; kto takes pairs and labelled completions")
-            );
-        }
-        let taken_apart = |row: Pair| if row.is_unpaired() { Ok(vec![row]) } else { row.unpair() };
-        return Ok(rows.into_iter().map(taken_apart).collect::<Result<Vec<_>>>()?.concat());
-    }
+/// [`Error::Row`] if it cannot take it.
+fn fitting(row: Pair, objective: &Objective) -> Result<Vec<Pair>> {
+    let several = row.completions.len() > 2;
     let loss = objective.pair.terms.first().map_or("", |t| t.0.name());
-    if let Some(alone) = rows.iter().find(|r| r.is_unpaired()) {
-        let what = format!(
-            "a completion that stands alone; loss_type {loss} compares two: give `chosen` and `rejected`, or use loss_type kto"
-        );
-        return Err(alone.error("completion", what));
-    }
-    match rows.iter().find(|r| r.completions.len() > 2) {
-        Some(several) if !objective.pair.terms.iter().all(|t| t.0 == LossType::Softmax) => {
+    match shape(objective) {
+        Shape::Texts if !row.is_unpaired() => {
+            Err(row.error("rejected", "a completion to compare with; nll learns texts one by one"))
+        }
+        Shape::Texts => Ok(vec![row]),
+        Shape::Labelled if several => {
+            Err(row.error("rejected", "several completions; kto takes pairs and labelled completions"))
+        }
+        Shape::Labelled if row.is_unpaired() => Ok(vec![row]),
+        Shape::Labelled => row.unpair(),
+        Shape::Pairs | Shape::Several if row.is_unpaired() => {
+            let what = format!(
+                "a completion that stands alone; loss_type {loss} compares two: give `chosen` and `rejected`, or use loss_type kto"
+            );
+            Err(row.error("completion", what))
+        }
+        Shape::Pairs if several => {
             let what = format!(
                 "{} rejected completions; loss_type {loss} compares two: use loss_type softmax, or make a row of each",
-                several.completions.len() - 1
+                row.completions.len() - 1
             );
-            Err(several.error("rejected", what))
+            Err(row.error("rejected", what))
         }
-        _ => Ok(rows),
+        Shape::Pairs | Shape::Several => Ok(vec![row]),
     }
 }
 
@@ -203,9 +181,31 @@ pub struct Visits {
 }
 
 impl Visits {
+    /// Those of a run over so many rows.
+    pub fn of(options: &TrainOptions, rows: usize) -> Visits {
+        let batch = options.per_device_train_batch_size * options.gradient_accumulation_steps;
+        Visits { rows, batch, shuffle: options.shuffle_dataset, seed: options.seed }
+    }
+
+    /// Optimizer steps of the run.
+    pub fn total(&self, options: &TrainOptions) -> usize {
+        let epochs = (options.num_train_epochs * self.per_epoch() as f64).ceil() as usize;
+        options.max_steps.unwrap_or(epochs)
+    }
+
     /// Optimizer steps of an epoch.
     pub fn per_epoch(&self) -> usize {
         self.rows.div_ceil(self.batch)
+    }
+
+    /// The rows that the steps before `end` visit, in their own order.
+    pub fn visited(self, end: usize) -> Vec<usize> {
+        if end >= self.per_epoch() {
+            return (0..self.rows).collect();
+        }
+        let mut rows = self.steps(0, end).collect::<Vec<_>>().concat();
+        rows.sort_unstable();
+        rows
     }
 
     /// The rows of every step from `first` (from 0) to before `end`.
@@ -279,5 +279,8 @@ mod tests {
         // Starting in the middle of an epoch gives the same visits: resumed = uninterrupted.
         assert_eq!(v.steps(4, 6).collect::<Vec<_>>(), all[4..]);
         assert_eq!(order(3, false, 7, 5), [0, 1, 2]);
+        let mut some = all[..2].concat();
+        some.sort();
+        assert_eq!((v.visited(2), v.visited(3), v.visited(7)), (some, (0..10).collect(), (0..10).collect()));
     }
 }

@@ -45,8 +45,12 @@ pub struct TrainOptions {
     pub dataset_test_split: Option<String>,
     /// Where the evaluation rows are, if not in `dataset_name`.
     pub eval_dataset_name: Option<String>,
+    /// Where tokenised rows are kept from run to run; `None`: in memory, for this run.
+    pub dataset_cache_dir: Option<PathBuf>,
     /// Where what the reference says of rows is kept from run to run; `None`: only in the run's checkpoints.
     pub reference_cache_dir: Option<PathBuf>,
+    /// Whether nothing is to be written: only [`estimate`](super::estimate) does anything then.
+    pub dry_run: bool,
     /// Where checkpoints, `metrics.jsonl` and the trained model go.
     pub output_dir: PathBuf,
     /// Whether an earlier run in `output_dir` may be replaced.

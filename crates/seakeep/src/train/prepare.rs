@@ -1,5 +1,6 @@
 //! What is checked and read before a run starts: nothing is written until all of it holds.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -7,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::data;
 use super::{Every, TrainOptions};
 use crate::checkpoint;
-use crate::data::{Labels, TokenizedPair};
-use crate::formats::{AtomicDir, Fingerprint, ModelSource, Tokenizer};
+use crate::data::Rows;
+use crate::formats::{AtomicDir, ModelSource, Tokenizer};
 use crate::model::{ModelConfig, check_targets};
 use crate::optim::Warmup;
 use crate::progress::Progress;
@@ -64,7 +65,7 @@ pub(super) fn check_adapters(
 pub(super) fn check_reference(
     options: &TrainOptions,
     tokenizer: &Tokenizer,
-    train: &[TokenizedPair],
+    train: &Rows,
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let Some(path) = &options.ref_model_name_or_path else { return Ok(()) };
@@ -74,26 +75,28 @@ pub(super) fn check_reference(
     }
     let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
     let rows = data::load(spec, split, &other, options, progress)?;
-    match rows.iter().zip(train).find(|(a, b)| a != b) {
-        None if rows.len() == train.len() => Ok(()),
-        found => Err(Error::format(
-            path,
-            format!(
-                "the reference's tokenizer gives other tokens than the policy's{}; a reference must share the \
-                 policy's tokenizer and chat template",
-                found.map(|(_, b)| format!(" (row {})", b.row)).unwrap_or_default()
-            ),
-        )),
+    if rows.len() == train.len() && rows.fingerprint() == train.fingerprint() {
+        return Ok(());
     }
+    let different = |i: &usize| Some(rows.name(*i).ok()? != train.name(*i).ok()?);
+    let found = (0..rows.len().min(train.len())).find(|i| different(i).unwrap_or(true));
+    Err(Error::format(
+        path,
+        format!(
+            "the reference's tokenizer gives other tokens than the policy's{}; a reference must share the \
+             policy's tokenizer and chat template",
+            found.map(|i| format!(" (row {})", train.place(i).1)).unwrap_or_default()
+        ),
+    ))
 }
 
 pub(super) fn eval_rows(
     options: &TrainOptions,
     tokenizer: &Tokenizer,
     progress: &mut dyn Progress,
-) -> Result<Vec<TokenizedPair>> {
+) -> Result<Rows> {
     if options.eval == Every::No {
-        return Ok(Vec::new());
+        return Rows::of(&[]);
     }
     let split = match (&options.dataset_test_split, &options.eval_dataset_name) {
         (Some(split), _) => split,
@@ -109,28 +112,18 @@ pub(super) fn eval_rows(
 }
 
 /// Says so where rows are trained on and evaluated on: their loss is not held out.
-pub(super) fn note_overlap(train: &[TokenizedPair], eval: &[TokenizedPair], progress: &mut dyn Progress) {
-    let trained: std::collections::HashSet<_> = train.iter().map(|p| (&p.file, p.row)).collect();
-    let both = eval.iter().filter(|p| trained.contains(&(&p.file, p.row))).count();
+pub(super) fn note_overlap(train: &Rows, eval: &Rows, progress: &mut dyn Progress) {
+    let evaluated: HashSet<_> = (0..eval.len()).map(|i| eval.place(i)).collect();
+    let trained = (0..train.len()).map(|i| train.place(i)).filter(|place| evaluated.contains(place));
+    let trained: HashSet<_> = if eval.is_empty() { HashSet::new() } else { trained.collect() };
+    let both = (0..eval.len()).filter(|&i| trained.contains(&eval.place(i))).count();
     if both > 0 {
         progress.note(&format!("warning: {both} of {} evaluation rows are also trained on", eval.len()));
     }
 }
 
 /// The settings that decide a run's result, for the record and to recognise its checkpoints.
-pub(super) fn settings(
-    options: &TrainOptions,
-    tokenizer: &Tokenizer,
-    train: &[TokenizedPair],
-) -> Map<String, Value> {
-    let mut rows = Fingerprint::new();
-    for pair in train {
-        rows = pair.fingerprint(rows);
-        // As it was before rows had labels, where they have none.
-        if pair.labels != Labels::default() {
-            rows = rows.field(format!("{:?}", pair.labels).as_bytes());
-        }
-    }
+pub(super) fn settings(options: &TrainOptions, tokenizer: &Tokenizer, train: &Rows) -> Map<String, Value> {
     let (lr_scheduler_type, min_lr_rate) = options.schedule.key();
     let warmup = match options.warmup {
         Warmup::Steps(steps) => json!(steps),
@@ -139,7 +132,7 @@ pub(super) fn settings(
     let value = json!({
         "model_name_or_path": options.model_name_or_path,
         "ref_model_name_or_path": options.ref_model_name_or_path,
-        "training_rows": rows.hex(),
+        "training_rows": train.fingerprint(),
         "tokenizer": tokenizer.fingerprint(),
         "method": options.method,
         "causal_environments": options.environments,

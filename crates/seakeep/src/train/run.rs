@@ -1,26 +1,27 @@
 //! A training run from options to a saved model.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::cost::of_step;
 use super::data::{self, Visits};
 use super::log::MetricsLog;
+use super::machine::{Speed, measured_ceiling};
 use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use super::{Every, Resume, TrainOptions, prepare};
-use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceScores, TrainerState};
-use crate::data::TokenizedPair;
+use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceRows, ReferenceScores, TrainerState};
+use crate::data::{Rows, TokenizedPair};
 use crate::environments::Environments;
 use crate::eval::evaluate;
 use crate::formats::ModelSource;
 use crate::logps::{BranchLogps, Facts};
-use crate::model::Model;
+use crate::model::{Model, Sizes};
 use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
 use crate::reference::{Known, Reference};
-use crate::scoring::{Layout, check_length, score};
+use crate::scoring::{Layout, check_lengths, score_rows};
 use crate::{Error, Result};
 
 /// What a run came to.
@@ -32,6 +33,8 @@ pub struct TrainSummary {
     pub metrics: Vec<(String, f64)>,
     /// Wall-clock seconds of this session.
     pub seconds: f64,
+    /// How fast its steps were.
+    pub speed: Speed,
 }
 
 /// Trains as `options` say: reads and checks everything first, then scores the rows it will visit under the
@@ -61,20 +64,21 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     run.add_adapters(progress)?;
     prepare::clear_output(&options.output_dir, resumes)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
-    let metrics = run.steps(&mut log, progress)?;
+    let (metrics, speed) = run.steps(&mut log, progress)?;
     checkpoint::save_model(&options.output_dir, &run.model, &source, options.save_dtype)?;
     let seconds = started.elapsed().as_secs_f64();
     checkpoint::save_settings(&options.output_dir, &run.state.settings, seconds)?;
-    Ok(TrainSummary { steps: run.state.step, metrics, seconds })
+    Ok(TrainSummary { steps: run.state.step, metrics, seconds, speed })
 }
 
 /// A run in progress.
 struct Run<'a> {
     options: &'a TrainOptions,
     source: &'a ModelSource,
-    train: &'a [TokenizedPair],
-    eval: &'a [TokenizedPair],
+    train: &'a Rows,
+    eval: &'a Rows,
     visits: Visits,
+    sizes: Sizes,
     model: Model,
     optimizer: AdamWState,
     state: TrainerState,
@@ -86,16 +90,13 @@ impl<'a> Run<'a> {
     fn start(
         options: &'a TrainOptions,
         source: &'a ModelSource,
-        train: &'a [TokenizedPair],
-        eval: &'a [TokenizedPair],
+        train: &'a Rows,
+        eval: &'a Rows,
         settings: Map<String, Value>,
         progress: &mut dyn Progress,
     ) -> Result<Self> {
-        let batch = options.per_device_train_batch_size * options.gradient_accumulation_steps;
-        let visits =
-            Visits { rows: train.len(), batch, shuffle: options.shuffle_dataset, seed: options.seed };
-        let epochs = (options.num_train_epochs * visits.per_epoch() as f64).ceil() as usize;
-        let total_steps = options.max_steps.unwrap_or(epochs);
+        let visits = Visits::of(options, train.len());
+        let total_steps = visits.total(options);
         let from = match &options.resume_from_checkpoint {
             None => None,
             Some(Resume::From(path)) => Some(path.clone()),
@@ -140,37 +141,30 @@ impl<'a> Run<'a> {
                     epoch: 0.0,
                     num_tokens: 0,
                     pending,
-                    groups: Groups::of(train.iter().map(|p| p.labels.group.clone())),
+                    groups: Groups::of((0..train.len()).map(|i| train.group(i).map(str::to_string))),
                     settings,
                 };
                 (model, optimizer, state, ReferenceScores::default())
             }
         };
-        Ok(Run { options, source, train, eval, visits, model, optimizer, state, reference })
+        let sizes = Sizes::of(&model.config, options.lora.as_ref())?;
+        Ok(Run { options, source, train, eval, visits, sizes, model, optimizer, state, reference })
     }
 
     /// What the reference says of all rows the run will visit, those that a checkpoint did not bring.
     fn score_reference(&mut self, progress: &mut dyn Progress) -> Result<()> {
-        let visited: std::collections::BTreeSet<usize> =
-            self.visits.steps(0, self.state.total_steps).flatten().collect();
-        let missing = |known: &BTreeMap<usize, ReferenceRow>,
-                       rows: &mut dyn Iterator<Item = usize>|
-         -> Vec<usize> { rows.filter(|i| !known.contains_key(i)).collect() };
-        let train = missing(&self.reference.train, &mut visited.into_iter());
-        let eval = missing(&self.reference.eval, &mut (0..self.eval.len()));
+        let missing = |known: &ReferenceRows, rows: Vec<usize>| -> Vec<usize> {
+            rows.into_iter().filter(|&i| known.get(i).is_none()).collect()
+        };
+        let train = missing(&self.reference.train, self.visits.visited(self.state.total_steps));
+        let eval = missing(&self.reference.eval, (0..self.eval.len()).collect());
         if train.is_empty() && eval.is_empty() {
             return Ok(());
         }
         if !self.options.objective.needs_reference() {
             // Scoring a reference would have found these before the first step.
-            for pair in train.iter().map(|&i| &self.train[i]).chain(self.eval) {
-                check_length(&self.model, pair)?;
-            }
-            let layout = Layout::of(&self.options.objective);
-            let zeros = |pair| ReferenceRow { logps: layout.no_reference(pair), environments: Vec::new() };
-            self.reference.train.extend(train.into_iter().map(|i| (i, zeros(&self.train[i]))));
-            self.reference.eval.extend(eval.into_iter().map(|i| (i, zeros(&self.eval[i]))));
-            return Ok(());
+            check_lengths(&self.model, self.train, &train)?;
+            return check_lengths(&self.model, self.eval, &eval);
         }
         // The policy serves as its own reference only before its first step.
         let fresh = match &self.options.ref_model_name_or_path {
@@ -187,17 +181,22 @@ impl<'a> Run<'a> {
         let found =
             [(train, self.train, &mut self.reference.train), (eval, self.eval, &mut self.reference.eval)];
         let environments = &mut self.reference.environments;
-        for (rows, pairs, known) in found {
-            let chosen: Vec<&TokenizedPair> = rows.iter().map(|&i| &pairs[i]).collect();
-            let found = reference.score(&chosen, progress)?;
+        for (visited, rows, known) in found {
+            let Some(k) = options.environments else {
+                reference.score(rows, &visited, progress, &mut |i, Known { logps, .. }| {
+                    known.insert(visited[i], ReferenceRow { logps: &logps, environments: &[] });
+                })?;
+                continue;
+            };
+            let found = reference.known(rows, &visited, progress)?;
             // The environments are found once, among the first rows that come.
-            if let (None, Some(k), false) = (&environments, options.environments, rows.is_empty()) {
+            if environments.is_none() && !visited.is_empty() {
                 let features: Vec<Vec<f32>> = found.iter().map(|f| f.features.clone()).collect();
                 *environments = Some(Environments::find(&features, k, options.seed)?);
             }
-            for (row, Known { logps, features }) in rows.iter().zip(found) {
+            for (row, Known { logps, features }) in visited.iter().zip(found) {
                 let environments = environments.as_ref().map(|e| e.of(&features)).unwrap_or_default();
-                known.insert(*row, ReferenceRow { logps, environments });
+                known.insert(*row, ReferenceRow { logps: &logps, environments: &environments });
             }
         }
         progress.finish();
@@ -220,9 +219,13 @@ impl<'a> Run<'a> {
     /// One optimizer step on `rows`.
     fn step(&mut self, rows: &[usize], grads: &mut Gradients) -> Result<Stepped> {
         let options = self.options;
-        let pairs: Vec<&TokenizedPair> = rows.iter().map(|&i| &self.train[i]).collect();
-        let (facts, reference) =
-            known(&Layout::of(&options.objective), self.train, &self.reference.train, rows.iter().copied());
+        let fetched = self.train.several(rows)?;
+        let pairs: Vec<&TokenizedPair> = fetched.iter().collect();
+        let (facts, reference) = known(
+            &Layout::of(&options.objective),
+            pairs.iter().copied().zip(rows),
+            self.known_of(&self.reference.train),
+        );
         let global = GlobalBatch {
             pairs: &pairs,
             facts: &facts,
@@ -241,7 +244,13 @@ impl<'a> Run<'a> {
         if let Some(groups) = &out.groups {
             self.state.groups = groups.clone();
         }
-        Ok(Stepped { out, grad_norm, learning_rate })
+        let operations = of_step(&pairs, &options.objective, &self.sizes).total();
+        Ok(Stepped { out, grad_norm, learning_rate, operations })
+    }
+
+    /// What the reference says of rows, for an objective that asks for one.
+    fn known_of<'r>(&self, rows: &'r ReferenceRows) -> Option<&'r ReferenceRows> {
+        self.options.objective.needs_reference().then_some(rows)
     }
 
     /// Share of the optimizer steps done.
@@ -250,17 +259,23 @@ impl<'a> Run<'a> {
     }
 
     /// All remaining optimizer steps, and what is due after each.
-    fn steps(&mut self, log: &mut MetricsLog, progress: &mut dyn Progress) -> Result<Vec<(String, f64)>> {
+    fn steps(
+        &mut self,
+        log: &mut MetricsLog,
+        progress: &mut dyn Progress,
+    ) -> Result<(Vec<(String, f64)>, Speed)> {
         let (options, first, total) = (self.options, self.state.step, self.state.total_steps);
         let mut grads = Gradients::new(&self.model);
-        let mut logged = Vec::new();
+        let (mut logged, mut speed) = (Vec::new(), Speed::new(measured_ceiling(options.numbers.precision)));
         progress.start("training", (total.saturating_sub(first)) as u64);
         for rows in self.visits.steps(first, total) {
+            let begun = Instant::now();
             let stepped = self.step(&rows, &mut grads).map_err(|e| self.at_step(e, &rows))?;
+            speed.add(stepped.operations, stepped.out.tokens, begun.elapsed());
             self.state.step += 1;
             self.state.num_tokens += stepped.out.tokens;
             self.state.epoch = self.state.step as f64 / self.visits.per_epoch() as f64;
-            progress.advance(1, &format!("loss {:.4}", stepped.out.loss));
+            progress.advance(1, &format!("loss {:.4}, {speed}", stepped.out.loss));
             self.state.pending.add(stepped.out.loss, &stepped.out.metrics);
 
             if self.due(Every::Steps(options.logging_steps)) || self.state.step == 1 {
@@ -283,15 +298,15 @@ impl<'a> Run<'a> {
             }
         }
         progress.finish();
-        Ok(logged)
+        Ok((logged, speed))
     }
 
     /// Says at which step, and on which rows of which file, a number stopped being finite.
     fn at_step(&self, error: Error, rows: &[usize]) -> Error {
         match error {
             Error::NonFinite(what) => {
-                let lines: Vec<String> = rows.iter().map(|&i| self.train[i].row.to_string()).collect();
-                let file = self.train[rows[0]].file.display();
+                let lines: Vec<String> = rows.iter().map(|&i| self.train.place(i).1.to_string()).collect();
+                let file = self.train.place(rows[0]).0.display();
                 let step = self.state.step + 1;
                 Error::NonFinite(format!("step {step} (rows {} of {file}): {what}", lines.join(", ")))
             }
@@ -313,11 +328,17 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&self) -> Result<Vec<(String, f64)>> {
-        let pairs: Vec<&TokenizedPair> = self.eval.iter().collect();
+        let all: Vec<usize> = (0..self.eval.len()).collect();
         let (objective, size) = (&self.options.objective, self.options.per_device_eval_batch_size);
         let layout = Layout::of(objective);
-        let scores = score(&self.model, &pairs, layout, false, size, &mut Silent)?;
-        let (facts, reference) = known(&layout, self.eval, &self.reference.eval, 0..self.eval.len());
+        let scores = score_rows(&self.model, (self.eval, &all), layout, false, size, &mut Silent)?;
+        let (mut facts, mut reference) = (Vec::new(), BranchLogps::default());
+        for (i, pair) in self.eval.iter().enumerate() {
+            let (of_row, logps) =
+                known(&layout, [(&pair?, &i)].into_iter(), self.known_of(&self.reference.eval));
+            facts.extend(of_row);
+            reference.extend(logps);
+        }
         let scored = Scored { policy: &scores.logps, reference: &reference, facts: &facts };
         let context = Context::of(&facts, self.progress(), self.state.groups.clone());
         let mut metrics = evaluate(&scored, &context, objective);
@@ -336,16 +357,17 @@ fn told(step: usize, metrics: &[(String, f64)]) -> String {
     format!("step {step}: {}", shown.iter().filter_map(of).collect::<Vec<_>>().join(", "))
 }
 
-/// What is known of rows before the policy sees them: facts and the reference's log-probabilities.
-fn known(
+/// What is known of rows before the policy sees them: facts and the reference's log-probabilities, 0 where there is none.
+fn known<'a>(
     layout: &Layout,
-    pairs: &[TokenizedPair],
-    reference: &BTreeMap<usize, ReferenceRow>,
-    rows: impl Iterator<Item = usize>,
+    rows: impl Iterator<Item = (&'a TokenizedPair, &'a usize)>,
+    reference: Option<&ReferenceRows>,
 ) -> (Vec<Facts>, BranchLogps) {
-    let of = |i: usize| {
-        let ReferenceRow { logps, environments } = reference[&i].clone();
-        (Facts { environments, ..Facts::of(&pairs[i], layout.prompts) }, logps)
+    let of = |(pair, row): (&TokenizedPair, &usize)| {
+        let facts = Facts::of(pair, layout.prompts);
+        let Some(reference) = reference else { return (facts, layout.no_reference(pair)) };
+        let known = reference.get(*row).expect("every row that is visited was scored");
+        (Facts { environments: known.environments.to_vec(), ..facts }, known.logps.to_vec())
     };
     let (facts, logps) = rows.map(of).unzip();
     (facts, BranchLogps(logps))
@@ -357,6 +379,8 @@ struct Stepped {
     /// Length of the gradient before clipping.
     grad_norm: f64,
     learning_rate: f64,
+    /// Floating-point operations that it needed.
+    operations: f64,
 }
 
 fn finite(grad_norm: f64) -> Result<f64> {

@@ -6,17 +6,19 @@
 //!     adapter_config.json  adapter_model.safetensors  of a policy with adapters these alone, as PEFT loads them
 //!     optimizer.safetensors                           exp_avg/NAME and exp_avg_sq/NAME, in-memory layout
 //!     trainer_state.json                              step, tokens, the settings of the run
-//!     reference.json                                  what the reference says of each row
+//!     reference.safetensors                           what the reference says of each row
 //! ```
 //! The order of the data is a function of the seed and the step, so no generator state is needed.
 
-use std::collections::BTreeMap;
+mod reference;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::environments::Environments;
+pub use reference::{ReferenceRow, ReferenceRows, ReferenceScores};
+
 use crate::formats::adapter;
 use crate::formats::{
     AdapterFiles, AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors,
@@ -27,7 +29,7 @@ use crate::optim::AdamWState;
 use crate::{Error, Result};
 
 /// The layout of `trainer_state.json` that this program writes.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 /// `trainer_state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,26 +79,6 @@ impl Interval {
         values.splice(1..1, more.iter().map(|(name, value)| (name.to_string(), *value)));
         values
     }
-}
-
-/// What the reference says of the rows, by the row's position in its data.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ReferenceScores {
-    /// The environments inferred from the training rows, for objectives that ask for them.
-    pub environments: Option<Environments>,
-    /// Training rows.
-    pub train: BTreeMap<usize, ReferenceRow>,
-    /// Evaluation rows.
-    pub eval: BTreeMap<usize, ReferenceRow>,
-}
-
-/// What the reference says of a row.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ReferenceRow {
-    /// Log-probabilities of its branches, nats.
-    pub logps: Vec<f64>,
-    /// How likely it belongs to each inferred environment; empty where none are inferred.
-    pub environments: Vec<f64>,
 }
 
 /// The name of the checkpoint after `step`.
@@ -150,6 +132,8 @@ pub struct TrainingArgs {
     pub seconds: f64,
 }
 
+const REFERENCE: &str = "reference.safetensors";
+
 const TRAINING_ARGS: &str = "training_args.json";
 
 /// Writes the settings of a finished run beside its model.
@@ -183,7 +167,7 @@ pub fn save(
     let directory = AtomicDir::new(output_dir.join(name(state.step)))?;
     save_model(directory.path(), model, source, SaveDtype::F32)?;
     save_optimizer(&directory.path().join("optimizer.safetensors"), model, optimizer)?;
-    write_json(&directory.path().join("reference.json"), reference)?;
+    reference.save(&directory.path().join(REFERENCE))?;
     write_json(&directory.path().join("trainer_state.json"), state)?;
     directory.replace()
 }
@@ -311,7 +295,7 @@ pub fn load(directory: &Path, settings: &Map<String, Value>, source: &ModelSourc
         Model::load(&ModelSource::open(directory)?)?
     };
     let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, state.step)?;
-    Ok(Restored { model, optimizer, state, reference: read_json(&directory.join("reference.json"))? })
+    Ok(Restored { model, optimizer, state, reference: ReferenceScores::load(&directory.join(REFERENCE))? })
 }
 
 /// Removes the oldest checkpoints beyond `limit`.

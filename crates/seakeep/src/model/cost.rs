@@ -1,0 +1,202 @@
+//! What the passes cost in floating-point operations and memory, from shapes alone.
+//!
+//! Counted is what the mathematics ask for: a multiplication and an addition for each weight and position, attention for each
+//! position that a position sees, the vocabulary projection for each predicted token. Not counted are norms, activations and
+//! the softmax (well under 1%), and nothing that is computed a second time to save memory. Of a map `y = x w^T`, in products
+//! of the size of the forward pass's:
+//!
+//! | pass | linear map | its weight's gradient | attention |
+//! |---|---|---|---|
+//! | forward | 1 | | 1 (`q k`, `p v`) |
+//! | backward | 1 | 1 | 2 |
+//! | tangent | 1 | | 2 |
+//! | tangent of backward | 1 | 1 | 4 |
+//!
+//! The two weight gradients of a penalised loss, `d_y x` and `td_y x + d_y t_x`, need two products together, since a factor on
+//! the second can go into `x + c t_x`.
+
+use super::config::ModelConfig;
+use super::families;
+use super::lora::adapter_parameters;
+use crate::Result;
+use crate::batch::Batch;
+use crate::formats::LoraConfig;
+
+/// The sizes of a model that decide what its passes cost.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// Parameters, with those of adapters.
+    pub parameters: usize,
+    /// Parameters that are trained.
+    pub trainable: usize,
+    /// Weights of the layers' linear maps.
+    linear: usize,
+    /// Weights of the vocabulary projection.
+    head: usize,
+    /// Weights of adapters.
+    adapters: usize,
+    config: ModelConfig,
+}
+
+/// Floating-point operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Operations {
+    /// Of a forward pass.
+    pub forward: f64,
+    /// Of a backward pass.
+    pub backward: f64,
+    /// Of the tangent passes of an input-gradient penalty, forward and backward.
+    pub tangent: f64,
+}
+
+impl Operations {
+    /// All of them.
+    pub fn total(&self) -> f64 {
+        self.forward + self.backward + self.tangent
+    }
+}
+
+impl std::ops::AddAssign for Operations {
+    fn add_assign(&mut self, other: Operations) {
+        self.forward += other.forward;
+        self.backward += other.backward;
+        self.tangent += other.tangent;
+    }
+}
+
+impl Sizes {
+    /// Of a model of this configuration, perhaps with adapters.
+    ///
+    /// # Errors
+    /// As [`check_targets`](super::check_targets).
+    pub fn of(config: &ModelConfig, lora: Option<&LoraConfig>) -> Result<Sizes> {
+        let (map, params) = families::tensors(config);
+        let size = |weight: super::ParamId| map.params[weight.0].rows * map.params[weight.0].cols;
+        let adapters = lora.map_or(Ok(0), |lora| adapter_parameters(config, lora))?;
+        let parameters = map.count() + adapters;
+        Ok(Sizes {
+            parameters,
+            trainable: if lora.is_some() { adapters } else { parameters },
+            linear: params.layers.iter().flat_map(|layer| layer.linears()).map(|l| size(l.weight)).sum(),
+            head: size(params.head),
+            adapters,
+            config: config.clone(),
+        })
+    }
+
+    /// What a batch costs in training; with `penalty` also the tangent passes.
+    pub fn operations(&self, batch: &Batch, penalty: bool) -> Operations {
+        let positions = batch.rows() as f64;
+        let maps = 2.0 * (self.linear as f64 * positions + self.head as f64 * batch.predictions.len() as f64);
+        let adapters = 2.0 * self.adapters as f64 * positions;
+        let attention = self.attention(batch);
+        // Adapters train themselves alone: no gradient of the maps.
+        let gradients = adapters + if self.adapters == 0 { maps } else { 0.0 };
+        let forward = maps + adapters + attention;
+        let backward = maps + adapters + gradients + 2.0 * attention;
+        let tangent = 2.0 * (maps + adapters) + gradients + 6.0 * attention;
+        Operations { forward, backward, tangent: if penalty { tangent } else { 0.0 } }
+    }
+
+    /// `q k` and `p v` of all layers: each position with those that it sees.
+    fn attention(&self, batch: &Batch) -> f64 {
+        let seen = |window: Option<usize>| -> f64 {
+            let of = |p: &u32| (*p as usize + 1).min(window.unwrap_or(usize::MAX)) as f64;
+            batch.positions.iter().map(of).sum()
+        };
+        let mut known: Vec<(Option<usize>, f64)> = Vec::new();
+        let mut sum = 0.0;
+        for layer in 0..self.config.layers {
+            let window = self.config.windows.get(layer).copied().flatten();
+            let at = known.iter().position(|(w, _)| *w == window).unwrap_or_else(|| {
+                known.push((window, seen(window)));
+                known.len() - 1
+            });
+            sum += known[at].1;
+        }
+        4.0 * (self.config.heads * self.config.head_dim) as f64 * sum
+    }
+
+    /// Bytes that a forward pass over `positions` rows with `predictions` predicted tokens keeps for the passes that follow it,
+    /// and what those need besides while they run; with `penalty` the tangents too.
+    pub fn activation_bytes(&self, positions: usize, predictions: usize, penalty: bool) -> usize {
+        let c = &self.config;
+        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let maps = if c.gated { 2 } else { 1 };
+        // x, mid; queries and what is attended, keys and values; the log-sum-exp; what goes into the activation.
+        let mut kept = 2 * c.hidden + 2 * queries + 2 * keys + 2 * c.heads + maps * c.intermediate;
+        if c.qk_norm {
+            kept += queries + keys;
+        }
+        let kept = kept * c.layers + 2 * c.hidden;
+        // Of the layer whose turn it is: gradients of the same, and what is computed again.
+        let passing = 6 * c.hidden + 2 * queries + 2 * keys + (maps + 2) * c.intermediate;
+        let of_pass = positions * (kept + passing) + predictions * 2 * c.hidden;
+        let logits = predictions.min(seakeep_kernels::projection::CHUNK) * c.vocab_size;
+        4 * (if penalty { 2 * (of_pass + logits) } else { of_pass + logits })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Sharing;
+    use serde_json::json;
+
+    fn config(more: serde_json::Value) -> ModelConfig {
+        let mut all = json!({
+            "model_type": "llama", "vocab_size": 100, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32
+        });
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        ModelConfig::from_json(&all).unwrap()
+    }
+
+    /// A prompt of 3 tokens, completions of 2 and 4.
+    fn batch(sharing: Sharing) -> Batch {
+        let mut batch = Batch::default();
+        batch.push(&[1, 2, 3], &[&[4, 5], &[6, 7, 8, 9]], sharing);
+        batch
+    }
+
+    #[test]
+    fn operations_are_those_of_a_count_by_hand() {
+        let sizes = Sizes::of(&config(json!({})), None).unwrap();
+        // A layer: q and o [16, 16], k and v [8, 16], gate, up and down [24, 16].
+        let maps = 2 * (2 * 256 + 2 * 128 + 3 * 384);
+        let seen = 1 + 2 + 3 + (4 + 5) + (4 + 5 + 6 + 7);
+        let products = |positions: usize| (2 * maps * positions + 2 * 16 * 100 * 6) as f64;
+        // Two products of a query and a key, or a probability and a value, in two layers.
+        let attention = |seen: usize| (2 * 2 * 2 * 16 * seen) as f64;
+        let found = sizes.operations(&batch(Sharing::Shared), true);
+        assert_eq!(found.forward, products(9) + attention(seen));
+        assert_eq!(found.backward, 2.0 * found.forward);
+        assert_eq!(found.tangent, 3.0 * products(9) + 6.0 * attention(seen));
+        assert_eq!(sizes.operations(&batch(Sharing::Shared), false).tangent, 0.0);
+        let apart = sizes.operations(&batch(Sharing::Separate), false);
+        assert_eq!(apart.forward, products(12) + attention(seen + 1 + 2 + 3));
+        // A window of two sees two.
+        let window = json!({"model_type": "mistral", "sliding_window": 2});
+        let windowed = Sizes::of(&config(window), None).unwrap().operations(&batch(Sharing::Shared), false);
+        assert_eq!(windowed.forward, products(9) + attention(1 + 2 * 8));
+    }
+
+    #[test]
+    fn adapters_train_themselves_alone() {
+        let lora =
+            LoraConfig { r: 2, lora_alpha: 4.0, use_rslora: false, target_modules: vec!["q_proj".into()] };
+        let (all, own) = (
+            Sizes::of(&config(json!({})), None).unwrap(),
+            Sizes::of(&config(json!({})), Some(&lora)).unwrap(),
+        );
+        let adapters = 2 * (2 * 16 + 16 * 2);
+        assert_eq!((own.trainable, own.parameters), (adapters, all.parameters + adapters));
+        let (plain, with) =
+            (all.operations(&batch(Sharing::Shared), false), own.operations(&batch(Sharing::Shared), false));
+        let more = (2 * adapters * 9) as f64;
+        assert_eq!(with.forward, plain.forward + more);
+        // Without the gradients of the maps, which cost what their forward pass costs.
+        let maps = plain.forward - 2.0 * 2.0 * 2.0 * 16.0 * 37.0;
+        assert_eq!(with.backward, plain.backward - maps + 2.0 * more);
+    }
+}

@@ -1,0 +1,217 @@
+//! What a run will cost, before it starts: tokens, steps, operations, memory and time. Nothing is trained or written.
+
+use super::data::{self, Visits};
+use super::machine::{measured_ceiling, memory};
+use super::{Every, TrainOptions, prepare};
+use crate::Result;
+use crate::batch::Batch;
+use crate::data::{Rows, TokenizedPair};
+use crate::formats::ModelSource;
+use crate::model::{Model, Operations, Sizes};
+use crate::objective::Objective;
+use crate::progress::Progress;
+use crate::scoring::Layout;
+
+/// Share of the machine's best product that a step reaches as a whole, within which expected times lie. Measured:
+/// docs/PERFORMANCE.md.
+pub const SHARES: [f64; 2] = [0.5, 0.8];
+/// The program, a tokenizer, and buffers of products.
+const PROGRAM: usize = 100 << 20;
+/// In memory of a row: its entry, and what the reference says of it.
+const ROW: usize = 84;
+
+/// What a run costs.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    /// Rows to train on.
+    pub rows: usize,
+    /// Rows left out by tokenising.
+    pub left_out: usize,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Steps of a pass over the data.
+    pub steps_per_epoch: usize,
+    /// Tokens of the training rows.
+    pub tokens: Tokens,
+    /// Of the mean step.
+    pub step: Operations,
+    /// Of all steps.
+    pub run: Operations,
+    /// Of forward passes that are computed again, in all steps, since the pairs of a step are coupled.
+    pub again: f64,
+    /// Of the reference, once: all rows that are visited, as if none were known from before.
+    pub reference: f64,
+    /// Of all evaluations.
+    pub evaluation: f64,
+    /// What memory is needed for when it is fullest.
+    pub memory: Vec<(&'static str, usize)>,
+    /// Bytes of memory that there are, where the system says.
+    pub available: Option<u64>,
+    /// Operations a second of the machine's best f32 product.
+    pub ceiling: f64,
+}
+
+/// Tokens of rows, once each.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tokens {
+    /// Of prompts, each counted once.
+    pub prompts: usize,
+    /// Of completions.
+    pub completions: usize,
+    /// That are predicted.
+    pub predicted: usize,
+    /// That are computed: each prompt once, or for objectives that need it so once for each completion.
+    pub computed: usize,
+}
+
+impl Cost {
+    /// Bytes of memory at the fullest moment.
+    pub fn peak(&self) -> usize {
+        self.memory.iter().map(|part| part.1).sum()
+    }
+
+    /// Operations that are done, necessary or not.
+    pub fn operations(&self) -> f64 {
+        self.run.total() + self.again + self.reference + self.evaluation
+    }
+
+    /// Shortest and longest seconds that the run is expected to take.
+    pub fn seconds(&self) -> [f64; 2] {
+        let [least, most] = SHARES.map(|share| self.operations() / (self.ceiling * share));
+        [most, least]
+    }
+}
+
+/// What one row costs.
+struct RowCost {
+    operations: Operations,
+    computed: usize,
+    predictions: usize,
+}
+
+/// Counts what the run that `options` describe will cost: reads and tokenises the data, looks at the model's configuration,
+/// measures the machine for less than a second.
+///
+/// # Errors
+/// Whatever is wrong with model, data or settings.
+pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<Cost> {
+    options.objective.check()?;
+    let source = ModelSource::open(&options.model_name_or_path)?;
+    let config = Model::config(&source)?;
+    prepare::check_adapters(options, &source, &config)?;
+    let tokenizer = source.tokenizer()?;
+    let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
+    let train = data::load(spec, split, &tokenizer, options, progress)?;
+    let eval = prepare::eval_rows(options, &tokenizer, progress)?;
+    let visits = Visits::of(options, train.len());
+    let steps = visits.total(options);
+    let (sizes, objective) = (Sizes::of(&config, options.lora.as_ref())?, &options.objective);
+
+    let mut tokens = Tokens::default();
+    let costs = of_rows(&train, objective, &sizes, Some(&mut tokens))?;
+    let visited = visits.visited(steps);
+    let eval_forward: f64 =
+        of_rows(&eval, objective, &sizes, None)?.iter().map(|c| c.operations.forward).sum();
+    let (mut run, mut again, mut largest) = (Operations::default(), 0.0, (0, 0));
+    for rows in visits.steps(0, steps) {
+        let micro = options.per_device_train_batch_size;
+        rows.iter().for_each(|&i| run += costs[i].operations);
+        if objective.couples_pairs() && rows.len() > micro {
+            again += rows.iter().map(|&i| costs[i].operations.forward).sum::<f64>();
+        }
+        for part in rows.chunks(micro) {
+            let sum = |of: fn(&RowCost) -> usize| part.iter().map(|&i| of(&costs[i])).sum::<usize>();
+            largest = largest.max((sum(|c| c.computed), sum(|c| c.predictions)));
+        }
+    }
+    let each = 1.0 / steps.max(1) as f64;
+    let step = Operations {
+        forward: run.forward * each,
+        backward: run.backward * each,
+        tangent: run.tangent * each,
+    };
+    let reference = match objective.needs_reference() {
+        true => visited.iter().map(|&i| costs[i].operations.forward).sum::<f64>() + eval_forward,
+        false => 0.0,
+    };
+    let evaluations = match options.eval {
+        Every::No => 0,
+        Every::Steps(n) => steps.div_ceil(n),
+        Every::Epoch => steps.div_ceil(visits.per_epoch()),
+    };
+    let evaluation = evaluations as f64 * eval_forward;
+    Ok(Cost {
+        rows: train.len(),
+        left_out: train.report().dropped(),
+        steps,
+        steps_per_epoch: visits.per_epoch(),
+        tokens,
+        step,
+        run,
+        again,
+        reference,
+        evaluation,
+        memory: peak(options, &sizes, largest, train.len() + eval.len()),
+        available: memory(),
+        ceiling: measured_ceiling(options.numbers.precision),
+    })
+}
+
+/// What each row costs; adds its tokens to `tokens`.
+fn of_rows(
+    rows: &Rows,
+    objective: &Objective,
+    sizes: &Sizes,
+    mut tokens: Option<&mut Tokens>,
+) -> Result<Vec<RowCost>> {
+    let layout = Layout::of(objective);
+    let of = |pair: Result<TokenizedPair>| {
+        let pair = pair?;
+        let batch: Batch = layout.lay_out([&pair]);
+        if let Some(tokens) = &mut tokens {
+            tokens.prompts += pair.longest_prompt().len();
+            tokens.completions += pair.branches.iter().map(|b| b.completion.len()).sum::<usize>();
+            tokens.predicted += batch.predictions.len();
+            tokens.computed += batch.rows();
+        }
+        Ok(RowCost {
+            operations: sizes.operations(&batch, objective.penalty.is_some()),
+            computed: batch.rows(),
+            predictions: batch.predictions.len(),
+        })
+    };
+    rows.iter().map(of).collect()
+}
+
+/// What memory is needed for at the fullest moment: in a step, or where the model is written.
+fn peak(
+    options: &TrainOptions,
+    sizes: &Sizes,
+    (positions, predictions): (usize, usize),
+    rows: usize,
+) -> Vec<(&'static str, usize)> {
+    const F32: usize = 4;
+    let penalty = options.objective.penalty.is_some();
+    let gradients = F32 * sizes.trainable * if penalty { 2 } else { 1 };
+    let activations = sizes.activation_bytes(positions, predictions, penalty);
+    // A checkpoint is gathered before it is written, with the gradients still there.
+    let gathered = if options.lora.is_some() { sizes.trainable } else { sizes.parameters } * F32;
+    let largest = match activations > gathered {
+        true => ("activations of the largest micro-batch, logits", activations),
+        false => ("the model as it is gathered to be written", gathered),
+    };
+    let common = [("weights", F32 * sizes.parameters), ("program, tokenizer, rows", PROGRAM + ROW * rows)];
+    let training = [("gradients", gradients), ("AdamW's moments", 2 * F32 * sizes.trainable), largest];
+    // A reference of its own is gone before training starts.
+    let own = options.objective.needs_reference() && options.ref_model_name_or_path.is_some();
+    let scoring = [("the reference, while it is scored", if own { F32 * sizes.parameters } else { 0 })];
+    let bytes = |parts: &[(&str, usize)]| parts.iter().map(|part| part.1).sum::<usize>();
+    let fullest = if bytes(&scoring) > bytes(&training) { &scoring[..] } else { &training[..] };
+    [&common[..1], fullest, &common[1..]].concat()
+}
+
+/// The operations that a step's pairs ask for.
+pub(super) fn of_step(pairs: &[&TokenizedPair], objective: &Objective, sizes: &Sizes) -> Operations {
+    let batch = Layout::of(objective).lay_out(pairs.iter().copied());
+    sizes.operations(&batch, objective.penalty.is_some())
+}
