@@ -31,7 +31,11 @@ const RANKS: [&[&str]; 19] = [
 const REFUSED: [(&str, &str); 2] = [("objective", "model"), ("objective", "data")];
 
 /// Files outside seakeep-kernels that may hold `unsafe`, and what must stand on the line: maps of files.
-const UNSAFE_MAPS: [&str; 2] = ["seakeep/src/formats/gguf/mod.rs", "seakeep/src/formats/safetensors.rs"];
+const UNSAFE_MAPS: [&str; 3] = [
+    "seakeep/src/formats/gguf/mod.rs",
+    "seakeep/src/formats/safetensors.rs",
+    "seakeep/src/formats/mapped.rs",
+];
 
 /// A SAFETY comment stands at most this many lines above its `unsafe`.
 const SAFETY_WITHIN: usize = 5;
