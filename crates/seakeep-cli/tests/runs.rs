@@ -298,7 +298,7 @@ fn help_explains_commands_and_topics() {
     let place = Place::new();
     for (topic, said) in [
         (vec!["metrics"], "rewards/accuracies [share]"),
-        (vec!["keys"], "gradient_checkpointing (any value)"),
+        (vec!["keys"], "activation_offloading (any value)"),
         (vec!["train"], "--per_device_train_batch_size <N>"),
         (vec!["inspect", "data"], "seakeep inspect data"),
         (vec![], "First steps:"),

@@ -134,6 +134,27 @@ impl Blocks {
         Blocks { ggml_type, bytes, len }
     }
 
+    /// Quantises values to nearest, as GGML's reference does: `Q8_0`, or `Q4_0`, whose scale is that of the largest value with its sign.
+    ///
+    /// # Panics
+    /// For another type, or values that are no whole number of blocks.
+    pub fn quantise(ggml_type: GgmlType, values: &[f32]) -> Self {
+        let (items, size) = ggml_type.block();
+        assert!(values.len().is_multiple_of(items), "whole blocks");
+        let one = match ggml_type {
+            GgmlType::Q8_0 => to_q8_0,
+            GgmlType::Q4_0 => to_q4_0,
+            other => panic!("nothing is quantised to {other:?} here"),
+        };
+        let mut bytes = vec![0; values.len() / items * size];
+        bytes
+            .par_chunks_exact_mut(size)
+            .zip(values.par_chunks_exact(items))
+            .with_min_len(1 << 10)
+            .for_each(|(to, from)| one(from, to));
+        Blocks::new(ggml_type, bytes)
+    }
+
     /// How they are quantised.
     pub fn ggml_type(&self) -> GgmlType {
         self.ggml_type
@@ -174,6 +195,26 @@ impl Blocks {
             }
         });
     }
+}
+
+fn to_q8_0(x: &[f32], to: &mut [u8]) {
+    let d = x.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
+    let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+    to[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    to[2..].iter_mut().zip(x).for_each(|(q, x)| *q = (x * inverse).round() as i8 as u8);
+}
+
+fn to_q4_0(x: &[f32], to: &mut [u8]) {
+    let largest = x.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+    let d = largest / -8.0;
+    let inverse = if d != 0.0 { 1.0 / d } else { 0.0 };
+    to[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    let quantised = |x: f32| ((x * inverse + 8.5) as u8).min(15);
+    let (low, high) = x.split_at(16);
+    to[2..]
+        .iter_mut()
+        .zip(low.iter().zip(high))
+        .for_each(|(q, (l, h))| *q = quantised(*l) | quantised(*h) << 4);
 }
 
 type BlockFn = fn(&[u8], &mut [f32]);

@@ -49,6 +49,7 @@ pub mod rmsnorm;
 pub mod rope;
 mod rows;
 pub mod simd;
+pub mod stored;
 
 #[cfg(test)]
 mod testing;

@@ -258,7 +258,7 @@ impl Work {
         drawn: &mut Option<Drawn>,
         progress: &mut dyn Progress,
     ) -> Result<(Vec<Scores>, Vec<f64>)> {
-        let model = Model::load(&self.source)?;
+        let model = Model::load_in(&self.source, plan::numbers(&self.settings)?)?;
         let features =
             objective::environments(&self.settings, &self.objective).is_some() && self.reference.is_none();
         let how = (Layout::of(&self.objective), features);
@@ -328,7 +328,10 @@ impl Work {
             let template = self.flags.chat_template;
             drawn.map_or(Ok(()), |drawn| drawn.check_tokens(tokenizer, &others, template))?;
         }
-        let (model, cache) = (Model::load(source)?, plan::reference_cache_dir(&self.settings));
+        let (model, cache) = (
+            Model::load_in(source, plan::numbers(&self.settings)?)?,
+            plan::reference_cache_dir(&self.settings),
+        );
         let mut known = Vec::with_capacity(sets.len());
         if needed && !sets.is_empty() {
             let features = objective::environments(&self.settings, &self.objective).is_some();
@@ -353,7 +356,8 @@ impl Work {
         evaluated: &mut [Evaluated],
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        let (model, layout) = (Model::load(&self.source)?, Layout::of(&self.objective));
+        let (model, layout) =
+            (Model::load_in(&self.source, plan::numbers(&self.settings)?)?, Layout::of(&self.objective));
         for (set, found) in sets.iter().zip(evaluated) {
             progress.start(&format!("input gradients on {}", set.spec), set.pairs.len() as u64);
             let rows = (set.pairs.as_slice(), found.losses.as_slice());

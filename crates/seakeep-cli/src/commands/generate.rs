@@ -16,7 +16,7 @@ use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::logps::{output_flag, output_path};
-use crate::config::Settings;
+use crate::config::{Settings, plan};
 use crate::{args, output, progress};
 
 /// The command line.
@@ -36,7 +36,7 @@ pub fn command() -> Command {
     let ids = |name: &'static str, help: &'static str| {
         flag(name, "ID,..", value_parser!(u32).into(), help).value_delimiter(',').action(ArgAction::Append)
     };
-    args::keyed(command, &["model_name_or_path", "num_threads"]).args([
+    args::keyed(command, &["model_name_or_path", "num_threads", "dtype", "load_in_8bit", "load_in_4bit"]).args([
         flag("prompt", "TEXT", text(), "A prompt; may be given several times")
             .action(ArgAction::Append)
             .allow_hyphen_values(true),
@@ -110,7 +110,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
     let encoded = encoded(matches, &prompts, &tokenizer)?;
-    let model = Model::load(&source)?;
+    let model = Model::load_in(&source, plan::numbers(&settings)?)?;
     for (prompt, tokens) in prompts.iter().zip(&encoded) {
         if let Some(what) = refusal(&model, tokens) {
             return Err(Error::row(&prompt.file, prompt.row, "prompt", format!("the prompt {what}")));

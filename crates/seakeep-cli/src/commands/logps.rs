@@ -19,7 +19,8 @@ use crate::config::{Settings, plan};
 use crate::{args, output, progress};
 
 /// The keys that say how results of many pairs are computed.
-pub const RUN_KEYS: &[&str] = &["per_device_eval_batch_size", "num_threads", "dtype"];
+pub const RUN_KEYS: &[&str] =
+    &["per_device_eval_batch_size", "num_threads", "dtype", "load_in_8bit", "load_in_4bit", "bf16"];
 
 /// The command line.
 pub fn command() -> Command {
@@ -60,7 +61,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
     let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, None, &mut *progress)?;
-    let model = Model::load(&source)?;
+    let model = Model::load_in(&source, plan::numbers(&settings)?)?;
     let scores =
         score(&model, &pairs, (Layout::PLAIN, false), &settings, "log-probabilities", &mut *progress)?;
     output::emit(output, &lines(&pairs, &scores.logps)?)

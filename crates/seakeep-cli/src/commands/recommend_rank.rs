@@ -16,7 +16,7 @@ use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::logps::{RUN_KEYS, output_flag, output_path};
-use crate::config::Settings;
+use crate::config::{Settings, plan};
 use crate::{args, output, progress};
 
 /// The command line.
@@ -113,7 +113,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     }
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
-    let model = Model::load(&source)?;
+    let model = Model::load_in(&source, plan::numbers(&settings)?)?;
     // Every file is checked before the first is scored.
     for set in &mut sets {
         set.tokens = tokenize(&set.rows, &tokenizer, diverge, model.config.max_positions)?;

@@ -28,6 +28,7 @@ const TRAIN_KEYS: &[&str] = &[
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "gradient_checkpointing",
     "num_train_epochs",
     "max_steps",
     "learning_rate",
@@ -47,12 +48,11 @@ const TRAIN_KEYS: &[&str] = &[
     "report_to",
     "save_dtype",
     "num_threads",
-    "dtype",
 ];
 
 /// The keys of `score` and `eval`.
 const SCORE_KEYS: &[&str] =
-    &["model_name_or_path", "max_length", "per_device_eval_batch_size", "num_threads", "dtype"];
+    &["model_name_or_path", "max_length", "per_device_eval_batch_size", "num_threads"];
 
 /// Hugging Face's; the default of preference tuning is far too small for a new head.
 const LEARNING_RATE: f64 = 5e-5;
@@ -151,6 +151,7 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
         per_device_train_batch_size: plan::count(settings, "per_device_train_batch_size"),
         per_device_eval_batch_size: plan::count(settings, "per_device_eval_batch_size"),
         gradient_accumulation_steps: plan::count(settings, "gradient_accumulation_steps"),
+        gradient_checkpointing: plan::switch(settings, "gradient_checkpointing"),
         num_train_epochs: plan::number(settings, "num_train_epochs"),
         max_steps: settings.count("max_steps"),
         learning_rate: match settings.is_given("learning_rate") {

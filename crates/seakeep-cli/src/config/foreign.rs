@@ -29,7 +29,8 @@ const fn foreign(name: &'static str, fate: Fate, why: &'static str) -> Foreign {
 }
 
 const OFF: &[&str] = &["false"];
-const PRECISION: &str = "computation is in float32; to save in 16 bits use save_dtype";
+const PRECISION: &str =
+    "products are in float32, or with bf16 in bfloat16; to save in 16 bits use save_dtype";
 const ADAPTER_DROPOUT: &str = "dropout is never applied; in DPO TRL's disable_dropout, which is true by default, switches this one off too";
 const LOADING: &str = "rows are read and tokenised in parallel before training starts";
 const ONE_PROCESS: &str = "training runs in one process";
@@ -46,17 +47,13 @@ const OWN_MEMORY: &str = "changes memory, never results, and memory is managed b
 /// Every such key.
 #[rustfmt::skip]
 pub const FOREIGN: &[Foreign] = &[
-    foreign("bf16", Only(OFF), PRECISION),
     foreign("fp16", Only(OFF), PRECISION),
     foreign("tf32", Only(OFF), PRECISION),
-    foreign("load_in_4bit", Only(OFF), "the model is trained in float32; a .gguf is dequantised when it is loaded"),
-    foreign("load_in_8bit", Only(OFF), "the model is trained in float32; a .gguf is dequantised when it is loaded"),
     foreign("lora_dropout", Only(&["0.0", "0"]), ADAPTER_DROPOUT),
     foreign("lora_modules_to_save", Only(&["[]"]), "beside adapters nothing is trained"),
     foreign("lora_target_parameters", Only(&["[]"]), "adapters stand beside linear layers; use lora_target_modules"),
     foreign("lora_task_type", Only(&["CAUSAL_LM"]), "models trained with adapters are language models"),
     foreign("use_dora", Only(OFF), "adapters are LoRA's (or rank-stabilised, use_rslora); DoRA also divides by norms of the merged weights"),
-    foreign("gradient_checkpointing", Nil, OWN_MEMORY),
     foreign("gradient_checkpointing_kwargs", Nil, OWN_MEMORY),
     foreign("activation_offloading", Nil, OWN_MEMORY),
     foreign("padding_free", Nil, "nothing is ever padded"),
@@ -250,10 +247,10 @@ mod tests {
     #[test]
     fn what_asks_for_nothing_is_accepted_and_the_rest_refused() {
         let accepts = |name: &str, value: Value| find(name).unwrap().accepts(&value);
-        assert!(accepts("bf16", json!(false)));
-        assert!(accepts("bf16", json!("False")));
-        assert!(!accepts("bf16", json!(true)));
-        assert!(accepts("gradient_checkpointing", json!(true)));
+        assert!(accepts("fp16", json!(false)));
+        assert!(accepts("fp16", json!("False")));
+        assert!(!accepts("fp16", json!(true)));
+        assert!(accepts("activation_offloading", json!(true)));
         assert!(accepts("max_prompt_length", json!(null)));
         assert!(!accepts("max_prompt_length", json!(128)));
         assert!(accepts("optim", json!("adamw_torch")));

@@ -88,8 +88,16 @@ pub const KEYS: &[Key] = &[
     key(MODEL, "reference_cache_dir", Kind::Path, None,
         "Where what the reference says of each row is kept for other runs, by the model's weights and the row's tokens; none: \
          nowhere. Default: $SEAKEEP_CACHE, or seakeep in $XDG_CACHE_HOME or ~/.cache. (Seakeep's own.)"),
-    key(MODEL, "dtype", Kind::Choice(&["float32"]), Some("float32"),
-        "Number format of the computation."),
+    key(MODEL, "dtype", Kind::Choice(&["float32", "bfloat16", "auto"]), Some("float32"),
+        "Form in which the model's matrices are kept in memory (everything else is in float32): bfloat16 halves them, rounding each update up or \
+         down at random; auto: as the file has them, so that a quantised .gguf stays quantised (to be trained by adapters)."),
+    key(MODEL, "load_in_8bit", Kind::Switch, Some("false"),
+        "Quantises the matrices to 8 bits (Q8_0) when they are loaded, to train adapters on (use_peft)."),
+    key(MODEL, "load_in_4bit", Kind::Switch, Some("false"),
+        "Quantises the matrices to 4 bits (Q4_0) when they are loaded, to train adapters on (use_peft): QLoRA."),
+    key(MODEL, "bf16", Kind::Switch, Some("false"),
+        "Computes matrix products in bfloat16 with float32 sums, everything else in float32, as PyTorch's autocast: about twice as fast on a \
+         processor with AVX512-BF16. (TRL's default is true.)"),
     key(MODEL, "save_dtype", Kind::Choice(&["float32", "bfloat16", "float16"]), Some("float32"),
         "Number format of the saved model. Checkpoints for resuming are always exact. (Seakeep's own.)"),
 
@@ -222,6 +230,10 @@ pub const KEYS: &[Key] = &[
         "Rows in one forward and backward pass. Changes memory and speed, not the result."),
     key(TRAINING, "gradient_accumulation_steps", Kind::Whole(1), Some("1"),
         "Passes in one optimizer step; the step sees this times per_device_train_batch_size rows."),
+    key(TRAINING, "gradient_checkpointing", Kind::Switch, Some("false"),
+        "Keep only what flows from layer to layer, and compute the rest again for the backward pass: less memory, the same bits, \
+         more time. (TRL's default is true, for the memory of a GPU. Here it is off: mostly there is memory enough, and who \
+         runs short may first lower per_device_train_batch_size, which costs next to nothing.)"),
     key(TRAINING, "num_train_epochs", Kind::Number(Range::Positive), Some("3"),
         "Passes over the data; may be a fraction."),
     key(TRAINING, "max_steps", Kind::Steps, Some("-1"),

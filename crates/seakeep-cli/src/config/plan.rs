@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use seakeep::ceiling::Precision;
 use seakeep::data::{PromptMismatch, TokenizeOptions, TruncatedCompletion, TruncationMode};
+use seakeep::formats::gguf::GgmlType;
 use seakeep::formats::{LoraConfig, SaveDtype};
+use seakeep::model::{Keep, Numbers};
 use seakeep::objective::Objective;
 use seakeep::optim::{AdamW, Schedule, Warmup};
 use seakeep::train::{Every, Resume, TrainOptions};
@@ -54,6 +57,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
     }
     Ok(TrainOptions {
         model_name_or_path: settings.required("model_name_or_path")?.into(),
+        numbers: numbers_to_train(settings)?,
         ref_model_name_or_path: settings.path("ref_model_name_or_path"),
         dataset_name: settings.required("dataset_name")?,
         dataset_text_field: settings.required("dataset_text_field")?,
@@ -73,6 +77,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         per_device_train_batch_size: count(settings, "per_device_train_batch_size"),
         per_device_eval_batch_size: count(settings, "per_device_eval_batch_size"),
         gradient_accumulation_steps: count(settings, "gradient_accumulation_steps"),
+        gradient_checkpointing: switch(settings, "gradient_checkpointing"),
         num_train_epochs: number(settings, "num_train_epochs"),
         // -1 is no count.
         max_steps: settings.count("max_steps"),
@@ -95,6 +100,47 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         tensorboard: settings.words("report_to").iter().any(|word| word == "tensorboard"),
         save_dtype: save_dtype(settings),
     })
+}
+
+/// In what form a model is kept, and what it is computed in.
+///
+/// # Errors
+/// [`Error::Usage`] for keys that ask for several forms.
+pub fn numbers(settings: &Settings) -> Result<Numbers> {
+    let quantised = [("load_in_8bit", GgmlType::Q8_0), ("load_in_4bit", GgmlType::Q4_0)];
+    let asked: Vec<_> = quantised.into_iter().filter(|(key, _)| switch(settings, key)).collect();
+    let keep = match (asked.as_slice(), settings.text("dtype").as_deref()) {
+        ([], Some("bfloat16")) => Keep::Bf16,
+        ([], Some("auto")) => Keep::AsStored,
+        ([], _) => Keep::F32,
+        ([(_, ggml_type)], _) if !settings.is_given("dtype") || settings.is_default("dtype") => {
+            Keep::Quantised(*ggml_type)
+        }
+        ([(key, _), ..], _) => {
+            let other = if asked.len() > 1 { asked[1].0 } else { "dtype" };
+            return usage(format!(
+                "{} and {} ask for two forms; give one",
+                settings.place(key),
+                settings.place(other)
+            ));
+        }
+    };
+    let precision = if switch(settings, "bf16") { Precision::Bf16 } else { Precision::F32 };
+    Ok(Numbers { keep, precision })
+}
+
+/// [`numbers`] of a model to be trained.
+fn numbers_to_train(settings: &Settings) -> Result<Numbers> {
+    let numbers = numbers(settings)?;
+    let quantises = matches!(numbers.keep, Keep::Quantised(_));
+    if quantises && !switch(settings, "use_peft") {
+        let key = if switch(settings, "load_in_4bit") { "load_in_4bit" } else { "load_in_8bit" };
+        return usage(format!(
+            "{}: what is quantised cannot be trained; add use_peft = true to train adapters on it",
+            settings.place(key)
+        ));
+    }
+    Ok(numbers)
 }
 
 /// The adapters to train, if any.

@@ -134,7 +134,7 @@ fn weights_are_multiplied_in_the_form_they_are_stored_in() {
     let (rows, cols) = (300, 1280);
     let w = rounded(&random(rows * cols, 4));
     let stored: Vec<bf16> = w.iter().map(|x| bf16::from_f32(*x)).collect();
-    let quantised = Blocks::new(GgmlType::Q8_0, q8_0(&w));
+    let quantised = Blocks::quantise(GgmlType::Q8_0, &w);
     let mut dequantised = vec![0.0; w.len()];
     quantised.read(0, &mut dequantised);
     let t = 37;
@@ -155,16 +155,6 @@ fn weights_are_multiplied_in_the_form_they_are_stored_in() {
             }
         }
     }
-}
-
-/// Quantises to Q8_0: of 32 values the scale (f16), then each as a signed byte.
-fn q8_0(x: &[f32]) -> Vec<u8> {
-    let block = |x: &[f32]| {
-        let scale = half::f16::from_f32(x.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0);
-        let byte = |x: &f32| (x / scale.to_f32()).round() as i8 as u8;
-        scale.to_le_bytes().into_iter().chain(x.iter().map(byte)).collect::<Vec<u8>>()
-    };
-    x.chunks(32).flat_map(block).collect()
 }
 
 #[test]

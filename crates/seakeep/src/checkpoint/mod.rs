@@ -23,7 +23,7 @@ use crate::formats::adapter;
 use crate::formats::{
     AdapterFiles, AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors,
 };
-use crate::model::{Model, Tensors};
+use crate::model::{Model, Numbers, Tensors};
 use crate::objective::Groups;
 use crate::optim::AdamWState;
 use crate::{Error, Result};
@@ -258,12 +258,18 @@ pub struct Restored {
     pub reference: ReferenceScores,
 }
 
-/// Reads a checkpoint for a run with `settings` that set out from `source`, on which a checkpoint with adapters rests.
+/// Reads a checkpoint for a run with `settings` that set out from `source`, on which a checkpoint with adapters rests; the model is kept as
+/// `numbers` say.
 ///
 /// # Errors
 /// A directory that is not a checkpoint, one of a run with other settings (each difference is named), or files that
 /// do not fit each other.
-pub fn load(directory: &Path, settings: &Map<String, Value>, source: &ModelSource) -> Result<Restored> {
+pub fn load(
+    directory: &Path,
+    settings: &Map<String, Value>,
+    source: &ModelSource,
+    numbers: Numbers,
+) -> Result<Restored> {
     let state = load_state(directory)?;
     let none = Value::Null;
     let keys = settings.keys().chain(state.settings.keys().filter(|k| !settings.contains_key(*k)));
@@ -288,11 +294,11 @@ pub fn load(directory: &Path, settings: &Map<String, Value>, source: &ModelSourc
         return Err(Error::format(directory, what));
     }
     let model = if AdapterFiles::are_in(directory) {
-        let mut model = Model::load(source)?;
+        let mut model = Model::load_in(source, numbers)?;
         model.load_adapters(&AdapterFiles::open(directory)?)?;
         model
     } else {
-        Model::load(&ModelSource::open(directory)?)?
+        Model::load_in(&ModelSource::open(directory)?, numbers)?
     };
     let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, state.step)?;
     Ok(Restored { model, optimizer, state, reference: ReferenceScores::load(&directory.join(REFERENCE))? })

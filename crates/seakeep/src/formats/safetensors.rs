@@ -158,6 +158,15 @@ impl SafeTensorsFiles {
     }
 }
 
+impl SafeTensorsFiles {
+    /// The values of a tensor that is stored in bf16.
+    pub fn read_bf16(&self, name: &str) -> Option<Vec<bf16>> {
+        let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::BF16)?;
+        let bytes = &self.shards[entry.shard].1[entry.start..entry.start + entry.len];
+        Some(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
+    }
+}
+
 fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes.as_chunks::<N>().0.iter().map(|chunk| from(*chunk)).collect()
 }

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use seakeep_kernels::blocks::Blocks;
+use seakeep_kernels::stored::Stored;
+
 use super::gguf::tensors::{Layout, laid_out_shape, lay_out, map_tensor};
 use super::gguf::{self, GgufFile};
 use super::safetensors::{INDEX_FILE, SINGLE_FILE, SafeTensorsFiles};
@@ -156,13 +159,42 @@ impl Weights {
         };
         match values.iter().position(|x| !x.is_finite()) {
             None => Ok(values),
-            Some(i) => Err(Error::NonFinite(format!(
-                "{}: tensor `{name}` holds {} at position {i} of {}: the checkpoint is broken (a diverged run, \
-                 or a conversion to a type that was too narrow); use another one",
-                self.path_of(name).unwrap_or(&self.path).display(),
-                values[i],
-                values.len()
-            ))),
+            Some(i) => Err(self.not_finite(name, i)),
+        }
+    }
+
+    fn not_finite(&self, name: &str, i: usize) -> Error {
+        Error::NonFinite(format!(
+            "{}: tensor `{name}` holds a value that is infinite or no number, at position {i}: the checkpoint is broken (a \
+             diverged run, or a conversion to a type that was too narrow); use another one",
+            self.path_of(name).unwrap_or(&self.path).display(),
+        ))
+    }
+
+    /// A tensor as it is stored, where products can take it so: quantised blocks along its rows, or bf16; otherwise in f32.
+    ///
+    /// # Errors
+    /// As [`read_f32`](Self::read_f32).
+    pub fn read(&self, name: &str) -> Result<Stored> {
+        let found = match &self.backing {
+            Backing::SafeTensors(files) => files.read_bf16(name).map(Stored::Bf16),
+            Backing::Gguf { file, tensors } => tensors.get(name).and_then(|entry| {
+                let info = file.tensor(&entry.gguf_name)?;
+                let bytes = file.bytes(&entry.gguf_name)?;
+                if info.ggml_type.block().0 == 1 || entry.layout == Layout::Transpose || info.shape.len() != 2
+                {
+                    return None;
+                }
+                Some(Stored::Blocks(Blocks::new(
+                    info.ggml_type,
+                    lay_out(entry.layout, &info.shape, bytes.to_vec()),
+                )))
+            }),
+        };
+        let Some(stored) = found else { return self.read_f32(name).map(Stored::F32) };
+        match stored.not_finite() {
+            None => Ok(stored),
+            Some(i) => Err(self.not_finite(name, i)),
         }
     }
 }

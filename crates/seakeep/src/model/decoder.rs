@@ -9,10 +9,11 @@ use seakeep_kernels::rope::Table;
 use super::blocks::add;
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
-use super::layer::{Context, LayerActivations};
+use super::layer::Context;
 use super::lora::Adapters;
+use super::recompute::Kept;
 use super::tensors::{TensorMap, Tensors};
-use super::weights::Weights;
+use super::weights::{Stored, Weights};
 use crate::batch::Batch;
 use crate::{Error, Result};
 
@@ -26,13 +27,16 @@ pub struct Model {
     pub weights: Weights,
     /// The adapters that are trained in place of the weights, if any.
     pub adapters: Option<Adapters>,
+    /// Whether passes keep only what flows from layer to layer, and compute the rest again for the passes that follow: less memory,
+    /// more time, the same bits.
+    pub gradient_checkpointing: bool,
     pub(super) params: DecoderParams,
     rope: Option<Table>,
 }
 
 /// A forward pass over a batch, kept for the passes that follow it.
 pub struct Activations {
-    pub(super) layers: Vec<LayerActivations>,
+    pub(super) layers: Vec<Kept>,
     /// The residual stream after the last layer, `[T, C]`.
     pub(super) last: Vec<f32>,
     /// The normalised predicting rows, `[N, C]`.
@@ -56,15 +60,20 @@ pub(super) fn seeds(batch: &Batch, branches: &[f64]) -> Vec<f32> {
 impl Model {
     /// A model with all weights 0, to be loaded or initialised.
     pub fn zeros(config: ModelConfig) -> Self {
+        let weights = Weights::zeros(&families::tensors(&config).0);
+        Model::with_weights(config, weights)
+    }
+
+    /// A model with these weights.
+    pub(super) fn with_weights(config: ModelConfig, weights: Weights) -> Self {
         let (map, params) = families::tensors(&config);
-        let weights = Weights::zeros(&map);
         let rope = match &config.positions {
             Positions::Rotary { inverse_frequencies } => {
                 Some(Table::new(inverse_frequencies, config.max_positions))
             }
             Positions::Learned => None,
         };
-        Model { config, map, weights, adapters: None, params, rope }
+        Model { config, map, weights, adapters: None, gradient_checkpointing: false, params, rope }
     }
 
     pub(super) fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
@@ -93,6 +102,27 @@ impl Model {
             )));
         }
         Ok(())
+    }
+
+    /// Checks that everything that is to be trained can be.
+    ///
+    /// # Errors
+    /// A quantised weight.
+    pub fn check_trainable(&self) -> Result<()> {
+        let quantised = |stored: &Stored| matches!(stored, Stored::Blocks(_));
+        match self
+            .map
+            .params
+            .iter()
+            .zip(self.weights.iter())
+            .find(|(p, stored)| p.trainable && quantised(stored))
+        {
+            None => Ok(()),
+            Some((param, _)) => Err(Error::Usage(format!(
+                "`{}` is quantised and cannot be trained; add `use_peft = true` to train adapters on it, or leave `dtype` at float32",
+                param.name
+            ))),
+        }
     }
 
     /// Checks that every token is in the vocabulary.
@@ -139,12 +169,12 @@ impl Model {
     }
 
     /// All layers: what they keep for the other passes, and the residual stream after the last, `[T, C]`.
-    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<LayerActivations>, Vec<f32>) {
+    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<Kept>, Vec<f32>) {
         let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
         let mut layers = Vec::with_capacity(self.config.layers);
         for layer in &self.params.layers {
             let (out, kept) = layer.forward(&cx, x);
-            layers.push(kept);
+            layers.push(Kept::new(kept, self.gradient_checkpointing));
             x = out;
         }
         (layers, x)
@@ -248,7 +278,7 @@ impl Model {
     pub(super) fn backward_rows(
         &self,
         batch: &Batch,
-        (layers, last): (&[LayerActivations], &[f32]),
+        (layers, last): (&[Kept], &[f32]),
         rows: &[u32],
         d_hidden: &[f32],
         grads: &mut Tensors,
@@ -256,7 +286,7 @@ impl Model {
         let (cx, mut d_x) =
             (self.context(batch), self.backward_final_norm((last, rows), d_hidden, None, grads));
         for (layer, kept) in self.params.layers.iter().zip(layers).rev() {
-            d_x = layer.backward(&cx, grads, kept, d_x, None).0;
+            d_x = layer.backward(&cx, grads, &kept.activations(layer, &cx), d_x, None).0;
         }
         self.backward_embed(batch, &d_x, grads);
         d_x

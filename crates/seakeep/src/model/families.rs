@@ -21,6 +21,16 @@ pub struct DecoderParams {
     pub head: ParamId,
 }
 
+impl DecoderParams {
+    /// Of each tensor, whether it is only looked up in or multiplied with, and so may be kept in any form.
+    pub(super) fn matrices(&self, map: &TensorMap) -> Vec<bool> {
+        let mut found = vec![false; map.params.len()];
+        let linears = self.layers.iter().flat_map(Layer::linears).map(|linear| linear.weight);
+        linears.chain([self.embed, self.head]).for_each(|id| found[id.0] = true);
+        found
+    }
+}
+
 /// Builds the map of tensors while handing out ids.
 struct Builder<'a> {
     map: TensorMap,

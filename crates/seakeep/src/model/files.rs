@@ -6,9 +6,10 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::tensors::{FileTensor, ParamId, TensorMap};
+use super::tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap};
+use super::weights::{Keep, Numbers, Stored, Weights, stored};
 use super::{Model, ModelConfig, families};
-use crate::formats::{ModelSource, SaveDtype, Weights, write_atomic, write_safetensors};
+use crate::formats::{self, ModelSource, SaveDtype, write_atomic, write_safetensors};
 use crate::{Error, Result};
 
 /// Standard deviation of random weights where `config.json` has no `initializer_range`.
@@ -20,7 +21,7 @@ fn initializer_range(config: &Value) -> f64 {
 }
 
 /// The name under which `weights` hold `file`: its own, or that of a checkpoint of the bare decoder.
-fn find<'a>(weights: &Weights, config: &ModelConfig, file: &'a FileTensor) -> Result<&'a str> {
+fn find<'a>(weights: &formats::Weights, config: &ModelConfig, file: &'a FileTensor) -> Result<&'a str> {
     let name = file.name.as_str();
     if weights.shape(name).is_some() {
         return Ok(name);
@@ -70,16 +71,23 @@ fn check_tied(source: &ModelSource, config: &ModelConfig, map: &TensorMap) -> Re
 }
 
 /// Asks for the model's memory in one piece, which the system refuses where it could never be had.
-fn ensure_memory(map: &TensorMap) -> Result<()> {
+fn ensure_memory(map: &TensorMap, keep: Keep) -> Result<()> {
     let parameters =
         map.params.iter().try_fold(0usize, |sum, p| p.rows.checked_mul(p.cols)?.checked_add(sum));
-    let reserved = parameters.is_some_and(|n| Vec::<f32>::new().try_reserve_exact(n).is_ok());
-    if reserved {
+    let bits = match keep {
+        Keep::F32 => 32,
+        Keep::Bf16 => 16,
+        // What the file has is not known here; it is no less than this.
+        Keep::AsStored | Keep::Quantised(_) => 4,
+    };
+    let bytes = parameters.and_then(|n| Some(n.checked_mul(bits)? / 8));
+    if bytes.is_some_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok()) {
         return Ok(());
     }
-    let gigabytes = parameters.map_or("more than 10^9".into(), |n| format!("{:.0}", n as f64 * 4e-9));
+    let gigabytes = bytes.map_or("more than 10^9".into(), |n| format!("{:.0}", n as f64 * 1e-9));
+    let dtype = keep.name();
     Err(Error::Usage(format!(
-        "config.json describes a model of {gigabytes} GB in f32, more than there is memory"
+        "config.json describes a model of {gigabytes} GB in {dtype}, more than there is memory"
     )))
 }
 
@@ -97,7 +105,16 @@ impl Model {
     /// # Errors
     /// An unsupported configuration; a tensor that is missing, has another shape, or is not finite.
     pub fn load(source: &ModelSource) -> Result<Model> {
-        Model::load_as(source, Model::config(source)?, |_| false)
+        Model::load_in(source, Numbers::default())
+    }
+
+    /// As [`load`](Self::load), with the weights kept and products computed as `numbers` say. An adapter's layers are merged in f32 and
+    /// stay so.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_in(source: &ModelSource, numbers: Numbers) -> Result<Model> {
+        Model::load_as(source, Model::config(source)?, numbers, |_| false)
     }
 
     /// Reads a model's weights with a head of `labels` in place of the vocabulary projection. With a `new_head` its weights
@@ -107,8 +124,9 @@ impl Model {
     /// As [`load`](Self::load).
     pub fn load_with_labels(source: &ModelSource, labels: usize, new_head: Option<u64>) -> Result<Model> {
         let config = ModelConfig { labels: Some(labels), ..Model::config(source)? };
-        let mut model =
-            Model::load_as(source, config, |file| new_head.is_some() && file.name == families::LABEL_HEAD)?;
+        let mut model = Model::load_as(source, config, Numbers::default(), |file| {
+            new_head.is_some() && file.name == families::LABEL_HEAD
+        })?;
         if let Some(seed) = new_head {
             let (std, head) = (initializer_range(&source.config), model.params.head);
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -121,20 +139,38 @@ impl Model {
     fn load_as(
         source: &ModelSource,
         config: ModelConfig,
+        numbers: Numbers,
         leave: impl Fn(&FileTensor) -> bool,
     ) -> Result<Model> {
-        let (map, _) = families::tensors(&config);
+        let (map, params) = families::tensors(&config);
         let read: Vec<&FileTensor> = map.files.iter().filter(|file| !leave(file)).collect();
         // All names and shapes before any memory is taken: a wrong size in config.json must not cost it.
         let names =
             read.iter().map(|file| find_shaped(source, &config, file)).collect::<Result<Vec<&str>>>()?;
         check_tied(source, &config, &map)?;
-        ensure_memory(&map)?;
-        let mut model = Model::zeros(config);
+        ensure_memory(&map, numbers.keep)?;
+        let is_matrix = params.matrices(&map);
+        let keep = |id: ParamId| if is_matrix[id.0] { numbers.keep } else { Keep::F32 };
+        let mut weights: Vec<Option<Stored>> = vec![None; map.params.len()];
         for (file, name) in read.into_iter().zip(names) {
-            let data = source.weights.read_f32(name)?;
-            model.map.import(file, &data, &mut model.weights);
+            // One at a time: where the file's form is not kept, no more than one tensor is ever there in f32.
+            match *file.parts.as_slice() {
+                [(id, Pack::Whole)] if keep(id) == Keep::AsStored => {
+                    weights[id.0] = Some(source.weights.read(name)?);
+                }
+                _ => {
+                    let data = source.weights.read_f32(name)?;
+                    for (id, values) in map.import(file, data) {
+                        weights[id.0] = Some(stored(values, map.params[id.0].cols, keep(id)));
+                    }
+                }
+            }
         }
+        let left = |(read, spec): (Option<Stored>, &ParamSpec)| {
+            read.unwrap_or_else(|| Stored::F32(vec![0.0; spec.rows * spec.cols]))
+        };
+        let weights = weights.into_iter().zip(&map.params).map(left).collect();
+        let mut model = Model::with_weights(config, Weights::of(weights, numbers.precision));
         if let Some(adapter) = &source.adapter {
             model.load_adapters(adapter)?;
             model.merge_adapters();
@@ -150,7 +186,7 @@ impl Model {
     pub fn random(config: &Value, seed: u64) -> Result<Model> {
         let std = initializer_range(config);
         let config = ModelConfig::from_json(config)?;
-        ensure_memory(&families::tensors(&config).0)?;
+        ensure_memory(&families::tensors(&config).0, Keep::F32)?;
         let mut model = Model::zeros(config);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for (i, spec) in model.map.params.iter().enumerate() {

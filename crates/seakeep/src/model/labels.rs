@@ -2,13 +2,13 @@
 //! text, instead of the vocabulary projection (`*ForSequenceClassification`).
 
 use super::blocks::Linear;
-use super::layer::LayerActivations;
+use super::recompute::Kept;
 use super::{Model, Tensors};
 use crate::batch::Batch;
 
 /// A forward pass up to the final norm, kept for its backward pass.
 pub struct HiddenActivations {
-    layers: Vec<LayerActivations>,
+    layers: Vec<Kept>,
     /// The residual stream after the last layer, `[T, C]`.
     last: Vec<f32>,
     /// The rows that were asked for, `[N]`.

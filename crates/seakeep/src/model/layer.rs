@@ -22,6 +22,10 @@ use super::config::ModelConfig;
 use super::tensors::Tensors;
 use super::weights::Weights;
 
+mod tangent;
+
+pub(super) use tangent::LayerTangents;
+
 /// The tensors of a layer.
 #[derive(Clone, Debug)]
 pub struct Layer {
@@ -79,6 +83,7 @@ impl Context<'_> {
 }
 
 /// Queries, keys and values.
+#[derive(Clone)]
 pub(super) struct Qkv {
     pub q: Vec<f32>,
     pub k: Vec<f32>,
@@ -102,27 +107,17 @@ impl Qkv {
 }
 
 /// Queries and keys before their norm.
+#[derive(Clone)]
 pub(super) struct RawQk {
     q: Vec<f32>,
     k: Vec<f32>,
 }
 
-/// What follows attention.
-struct Rest {
-    /// The layer's output, `[T, C]`.
-    out: Vec<f32>,
-    /// Residual stream after attention, `[T, C]`.
-    mid: Vec<f32>,
-    /// `[T, I]`
-    gate: Option<Vec<f32>>,
-    /// `[T, I]`
-    up: Vec<f32>,
-}
-
 /// The forward pass of a layer, kept for the passes that follow it.
+#[derive(Clone)]
 pub(super) struct LayerActivations {
     /// Input, `[T, C]`.
-    x: Vec<f32>,
+    pub x: Vec<f32>,
     /// Queries and keys before their norm, where they have one.
     raw: Option<RawQk>,
     /// After norm and rotation.
@@ -142,7 +137,7 @@ pub(super) struct LayerActivations {
 /// What a backward pass finds inside a layer and the curvature needs: the gradients at ...
 pub(super) struct LayerGradients {
     /// the layer's output, `[T, C]`,
-    out: Vec<f32>,
+    pub out: Vec<f32>,
     /// the activation's output, `[T, I]`,
     act: Vec<f32>,
     /// `norm2`'s output, `[T, C]`,
@@ -157,20 +152,6 @@ pub(super) struct LayerGradients {
     qkv: Qkv,
     /// `norm1`'s output, `[T, C]`.
     n1: Vec<f32>,
-}
-
-/// The tangents inside a layer, as in [`LayerActivations`], and of what that does not keep.
-pub(super) struct LayerTangents {
-    x: Vec<f32>,
-    n1: Vec<f32>,
-    raw: Option<RawQk>,
-    qkv: Qkv,
-    attended: Vec<f32>,
-    mid: Vec<f32>,
-    n2: Vec<f32>,
-    gate: Option<Vec<f32>>,
-    up: Vec<f32>,
-    activated: Vec<f32>,
 }
 
 /// What the curvature adds to a layer's gradients: at ...
@@ -231,19 +212,6 @@ impl Layer {
         if cx.config.parallel_residual { x } else { mid }
     }
 
-    /// Everything after attention.
-    fn after_attention(&self, cx: &Context, x: &[f32], attended: &[f32]) -> Rest {
-        let w = cx.weights;
-        let mut mid = self.o.forward(w, attended);
-        add(&mut mid, x);
-        let n2 = self.norm2.forward(w, self.mlp_input(cx, x, &mid));
-        let gate = self.mlp.gate.map(|gate| gate.forward(w, &n2));
-        let up = self.mlp.up.forward(w, &n2);
-        let mut out = self.mlp.down.forward(w, &self.activate(cx, gate.as_deref(), &up));
-        add(&mut out, &mid);
-        Rest { out, mid, gate, up }
-    }
-
     fn activate(&self, cx: &Context, gate: Option<&[f32]>, up: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; up.len()];
         match gate {
@@ -255,13 +223,26 @@ impl Layer {
 
     /// The layer's output, and what the other passes need.
     pub(super) fn forward(&self, cx: &Context, x: Vec<f32>) -> (Vec<f32>, LayerActivations) {
-        let (qkv, raw) = self.qkv(cx, &self.norm1.forward(cx.weights, &x));
+        let a = self.inside(cx, x);
+        let mut out = self.mlp.down.forward(cx.weights, &self.activate(cx, a.gate.as_deref(), &a.up));
+        add(&mut out, &a.mid);
+        (out, a)
+    }
+
+    /// [`forward`](Self::forward) short of the output.
+    pub(super) fn inside(&self, cx: &Context, x: Vec<f32>) -> LayerActivations {
+        let w = cx.weights;
+        let (qkv, raw) = self.qkv(cx, &self.norm1.forward(w, &x));
         let mut attended = vec![0.0; qkv.q.len()];
         let mut lse = vec![0.0; cx.positions.len() * cx.config.heads * 2];
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
-        let Rest { out, mid, gate, up } = self.after_attention(cx, &x, &attended);
-        (out, LayerActivations { x, raw, qkv, attended, lse, mid, gate, up })
+        let mut mid = self.o.forward(w, &attended);
+        add(&mut mid, &x);
+        let n2 = self.norm2.forward(w, self.mlp_input(cx, &x, &mid));
+        let gate = self.mlp.gate.map(|gate| gate.forward(w, &n2));
+        let up = self.mlp.up.forward(w, &n2);
+        LayerActivations { x, raw, qkv, attended, lse, mid, gate, up }
     }
 
     /// From `d_out` returns `d_x`, and the gradients inside the layer; adds to `grads`. `sources`, where given, are added
@@ -372,100 +353,5 @@ impl Layer {
             let k = k_norm.backward(cx.weights, grads, &d.k, &raw.k);
             RawQk { q: std::mem::replace(&mut d.q, q), k: std::mem::replace(&mut d.k, k) }
         })
-    }
-
-    /// The tangent of [`forward`](Self::forward), and what it was inside the layer.
-    pub(super) fn tangent(
-        &self,
-        cx: &Context,
-        a: &LayerActivations,
-        x: Vec<f32>,
-    ) -> (Vec<f32>, LayerTangents) {
-        let (w, act) = (cx.weights, cx.config.activation);
-        let n1 = self.norm1.tangent(w, &a.x, &x);
-        let (mut q, mut k) = (self.q.tangent(w, &n1), self.k.tangent(w, &n1));
-        let v = self.v.tangent(w, &n1);
-        let raw = self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
-            let (n_q, n_k) = (q_norm.tangent(w, &raw.q, &q), k_norm.tangent(w, &raw.k, &k));
-            RawQk { q: std::mem::replace(&mut q, n_q), k: std::mem::replace(&mut k, n_k) }
-        });
-        cx.turn(&mut q, cx.config.heads, Turn::Forth);
-        cx.turn(&mut k, cx.config.kv_heads, Turn::Forth);
-        let qkv = Qkv { q, k, v };
-        let mut attended = vec![0.0; a.attended.len()];
-        let shape = cx.shape(self.window);
-        attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
-        let mut mid = self.o.tangent(w, &attended);
-        add(&mut mid, &x);
-        let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &x, &mid));
-        let n2 = self.norm2.tangent(w, mlp_in.0, mlp_in.1);
-        let gate = self.mlp.gate.map(|gate| gate.tangent(w, &n2));
-        let up = self.mlp.up.tangent(w, &n2);
-        let mut activated = vec![0.0; up.len()];
-        match (&a.gate, &gate) {
-            (Some(g), Some(t_g)) => activation::gated_tangent(act, &mut activated, g, &a.up, t_g, &up),
-            _ => activation::tangent(act, &mut activated, &a.up, &up),
-        }
-        let mut out = self.mlp.down.tangent(w, &activated);
-        add(&mut out, &mid);
-        (out, LayerTangents { x, n1, raw, qkv, attended, mid, n2, gate, up, activated })
-    }
-
-    /// How [`backward`](Self::backward) changes along the tangents `t`, the gradients `d` held: returns what it adds to
-    /// them, and adds the change of the weights' gradients to `grads`.
-    pub(super) fn curvature(
-        &self,
-        cx: &Context,
-        grads: &mut Tensors,
-        a: &LayerActivations,
-        d: LayerGradients,
-        t: LayerTangents,
-    ) -> LayerSources {
-        let w = cx.weights;
-        let (gate, up) = self.curvature_mlp(cx, grads, a, &d, &t);
-        let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
-        let mlp_in = self.norm2.curvature(w, grads, &d.n2, mlp_in);
-        self.o.curvature(w, grads, &d.mid, &t.attended);
-        let mut qkv = Qkv::zeros_like(&a.qkv);
-        let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
-        let (qkv_a, qkv_t, shape) = (a.qkv.parts(), t.qkv.parts(), cx.shape(self.window));
-        attention::curvature(to, &d.attended, qkv_a, qkv_t, &a.lse, cx.layout, shape);
-        self.turned_back(cx, grads, a, &mut qkv);
-        if let (Some((q_norm, k_norm)), Some(raw), Some(t), Some(d)) =
-            (self.qk_norm, &a.raw, &t.raw, &d.normed)
-        {
-            add(&mut qkv.q, &q_norm.curvature(w, grads, &d.q, (&raw.q, &t.q)));
-            add(&mut qkv.k, &k_norm.curvature(w, grads, &d.k, (&raw.k, &t.k)));
-        }
-        for (linear, d) in [(&self.q, &d.qkv.q), (&self.k, &d.qkv.k), (&self.v, &d.qkv.v)] {
-            linear.curvature(w, grads, d, &t.n1);
-        }
-        let x = self.norm1.curvature(w, grads, &d.n1, (&a.x, &t.x));
-        LayerSources { gate, up, mlp_in, qkv, x }
-    }
-
-    /// The sources at `gate` and `up`.
-    fn curvature_mlp(
-        &self,
-        cx: &Context,
-        grads: &mut Tensors,
-        a: &LayerActivations,
-        d: &LayerGradients,
-        t: &LayerTangents,
-    ) -> (Option<Vec<f32>>, Vec<f32>) {
-        let (w, act) = (cx.weights, cx.config.activation);
-        self.mlp.down.curvature(w, grads, &d.out, &t.activated);
-        let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, vec![0.0; a.up.len()]);
-        self.mlp.up.curvature(w, grads, &d_up, &t.n2);
-        let mut s_up = d_up; // same size, no longer needed
-        let Some(((gate, mut s_gate), (g, t_g))) =
-            self.mlp.gate.as_ref().zip(d_gate).zip(a.gate.as_ref().zip(t.gate.as_ref()))
-        else {
-            activation::curvature(act, &mut s_up, &d.act, &a.up, &t.up);
-            return (None, s_up);
-        };
-        gate.curvature(w, grads, &s_gate, &t.n2);
-        activation::gated_curvature(act, &mut s_gate, &mut s_up, &d.act, g, &a.up, t_g, &t.up);
-        (Some(s_gate), s_up)
     }
 }

@@ -199,7 +199,9 @@ impl Model {
         }
         self.attach(&files.config, &chosen);
         for file in &self.adapters.as_ref().expect("just attached").files {
-            self.map.import(file, &files.weights.read_f32(&file.name)?, &mut self.weights);
+            for (id, values) in self.map.import(file, files.weights.read_f32(&file.name)?) {
+                self.weights.set(id, Stored::F32(values));
+            }
         }
         Ok(())
     }

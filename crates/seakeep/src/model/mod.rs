@@ -9,6 +9,7 @@
 //! | `weights` | the weights, in f32, bf16 or quantised: [`Weights`] |
 //! | `blocks`, `layer`, `decoder` | the passes, from the inside out |
 //! | `penalty` | the passes behind a penalty on the gradient at the embeddings |
+//! | `recompute` | gradient checkpointing |
 //! | `lora` | adapters: made, read, merged, saved |
 //! | `labels` | the passes of a model that ends in a head of labels |
 //! | `generate` | the forward pass over a key/value cache |
@@ -26,6 +27,7 @@ mod labels;
 pub mod layer;
 mod lora;
 mod penalty;
+mod recompute;
 mod tensors;
 mod weights;
 
@@ -38,4 +40,4 @@ pub use labels::HiddenActivations;
 pub use lora::{Adapters, check_targets};
 pub use penalty::{InnerGradients, Tangents};
 pub use tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap, Tensors, Values};
-pub use weights::{Stored, Weights};
+pub use weights::{Keep, Numbers, Stored, Weights};

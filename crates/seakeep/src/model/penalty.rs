@@ -15,14 +15,14 @@
 use seakeep_kernels::projection;
 
 use super::decoder::{Activations, Model, seeds};
-use super::layer::{LayerGradients, LayerSources};
+use super::recompute::{KeptGradients, KeptSources};
 use super::tensors::Tensors;
 use crate::batch::Batch;
 
 /// A backward pass, kept for the tangent of it.
 pub struct InnerGradients {
     /// In order of layers.
-    layers: Vec<LayerGradients>,
+    layers: Vec<KeptGradients>,
     /// Derivatives of the predictions' log-probabilities with respect to the normalised hidden states, `[N, C]`.
     d_predicted: Vec<f32>,
     /// The seeds: derivatives with respect to every branch's log-probability.
@@ -31,7 +31,7 @@ pub struct InnerGradients {
 
 /// The tangent of a forward pass, and how the backward pass changes along it.
 pub struct Tangents {
-    layers: Vec<LayerSources>,
+    layers: Vec<KeptSources>,
     /// What the final norm adds at its input, `[N, C]`.
     rows: Vec<f32>,
     /// The tangent of the normalised hidden states, `[N, C]`.
@@ -55,8 +55,9 @@ impl Model {
         let mut d_x = self.backward_final_norm((&a.last, &rows), &d_hidden, None, grads);
         let (cx, mut layers) = (self.context(batch), Vec::with_capacity(self.config.layers));
         for (layer, kept) in self.params.layers.iter().zip(&a.layers).rev() {
-            let (below, inside) = layer.backward(&cx, grads, kept, d_x, None);
-            layers.push(inside);
+            let a = kept.activations(layer, &cx);
+            let (below, inside) = layer.backward(&cx, grads, &a, d_x, None);
+            layers.push(KeptGradients::new(inside, self.gradient_checkpointing));
             d_x = below;
         }
         layers.reverse();
@@ -78,8 +79,9 @@ impl Model {
         let (cx, w, c) = (self.context(batch), &self.weights, self.config.hidden);
         let (mut t_x, mut layers) = (t_embed, Vec::with_capacity(self.config.layers));
         for ((layer, kept), d) in self.params.layers.iter().zip(&a.layers).zip(d.layers) {
-            let (above, t) = layer.tangent(&cx, kept, t_x);
-            layers.push(layer.curvature(&cx, grads, kept, d, t));
+            let a = kept.activations(layer, &cx);
+            let (above, t) = layer.tangent(&cx, &a, t_x);
+            layers.push(KeptSources::new(layer, &cx, grads, &a, d, t));
             t_x = above;
         }
         let (rows, t_rows) = (self.predicting(batch, &a.last), self.predicting(batch, &t_x));
@@ -119,7 +121,9 @@ impl Model {
         let mut e_x = self.backward_final_norm((&a.last, &rows), &e_hidden, Some(&t.rows), grads);
         let cx = self.context(batch);
         for ((layer, kept), sources) in self.params.layers.iter().zip(&a.layers).zip(t.layers).rev() {
-            e_x = layer.backward(&cx, grads, kept, e_x, Some(&sources)).0;
+            let a = kept.activations(layer, &cx);
+            let sources = sources.sources(layer, &cx, grads, &a);
+            e_x = layer.backward(&cx, grads, &a, e_x, Some(&sources)).0;
         }
         self.backward_embed(batch, &e_x, grads);
     }

@@ -126,21 +126,17 @@ impl TensorMap {
         out
     }
 
-    /// The reverse of [`export`](Self::export), into tensors in f32.
-    pub fn import(
-        &self,
-        file: &FileTensor,
-        data: &[f32],
-        tensors: &mut impl IndexMut<ParamId, Output = [f32]>,
-    ) {
-        for &(id, pack) in &file.parts {
-            let ParamSpec { rows, cols, .. } = self.params[id.0];
-            for row in 0..rows {
-                for col in 0..cols {
-                    tensors[id][row * cols + col] = data[pack.index(row, col, cols)];
-                }
-            }
+    /// The reverse of [`export`](Self::export): the tensors in memory that the file's holds.
+    pub fn import(&self, file: &FileTensor, data: Vec<f32>) -> Vec<(ParamId, Vec<f32>)> {
+        if let [(id, Pack::Whole)] = *file.parts.as_slice() {
+            return vec![(id, data)];
         }
+        let part = |&(id, pack): &(ParamId, Pack)| {
+            let ParamSpec { rows, cols, .. } = self.params[id.0];
+            let places = (0..rows).flat_map(|row| (0..cols).map(move |col| pack.index(row, col, cols)));
+            (id, places.map(|at| data[at]).collect())
+        };
+        file.parts.iter().map(part).collect()
     }
 }
 
@@ -188,6 +184,11 @@ impl Tensors {
     /// Empty tensors: a backward pass for its gradient at the embeddings alone.
     pub fn none(map: &TensorMap) -> Self {
         Tensors(vec![Vec::new(); map.params.len()])
+    }
+
+    /// Empty tensors, as many as these.
+    pub(super) fn none_like(&self) -> Self {
+        Tensors(vec![Vec::new(); self.0.len()])
     }
 
     /// The tensor to add a gradient to; `None` for one that is not trained.

@@ -5,62 +5,58 @@ use std::ops::{Index, IndexMut};
 
 use half::bf16;
 use rayon::prelude::*;
-use seakeep_kernels::blocks::Blocks;
+use seakeep_kernels::blocks::{Blocks, GgmlType};
 use seakeep_kernels::gemm::{Elements, Precision};
+pub use seakeep_kernels::stored::Stored;
 
 use super::tensors::{ParamId, TensorMap, Tensors, Values};
 
-/// How one weight is kept.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Stored {
-    /// f32.
-    F32(Vec<f32>),
-    /// bf16.
-    Bf16(Vec<bf16>),
-    /// Quantised; never trained.
-    Blocks(Blocks),
+/// In what form a model's matrices are kept, and what products are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// The form of the matrices.
+    pub keep: Keep,
+    /// What products are computed in.
+    pub precision: Precision,
 }
 
-impl Stored {
-    /// To be multiplied with.
-    pub fn elements(&self) -> Elements<'_> {
+/// The form in which matrices are kept: the weights of linear maps, the embeddings and the vocabulary projection. Everything else is
+/// always in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// f32.
+    #[default]
+    F32,
+    /// bf16, rounded to nearest.
+    Bf16,
+    /// As the file has them: quantised in a GGUF file's own blocks, or bf16; other formats become f32.
+    AsStored,
+    /// Quantised to this type when they are loaded; matrices whose rows are no whole blocks become bf16.
+    Quantised(GgmlType),
+}
+
+impl Keep {
+    /// Its name, as `dtype` and the record of a run spell it.
+    pub fn name(self) -> &'static str {
         match self {
-            Stored::F32(data) => Elements::F32(data),
-            Stored::Bf16(data) => Elements::Bf16(data),
-            Stored::Blocks(blocks) => Elements::Blocks(blocks),
+            Keep::F32 => "float32",
+            Keep::Bf16 => "bfloat16",
+            Keep::AsStored => "auto",
+            Keep::Quantised(GgmlType::Q8_0) => "q8_0",
+            Keep::Quantised(_) => "q4_0",
         }
     }
+}
 
-    /// The values in f32.
-    pub fn to_f32(&self) -> Cow<'_, [f32]> {
-        match self {
-            Stored::F32(data) => Cow::Borrowed(data),
-            other => {
-                let elements = other.elements();
-                let mut values = vec![0.0; elements.len()];
-                // A multiple of every block.
-                const PIECE: usize = 1 << 16;
-                let pieces = values.par_chunks_mut(PIECE).enumerate();
-                pieces.for_each(|(i, piece)| elements.read(i * PIECE, piece));
-                Cow::Owned(values)
-            }
+/// A matrix of rows of `cols` from f32 values, in the form that `keep` asks for where it does not come from the file as it is.
+pub(super) fn stored(values: Vec<f32>, cols: usize, keep: Keep) -> Stored {
+    match keep {
+        Keep::F32 | Keep::AsStored => Stored::F32(values),
+        Keep::Quantised(ggml_type) if cols.is_multiple_of(ggml_type.block().0) => {
+            Stored::Blocks(Blocks::quantise(ggml_type, &values))
         }
-    }
-
-    /// As 16-bit numbers, rounded to nearest.
-    pub fn to_bf16(&self) -> Stored {
-        match self {
-            Stored::Bf16(data) => Stored::Bf16(data.clone()),
-            other => Stored::Bf16(other.to_f32().par_iter().map(|x| bf16::from_f32(*x)).collect()),
-        }
-    }
-
-    /// The bytes of memory that it takes.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Stored::F32(data) => 4 * data.len(),
-            Stored::Bf16(data) => 2 * data.len(),
-            Stored::Blocks(blocks) => blocks.bytes().len(),
+        Keep::Bf16 | Keep::Quantised(_) => {
+            Stored::Bf16(values.par_iter().map(|x| bf16::from_f32(*x)).collect())
         }
     }
 }
@@ -106,6 +102,11 @@ impl Weights {
     pub fn zeros(map: &TensorMap) -> Self {
         let tensors = map.params.iter().map(|p| Stored::F32(vec![0.0; p.rows * p.cols])).collect();
         Weights { tensors, precision: Precision::F32 }
+    }
+
+    /// Of tensors in the order of [`TensorMap::params`].
+    pub(super) fn of(tensors: Vec<Stored>, precision: Precision) -> Self {
+        Weights { tensors, precision }
     }
 
     /// A weight to be multiplied with.

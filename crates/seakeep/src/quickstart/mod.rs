@@ -24,7 +24,7 @@ use crate::eval_record::{
     Ceiling, DataDescription, EvalRecord, Run, SCHEMA_VERSION, Timing, Training, TrainingPoint,
 };
 use crate::formats::{ModelSource, SaveDtype, write_atomic};
-use crate::model::Model;
+use crate::model::{Model, Numbers};
 use crate::objective::rule::Kldpo;
 use crate::objective::wdpo::{Form, Penalty, PromptGradient};
 use crate::objective::{Objective, Rule};
@@ -267,6 +267,7 @@ fn align_one(
     let slug: String = method.label.to_lowercase().replace(", ", "-").replace(' ', "-");
     let output_dir = options.output_dir.join(format!("runs/{slug}-seed-{seed}"));
     let plan = TrainOptions {
+        numbers: Numbers::default(),
         lora: None,
         model_name_or_path: options.output_dir.join("reference"),
         ref_model_name_or_path: None,
@@ -288,6 +289,7 @@ fn align_one(
         per_device_train_batch_size: BATCH,
         per_device_eval_batch_size: 64,
         gradient_accumulation_steps: 1,
+        gradient_checkpointing: false,
         num_train_epochs: 1.0,
         max_steps: Some(TRAINING_STEPS),
         learning_rate: LEARNING_RATE,

@@ -55,6 +55,8 @@ pub struct RewardOptions {
     pub per_device_eval_batch_size: usize,
     /// Passes per optimizer step.
     pub gradient_accumulation_steps: usize,
+    /// Whether activations are computed again in the backward pass rather than kept. Does not change the result.
+    pub gradient_checkpointing: bool,
     /// Passes over the data; may be a fraction.
     pub num_train_epochs: f64,
     /// Optimizer steps; overrides the epochs.
@@ -110,7 +112,8 @@ pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<Rewar
         Some(spec) => read_rewards(spec, problem, &labels)?,
         None => Vec::new(),
     };
-    let model = RewardModel::start(&source, problem, &labels, options.seed)?;
+    let mut model = RewardModel::start(&source, problem, &labels, options.seed)?;
+    model.model.gradient_checkpointing = options.gradient_checkpointing;
     progress.note(&format!(
         "{}: {} rows; {} of {}",
         options.dataset_name,

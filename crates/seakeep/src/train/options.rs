@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::data::TokenizeOptions;
 use crate::formats::{LoraConfig, SaveDtype};
+use crate::model::Numbers;
 use crate::objective::Objective;
 use crate::optim::{AdamW, Schedule, Warmup};
 
@@ -33,6 +34,8 @@ pub enum Resume {
 pub struct TrainOptions {
     /// Model to train: Hugging Face directory or `.gguf`.
     pub model_name_or_path: PathBuf,
+    /// In what form the weights of the policy and of the reference are kept, and what products are computed in.
+    pub numbers: Numbers,
     /// Reference model; `None`: the model to train, as it is at the start.
     pub ref_model_name_or_path: Option<PathBuf>,
     /// Preference data, or for an objective of texts ([`Objective::is_of_texts`]) those: file, glob or directory.
@@ -71,6 +74,8 @@ pub struct TrainOptions {
     pub per_device_eval_batch_size: usize,
     /// Passes per optimizer step; an optimizer step sees `per_device_train_batch_size` times this many pairs.
     pub gradient_accumulation_steps: usize,
+    /// Whether activations are computed again in the backward pass rather than kept. Does not change the result.
+    pub gradient_checkpointing: bool,
     /// Passes over the data; may be a fraction.
     pub num_train_epochs: f64,
     /// Optimizer steps; overrides the epochs.

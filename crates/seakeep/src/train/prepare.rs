@@ -10,7 +10,9 @@ use super::{Every, TrainOptions};
 use crate::checkpoint;
 use crate::data::Rows;
 use crate::formats::{AtomicDir, ModelSource, Tokenizer};
-use crate::model::{ModelConfig, check_targets};
+use seakeep_kernels::gemm::Precision;
+
+use crate::model::{ModelConfig, Numbers, check_targets};
 use crate::optim::Warmup;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -167,8 +169,14 @@ pub(super) fn settings(options: &TrainOptions, tokenizer: &Tokenizer, train: &Ro
         ]
     });
     let adapters = adapters.map(|(k, v)| (k.to_string(), v));
+    // As it was before there was a choice, where none is made.
+    let numbers = (options.numbers != Numbers::default()).then(|| {
+        let bf16 = options.numbers.precision == Precision::Bf16;
+        [("dtype".to_string(), json!(options.numbers.keep.name())), ("bf16".to_string(), json!(bf16))]
+    });
+    let numbers = numbers.into_iter().flatten();
     match value {
-        Value::Object(map) => map.into_iter().chain(objective).chain(adapters).collect(),
+        Value::Object(map) => map.into_iter().chain(objective).chain(adapters).chain(numbers).collect(),
         _ => unreachable!("an object literal"),
     }
 }

@@ -110,9 +110,9 @@ impl<'a> Run<'a> {
                 })?)
             }
         };
-        let (model, optimizer, state, reference) = match from {
+        let (mut model, optimizer, state, reference) = match from {
             Some(path) => {
-                let restored = checkpoint::load(&path, &settings, source)?;
+                let restored = checkpoint::load(&path, &settings, source, options.numbers)?;
                 let before = restored.state.total_steps;
                 if restored.state.step > total_steps {
                     return Err(Error::Usage(format!(
@@ -130,7 +130,7 @@ impl<'a> Run<'a> {
                 (restored.model, restored.optimizer, state, restored.reference)
             }
             None => {
-                let model = Model::load(source)?;
+                let model = Model::load_in(source, options.numbers)?;
                 let optimizer = AdamWState::new(&model.map);
                 let schema_version = checkpoint::SCHEMA_VERSION;
                 let pending = Interval::default();
@@ -148,6 +148,7 @@ impl<'a> Run<'a> {
             }
         };
         let sizes = Sizes::of(&model.config, options.lora.as_ref())?;
+        model.gradient_checkpointing = options.gradient_checkpointing;
         Ok(Run { options, source, train, eval, visits, sizes, model, optimizer, state, reference })
     }
 
@@ -168,8 +169,8 @@ impl<'a> Run<'a> {
         }
         // The policy serves as its own reference only before its first step.
         let fresh = match &self.options.ref_model_name_or_path {
-            Some(path) => Some(Model::load(&ModelSource::open(path)?)?),
-            None if self.state.step > 0 => Some(Model::load(self.source)?),
+            Some(path) => Some(Model::load_in(&ModelSource::open(path)?, self.options.numbers)?),
+            None if self.state.step > 0 => Some(Model::load_in(self.source, self.options.numbers)?),
             None => None,
         };
         let model = fresh.as_ref().unwrap_or(&self.model);
@@ -206,7 +207,7 @@ impl<'a> Run<'a> {
     /// Gives the model its adapters, if it is to have some and no checkpoint brought them: after the reference has been computed,
     /// which is the model without them.
     fn add_adapters(&mut self, progress: &mut dyn Progress) -> Result<()> {
-        let Some(lora) = &self.options.lora else { return Ok(()) };
+        let Some(lora) = &self.options.lora else { return self.model.check_trainable() };
         if self.model.adapters.is_none() {
             self.model.add_adapters(lora, self.options.seed)?;
             self.optimizer = AdamWState::new(&self.model.map);

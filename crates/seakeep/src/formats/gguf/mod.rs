@@ -139,6 +139,11 @@ impl GgufFile {
         Ok(values)
     }
 
+    /// The bytes of a tensor, as they are stored.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        self.tensor(name).map(|info| &self.map[info.start..info.start + info.len])
+    }
+
     /// The architecture the file states, or an error that lists what is supported.
     pub fn architecture(&self) -> Result<tensors::Arch> {
         let name = self.get_str("general.architecture")?.ok_or_else(|| {

@@ -220,7 +220,7 @@ pub fn laid_out_shape(layout: Layout, shape: &[usize]) -> std::result::Result<Ve
 
 /// Lays the values out as Hugging Face has them. `shape` is the GGUF file's; it has passed
 /// [`laid_out_shape`].
-pub fn lay_out(layout: Layout, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
+pub fn lay_out<T: Copy>(layout: Layout, shape: &[usize], values: Vec<T>) -> Vec<T> {
     let rows = shape.first().copied().unwrap_or(1);
     let columns = values.len() / rows.max(1);
     match layout {
@@ -251,7 +251,7 @@ pub fn lay_out(layout: Layout, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
     }
 }
 
-fn gather_rows(values: &[f32], columns: usize, rows: usize, from: impl Fn(usize) -> usize) -> Vec<f32> {
+fn gather_rows<T: Copy>(values: &[T], columns: usize, rows: usize, from: impl Fn(usize) -> usize) -> Vec<T> {
     let mut out = Vec::with_capacity(values.len());
     for row in 0..rows {
         let start = from(row) * columns;

@@ -1,0 +1,85 @@
+//! What passes leave of a layer for those that follow: everything, or with `gradient_checkpointing` only what flowed into it, to
+//! compute the rest again, to the same bits, when its turn comes (Chen et al., arXiv 1604.06174).
+
+use std::borrow::Cow;
+
+use super::layer::{Context, Layer, LayerActivations, LayerGradients, LayerSources, LayerTangents};
+use super::tensors::Tensors;
+
+/// What a forward pass leaves.
+pub(super) enum Kept {
+    Whole(LayerActivations),
+    /// The layer's input, `[T, C]`.
+    Input(Vec<f32>),
+}
+
+impl Kept {
+    pub(super) fn new(a: LayerActivations, checkpointing: bool) -> Self {
+        if checkpointing { Kept::Input(a.x) } else { Kept::Whole(a) }
+    }
+
+    /// The layer's activations.
+    pub(super) fn activations(&self, layer: &Layer, cx: &Context) -> Cow<'_, LayerActivations> {
+        match self {
+            Kept::Whole(a) => Cow::Borrowed(a),
+            Kept::Input(x) => Cow::Owned(layer.inside(cx, x.clone())),
+        }
+    }
+}
+
+/// What a backward pass leaves.
+pub(super) enum KeptGradients {
+    Whole(LayerGradients),
+    /// The gradient at the layer's output, `[T, C]`.
+    Output(Vec<f32>),
+}
+
+impl KeptGradients {
+    pub(super) fn new(d: LayerGradients, checkpointing: bool) -> Self {
+        if checkpointing { KeptGradients::Output(d.out) } else { KeptGradients::Whole(d) }
+    }
+}
+
+/// What a tangent pass leaves.
+pub(super) enum KeptSources {
+    Whole(LayerSources),
+    /// The gradient at the layer's output and the tangent of its input, `[T, C]` both.
+    Ends {
+        d_out: Vec<f32>,
+        t_x: Vec<f32>,
+    },
+}
+
+impl KeptSources {
+    /// Adds the curvature's part to `grads`, unless it is to be computed later.
+    pub(super) fn new(
+        layer: &Layer,
+        cx: &Context,
+        grads: &mut Tensors,
+        a: &LayerActivations,
+        d: KeptGradients,
+        t: LayerTangents,
+    ) -> Self {
+        match d {
+            KeptGradients::Whole(d) => KeptSources::Whole(layer.curvature(cx, grads, a, d, t)),
+            KeptGradients::Output(d_out) => KeptSources::Ends { d_out, t_x: t.x },
+        }
+    }
+
+    /// The sources; adds the curvature's part to `grads`, where [`new`](Self::new) did not.
+    pub(super) fn sources(
+        self,
+        layer: &Layer,
+        cx: &Context,
+        grads: &mut Tensors,
+        a: &LayerActivations,
+    ) -> LayerSources {
+        match self {
+            KeptSources::Whole(sources) => sources,
+            KeptSources::Ends { d_out, t_x } => {
+                let d = layer.backward(cx, &mut grads.none_like(), a, d_out, None).1;
+                layer.curvature(cx, grads, a, d, layer.tangent_inside(cx, a, t_x))
+            }
+        }
+    }
+}
