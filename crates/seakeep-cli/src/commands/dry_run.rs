@@ -48,14 +48,15 @@ fn told(cost: &Cost, options: &TrainOptions) -> String {
         (
             "a step",
             format!(
-                "{}: forward {}, backward {}{}",
+                "{}: forward {}, backward {}{}; attention {} of it",
                 flop(cost.step.total()),
                 flop(cost.step.forward),
                 flop(cost.step.backward),
                 match cost.step.tangent > 0.0 {
                     true => format!(", tangents {}", flop(cost.step.tangent)),
                     false => String::new(),
-                }
+                },
+                flop(cost.step.attention)
             ),
         ),
     ];

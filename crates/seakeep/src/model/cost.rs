@@ -47,6 +47,8 @@ pub struct Operations {
     pub backward: f64,
     /// Of the tangent passes of an input-gradient penalty, forward and backward.
     pub tangent: f64,
+    /// Those of all these that are attention's; the others are products with weights.
+    pub attention: f64,
 }
 
 impl Operations {
@@ -61,6 +63,7 @@ impl std::ops::AddAssign for Operations {
         self.forward += other.forward;
         self.backward += other.backward;
         self.tangent += other.tangent;
+        self.attention += other.attention;
     }
 }
 
@@ -95,7 +98,8 @@ impl Sizes {
         let forward = maps + adapters + attention;
         let backward = maps + adapters + gradients + 2.0 * attention;
         let tangent = 2.0 * (maps + adapters) + gradients + 6.0 * attention;
-        Operations { forward, backward, tangent: if penalty { tangent } else { 0.0 } }
+        let (tangent, attention) = if penalty { (tangent, 9.0 * attention) } else { (0.0, 3.0 * attention) };
+        Operations { forward, backward, tangent, attention }
     }
 
     /// `q k` and `p v` of all layers: each position with those that it sees.
@@ -172,6 +176,7 @@ mod tests {
         assert_eq!(found.forward, products(9) + attention(seen));
         assert_eq!(found.backward, 2.0 * found.forward);
         assert_eq!(found.tangent, 3.0 * products(9) + 6.0 * attention(seen));
+        assert_eq!(found.attention, 9.0 * attention(seen));
         assert_eq!(sizes.operations(&batch(Sharing::Shared), false).tangent, 0.0);
         let apart = sizes.operations(&batch(Sharing::Separate), false);
         assert_eq!(apart.forward, products(12) + attention(seen + 1 + 2 + 3));

@@ -129,6 +129,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         forward: run.forward * each,
         backward: run.backward * each,
         tangent: run.tangent * each,
+        attention: run.attention * each,
     };
     let reference = match objective.needs_reference() {
         true => visited.iter().map(|&i| costs[i].operations.forward).sum::<f64>() + eval_forward,
