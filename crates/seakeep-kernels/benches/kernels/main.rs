@@ -213,13 +213,13 @@ fn projection_passes(c: &mut Criterion) {
     let predicted = projection::forward(&x, head, &targets);
     let d_logp = numbers(PREDICTIONS);
     let (mut d_x, mut d_w) = (zeros(x.len()), zeros(w.len()));
-    // The logits again, then both gradients.
-    operations(&mut group, "backward", 3 * product, || {
-        let d_w = Some(black_box(&mut d_w[..]));
-        projection::backward(&mut d_x, d_w, &d_logp, &x, head, &targets, &predicted);
+    // The logits, and the gradient of inputs from them.
+    operations(&mut group, "forward with gradient", 2 * product, || {
+        black_box(projection::forward_with_gradient(&mut d_x, &x, head, &targets));
     });
-    operations(&mut group, "backward inputs", 2 * product, || {
-        projection::backward(black_box(&mut d_x), None, &d_logp, &x, head, &targets, &predicted);
+    // The logits again, then the weight's gradient.
+    operations(&mut group, "backward by weight", 2 * product, || {
+        projection::backward_weight(black_box(&mut d_w), &d_logp, &x, head, &targets, &predicted);
     });
     let t_x = numbers(x.len());
     // The logits and their tangents, one gradient of inputs, two products by weight.
