@@ -232,7 +232,10 @@ fn unsafe_faults(file: &str, source: &str) -> Vec<String> {
         if !file.starts_with("seakeep-kernels/") && !a_map {
             faults.push(format!("{at}: `unsafe` outside seakeep-kernels that is no map of a file"));
         }
-        if !lines[n.saturating_sub(SAFETY_WITHIN)..=n].iter().any(|l| l.contains("// SAFETY:")) {
+        // What is called only in an `unsafe` block says what it asks for in the paragraph above.
+        let asks = line.contains("unsafe fn")
+            && lines[..n].iter().rev().take_while(|l| !l.trim().is_empty()).any(|l| l.contains("# Safety"));
+        if !asks && !lines[n.saturating_sub(SAFETY_WITHIN)..=n].iter().any(|l| l.contains("// SAFETY:")) {
             faults
                 .push(format!("{at}: `unsafe` without a SAFETY comment in the {SAFETY_WITHIN} lines above"));
         }
@@ -390,6 +393,11 @@ fn unsafe_is_judged_by_place_and_comment() {
         1
     );
     assert_eq!(faults("seakeep/src/eval.rs", said), 1);
+    assert_eq!(
+        faults("seakeep-kernels/src/gemm.rs", "/// # Safety\n/// Ask.\n#[inline]\nunsafe fn f() {"),
+        0
+    );
+    assert_eq!(faults("seakeep-kernels/src/gemm.rs", "/// # Safety\n/// Ask.\n\nunsafe fn f() {"), 1);
     assert_eq!(faults("seakeep/src/eval.rs", "// unsafe\nlet s = \"unsafe\"; let unsafe_code = 1;"), 0);
     let map = "// SAFETY: read only\nlet map = unsafe { Mmap::map(&file) };";
     assert_eq!(faults("seakeep/src/formats/safetensors.rs", map), 0);
