@@ -1,13 +1,14 @@
 """Seakeep beside TRL, PyTorch and transformers, on one machine in one run: a table of ratios.
 
-    python3 scripts/bench/against_trl.py                     everything: hours
+    python3 scripts/bench/against_trl.py                     everything: an hour or more
     python3 scripts/bench/against_trl.py --only dpo_f32,wdpo
     python3 scripts/bench/against_trl.py --quick             does every row work? numbers that mean nothing
 
-Makes its own virtual environment with the rivals (once). Every case is a process of its own; a repetition runs each selected case
-once, in turn, so that both sides of a ratio see the same machine; shown are medians over repetitions and, of ratios, the range. Times
-leave out start-up, loading and saving; memory is the largest resident set. Model: SmolLM2-135M-Instruct in f32, the same file for both sides; data: the first HH
-pairs, in the file's order, with the tokens of TRL. Run it on a machine that does nothing else.
+Makes its own virtual environment with the rivals (once). Every case is a process of its own; a repetition runs each
+selected case once, in turn, so that both sides of a ratio see the same machine; shown are medians over repetitions and,
+of ratios, the range. Times leave out start-up, loading and saving; memory is the largest resident set. Model:
+SmolLM2-135M-Instruct in f32, the same file for both sides; data: the first HH pairs, in the file's order, with the
+tokens of TRL. Run it on a machine that does nothing else.
 """
 
 import argparse
@@ -128,7 +129,8 @@ def describe(options, sizes):
     return [
         f"{options.repetitions} repetitions, {options.threads} threads, {processor()}; {', '.join(PACKAGES[:3])}",
         f"training on {subset}; generation {sizes.prompts} prompts x {sizes.new_tokens} tokens",
-        f"many and few pairs: {sizes.rows[1]:,} and {sizes.rows[0]:,}; long and short: {max(sizes.lengths):,} and {min(sizes.lengths)}",
+        f"many and few pairs: {sizes.rows[1]:,} and {sizes.rows[0]:,}; "
+        f"long and short: {max(sizes.lengths):,} and {min(sizes.lengths)} tokens",
     ]
 
 

@@ -1,8 +1,8 @@
 """Floating-point operations that a step cannot do without, from the lengths of its pairs. A multiply-add is two.
 
-Counted are products: of every linear layer for every position of prompt, chosen and rejected (the prompt once), of attention
-for the keys that a query sees, and of the vocabulary projection for the rows that predict a completion's token. Not counted is what
-is computed a second time to save memory, and whatever is not a product.
+Counted are products: of every linear layer for every position of prompt, chosen and rejected (the prompt once), of
+attention for the keys that a query sees, and of the vocabulary projection for the rows that predict a completion's
+token. Not counted is what is computed a second time to save memory, and whatever is not a product.
 """
 
 from dataclasses import dataclass

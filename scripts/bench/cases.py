@@ -15,11 +15,9 @@ RHO = 0.01
 GIGA = 1e9
 
 BF16 = ("--bf16", "true")
-"""What asks for a policy in bf16."""
-BF16_BASE = ("--bf16", "true")
-"""What asks for a frozen base in bf16."""
-QUANTISED_BASE = ()
-"""What asks for a frozen base as the GGUF has it."""
+"""Products in bf16; the weights stay in f32."""
+BASE = ("--dtype", "auto", "--bf16", "true", "--use_peft", "true", "--gradient_checkpointing", "true")
+"""Adapters on a frozen base that stays as the GGUF has it, in bf16 or 4 bits; layers computed again rather than kept."""
 
 
 @dataclass(frozen=True)
@@ -215,18 +213,18 @@ class Cases:
         data.write_text("".join(f"{line}\n" for line in self.bench.file("pairs.jsonl").read_text().splitlines()[:pairs]))
         trained = self.bench.train(
             "--model_name_or_path", made["path"], "--dataset_name", data, "--max_length", self.sizes.large_length,
-            "--truncated_completion", "drop", "--max_steps", 1, "--per_device_train_batch_size", pairs, "--use_peft", "true",
-            *flags, most_bytes=most_bytes,
+            "--truncated_completion", "drop", "--max_steps", 1, "--per_device_train_batch_size", pairs, *BASE, *flags,
+            most_bytes=most_bytes,
         )
         return {**trained, "model_bytes": made["bytes"]}
 
     def llama_1b(self):
         """LoRA DPO on a base in bf16."""
-        return self.large("llama-3.2-1b", "BF16", self.sizes.batch, 8e9, "--method", "dpo", *BF16_BASE)
+        return self.large("llama-3.2-1b", "BF16", self.sizes.batch, 8e9, "--method", "dpo")
 
     def llama_8b(self):
         """LoRA WDPO, one pair, on a base in 4 bits."""
-        return self.large("llama-3.1-8b", "Q4_0", 1, 20e9, "--method", "wdpo", "--wdpo_rho", RHO, *QUANTISED_BASE)
+        return self.large("llama-3.1-8b", "Q4_0", 1, 20e9, "--method", "wdpo", "--wdpo_rho", RHO)
 
 
 TINY = {

@@ -3,9 +3,10 @@
     python3 scripts/bench/roofline.py                    operations and bytes alone
     python3 scripts/bench/roofline.py --bench --write    runs the benches (ten minutes), fills docs/PERFORMANCE.md
 
-Each part of a step has its floating-point operations and the bytes that it must read and write at least once; its floor is the longer of the two
-times at the ceilings that `seakeep inspect machine` measures. What was reached is the sum of the medians that criterion found, as often
-as the step calls each kernel. Run it on a machine that does nothing else.
+Each part of a step has its floating-point operations and the bytes that it must read and write at least once; its
+floor is the longer of the two times at the ceilings that `seakeep inspect machine` measures. What was reached is the
+sum of the medians that criterion found, as often as the step calls each kernel. Run it on a machine that does nothing
+else.
 """
 
 import argparse
@@ -72,10 +73,14 @@ def attention(name, kernel, products, buffers):
     return Part(name, products * one, FLOAT * MODEL.layers * floats, ((f"attention/{kernel}", MODEL.layers),))
 
 
+HEAD = MODEL.hidden * MODEL.vocab
+PROJECTION = 2 * N * HEAD
+"""Operations of one product of the vocabulary projection."""
+
+
 def projection(name, kernel, products):
     """The vocabulary projection; its weight is read once for each product."""
-    size = MODEL.hidden * MODEL.vocab
-    return Part(name, products * 2 * N * size, products * FLOAT * size, ((f"projection/{kernel}", 1),))
+    return Part(name, products * PROJECTION, products * FLOAT * HEAD, ((f"projection/{kernel}", 1),))
 
 
 def moved(name, floats, *benches):
@@ -109,20 +114,28 @@ OPTIMIZER = (
     moved("AdamW", 7 * PARAMETERS, ("optimizer/adamw", 1)),
 )
 SECOND = (
+    linear("first backward pass: linear layers, inputs", "backward_input"),
+    attention("first backward pass: attention (scores again)", "backward", 5, 3),
+    Part("first backward pass: vocabulary projection (logits again)", 2 * PROJECTION, 2 * FLOAT * HEAD,
+         (("projection/backward inputs", 1),)),
     linear("tangent: linear layers", "forward"),
-    attention("tangent: attention", "tangent", 5, 2),
-    projection("tangent: vocabulary projection (logits again)", "tangent", 2),
-    linear("its backward: inputs, value and tangent", "backward_input", 2),
-    linear("its backward: weights, two products", "backward_weight", 2),
-    attention("its backward: attention", "backward_tangent", 15, 6),
-    Part("its backward: vocabulary projection", 6 * 2 * N * MODEL.hidden * MODEL.vocab,
-         6 * FLOAT * MODEL.hidden * MODEL.vocab),
+    attention("tangent: attention (scores again)", "tangent", 5, 2),
+    linear("curvature: linear layers, weights", "backward_weight"),
+    attention("curvature: attention (scores and tangents again)", "curvature", 10, 5),
+    # In place of DPO's backward pass of the projection, which is counted above.
+    Part("curvature: vocabulary projection, two products more", 2 * PROJECTION, 2 * FLOAT * HEAD,
+         (("projection/backward_with_curvature", 1), ("projection/backward", -1))),
+    moved("norms, three passes", NORMS * 10 * T * MODEL.hidden,
+          *((f"rmsnorm/{kernel}", NORMS) for kernel in ("backward", "tangent", "curvature"))),
+    moved("gated silu, three passes", MODEL.layers * 17 * T * MODEL.intermediate,
+          *((f"gated silu/{kernel}", MODEL.layers) for kernel in ("backward", "tangent", "curvature"))),
+    moved("rotary embedding, three passes", 3 * ROPE * 2 * T * WIDE, ("rope/forward", 3 * ROPE)),
 )
 STAGES = {
     "forward": FORWARD,
     "backward": BACKWARD,
     "optimizer": OPTIMIZER,
-    "WDPO's second derivative": SECOND,
+    "what WDPO adds": SECOND,
 }
 
 
@@ -197,9 +210,9 @@ def kernels(rates):
     """Every kernel's rate, and how many times that of the plain loops it is."""
     lines = ["| kernel | rate | times the plain loops, one thread |", "|---|---:|---:|"]
     for name, (rate, unit) in sorted(rates.items()):
-        if name.endswith(" scalar") or name == "ceiling/product":
-            continue
         group, kernel = name.split("/")
+        if name.endswith(" scalar"):
+            continue
         plain = rates.get(f"{group}/{kernel.split()[0]} scalar")
         times = f"{rate / plain[0]:.0f}" if plain else "-"
         lines.append(f"| {group}, {kernel} | {rate / 1e9:.1f} {unit} | {times} |")

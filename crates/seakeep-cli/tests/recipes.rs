@@ -85,6 +85,42 @@ fn texts_become_labelled_rows_and_prompts() {
 }
 
 #[test]
+fn rows_are_held_out_by_prompt_and_labels_turned() {
+    let place = Place::new();
+    let row =
+        |i: usize| json!({"prompt": format!("p{}", i / 2), "chosen": format!("good {i}"), "rejected": "bad"});
+    place.write("rows.jsonl", &(0..40).map(|i| format!("{}\n", row(i))).collect::<String>());
+    let prepare = |flags: &str| {
+        let flags = format!("prepare --input rows.jsonl --output out.jsonl {flags}");
+        place.succeed(&flags.split_whitespace().collect::<Vec<_>>());
+        place.lines("out.jsonl")
+    };
+    let train = prepare("--test_share 0.25 --test_output test.jsonl");
+    let test = place.lines("test.jsonl");
+    assert_eq!((train.len(), test.len()), (30, 10));
+    // Two rows to a prompt, and never one here and one there.
+    assert!(test.iter().all(|row| train.iter().all(|other| other["prompt"] != row["prompt"])));
+
+    let turned = |rate: &str| {
+        let rows = prepare(&format!("--flip_rate {rate}"));
+        for (i, row) in rows.iter().enumerate() {
+            let side = if row["flipped"] == json!(true) { "rejected" } else { "chosen" };
+            assert_eq!(row[side], json!(format!("good {i}")));
+        }
+        (0..40).filter(|i| rows[*i]["flipped"] == json!(true)).collect::<Vec<_>>()
+    };
+    let (few, many) = (turned("0.2"), turned("0.4"));
+    assert_eq!((few.len(), many.len(), turned("0").len()), (8, 16, 0));
+    assert!(few.iter().all(|row| many.contains(row)));
+
+    // "p0", "good 0" and "bad" have 11 characters.
+    assert_eq!(prepare("--longest 11").len(), 10);
+    let base = ["prepare", "--input", "rows.jsonl", "--output", "o"];
+    place.fail(&[&base[..], &["--test_share", "0.5"]].concat(), 2, &["--test_output"]);
+    place.fail(&[&base[..], &["--flip_rate", "2"]].concat(), 2, &["a share from 0 to 1"]);
+}
+
+#[test]
 fn a_recipe_goes_on_where_it_was() {
     let place = Place::new();
     place.write("recipe.toml", RECIPE);

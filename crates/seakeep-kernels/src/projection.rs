@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::linear::{Map, backward_weight};
+use crate::linear::{self, Map};
 use crate::simd::{dispatch, dot, exp, max, sum_by};
 
 /// Rows per chunk: 128 rows of 49,152 logits are 25 MB.
@@ -67,16 +67,43 @@ fn buffer(n: usize, vocab: usize) -> Vec<f32> {
 /// # Panics
 /// If a target lies outside the vocabulary.
 pub fn forward(x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
-    let v = head.outputs;
+    forward_to(None, x, head, targets)
+}
+
+/// [`forward`], and while the logits are there writes `g[n] = d logp[n] / d x[n] = (onehot - p) w` (`[N, C]`), which times
+/// `d_logp[n]` is `d_x[n]`.
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_with_gradient(g: &mut [f32], x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
+    forward_to(Some(g), x, head, targets)
+}
+
+fn forward_to(mut g: Option<&mut [f32]>, x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
+    let (v, c, with_gradient) = (head.outputs, head.inputs, g.is_some());
     let mut z = buffer(targets.len(), v);
     let mut out = vec![Predicted::default(); targets.len()];
     for chunk in chunks(x, head.inputs) {
         let z = logits(&mut z, chunk.x, head);
         let at = chunk.first..chunk.first + chunk.rows;
         let rows = out[at.clone()].par_iter_mut().zip(z.par_chunks_mut(v)).zip(&targets[at]);
-        rows.for_each(|((out, z), &target)| *out = dispatch(|| predict(z, target as usize)));
+        rows.for_each(|((out, z), &target)| {
+            *out = dispatch(|| predict(z, target as usize));
+            if with_gradient {
+                surprise(z, out, target as usize);
+            }
+        });
+        if let Some(g) = g.as_deref_mut() {
+            head.backward_input(&mut g[chunk.first * c..][..chunk.x.len()], z, false);
+        }
     }
     out
+}
+
+/// Turns logits into `onehot - p`, the derivative of the target's log-probability.
+fn surprise(z: &mut [f32], p: &Predicted, target: usize) {
+    dispatch(|| z.iter_mut().for_each(|z| *z = -p.probability(*z)));
+    z[target] += 1.0;
 }
 
 #[inline(always)]
@@ -97,12 +124,9 @@ fn predict(z: &[f32], target: usize) -> Predicted {
     }
 }
 
-/// Writes `g[n] = d logp[n] / d x[n]` (`[N, C]`), which times `d_logp[n]` is `d_x[n]`, and, if `d_w` is given (`[V, C]`), adds to
-/// it. `d_z = d_logp (onehot - p)`, so that `g = (onehot - p) w` and `d_w += (onehot - p)^T (d_logp x)`.
-#[allow(clippy::too_many_arguments)]
-pub fn backward(
-    g: &mut [f32],
-    mut d_w: Option<&mut [f32]>,
+/// Adds `d_w += (onehot - p)^T (d_logp x)` (`[V, C]`). `d_x` is `d_logp g`, with `g` from [`forward_with_gradient`].
+pub fn backward_weight(
+    d_w: &mut [f32],
     d_logp: &[f32],
     x: &[f32],
     head: Map,
@@ -115,16 +139,11 @@ pub fn backward(
         let z = logits(&mut z, chunk.x, head);
         z.par_chunks_mut(v).enumerate().for_each(|(r, z)| {
             let n = chunk.first + r;
-            let p = &predicted[n];
-            dispatch(|| z.iter_mut().for_each(|z| *z = -p.probability(*z)));
-            z[targets[n] as usize] += 1.0;
+            surprise(z, &predicted[n], targets[n] as usize);
         });
-        head.backward_input(&mut g[chunk.first * c..][..chunk.x.len()], z, false);
-        if let Some(d_w) = d_w.as_deref_mut() {
-            let mut x = chunk.x.to_vec();
-            scale_rows(&mut x, &d_logp[chunk.first..], c);
-            backward_weight(d_w, z, &x, c, v, head.precision);
-        }
+        let mut x = chunk.x.to_vec();
+        scale_rows(&mut x, &d_logp[chunk.first..], c);
+        linear::backward_weight(d_w, z, &x, c, v, head.precision);
     }
 }
 
@@ -135,13 +154,13 @@ pub fn scale_rows(x: &mut [f32], factors: &[f32], channels: usize) {
     }
 }
 
-/// `t_logp[n] = g[n] t_x[n]`, with `g` from [`backward`].
+/// `t_logp[n] = g[n] t_x[n]`, with `g` from [`forward_with_gradient`].
 pub fn tangent(g: &[f32], t_x: &[f32], channels: usize) -> Vec<f32> {
     let rows = g.chunks_exact(channels).zip(t_x.chunks_exact(channels));
     rows.map(|(g, t)| dispatch(|| dot(g, t))).collect()
 }
 
-/// [`backward`] from `e_logp` and the curvature along `t_x` from `d_logp` in one, sharing the logits: writes `e_x = e_z w`, adds
+/// The backward pass from `e_logp` and the curvature along `t_x` from `d_logp` in one, sharing the logits: writes `e_x = e_z w`, adds
 /// `d_w += e_z^T x + d_z^T t_x`, where `e_z = e_logp (onehot - p) - d_logp t_p`, `d_z = d_logp (onehot - p)`,
 /// `t_p = p (t_z - sum p t_z)`, `t_z = t_x w^T`.
 #[allow(clippy::too_many_arguments)]
@@ -176,8 +195,8 @@ pub fn backward_with_curvature(
         });
         head.backward_input(&mut e_x[chunk.first * c..][..chunk.x.len()], t_z, false);
         if let Some(d_w) = d_w.as_deref_mut() {
-            backward_weight(d_w, t_z, chunk.x, c, v, head.precision);
-            backward_weight(d_w, z, t_chunk.x, c, v, head.precision);
+            linear::backward_weight(d_w, t_z, chunk.x, c, v, head.precision);
+            linear::backward_weight(d_w, z, t_chunk.x, c, v, head.precision);
         }
     }
 }
@@ -220,7 +239,8 @@ mod tests {
         let (x, w) = all.split_at(N * C);
         let (mut d_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
         let w = Map::f32(w, C, V);
-        backward(&mut d_x, Some(&mut d_w), d, x, w, &targets(), &forward(x, w, &targets()));
+        let predicted = forward_with_gradient(&mut d_x, x, w, &targets());
+        backward_weight(&mut d_w, d, x, w, &targets(), &predicted);
         scale_rows(&mut d_x, d, C);
         [d_x, d_w]
     }
@@ -248,8 +268,7 @@ mod tests {
             tangent: &|all, t| {
                 let (x, w) = all.split_at(N * C);
                 let mut g = vec![0.0; N * C];
-                let w = Map::f32(w, C, V);
-                backward(&mut g, None, &[], x, w, &targets, &forward(x, w, &targets));
+                forward_with_gradient(&mut g, x, Map::f32(w, C, V), &targets);
                 tangent(&g, &t[..N * C], C)
             },
             curvature: &|all, t, d| run_with_curvature(all, t, d, &[0.0; N]).concat(),

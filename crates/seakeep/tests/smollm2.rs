@@ -3,10 +3,12 @@
 
 use std::path::PathBuf;
 
+use seakeep::batch::{Batch, Sharing};
+use seakeep::ceiling::Precision;
 use seakeep::data::{Pair, Text, TokenizeOptions, TruncatedCompletion, read_pairs, tokenize_pairs};
 use seakeep::formats::{Message, ModelSource};
 use seakeep::generate::{GenerateOptions, PromptForm, eos_ids, generate};
-use seakeep::model::{Model, Sizes};
+use seakeep::model::{Keep, Model, Numbers, Sizes, Stored};
 use seakeep::progress::Silent;
 use seakeep::scoring::Layout;
 
@@ -86,4 +88,20 @@ fn what_real_pairs_cost_is_what_was_counted_by_hand() {
     // 30 layers of 9 heads of 64 channels, two products each forward and four backward.
     let seen: f64 = batch.positions.iter().map(|p| f64::from(*p) + 1.0).sum();
     assert_eq!(found.attention, 3.0 * 4.0 * 30.0 * 576.0 * seen);
+}
+
+#[test]
+#[ignore = "needs SEAKEEP_MODELS"]
+fn a_gguf_file_keeps_its_blocks() {
+    let source = source();
+    let numbers = Numbers { keep: Keep::AsStored, precision: Precision::F32 };
+    let (kept, exact) = (Model::load_in(&source, numbers).unwrap(), Model::load(&source).unwrap());
+    let quantised = kept.weights.iter().filter(|w| matches!(w, Stored::Blocks(_))).count();
+    assert_eq!(quantised, 1 + 30 * 7, "embeddings and the linear maps");
+    // Q4_1 takes 5 bits a weight, the embeddings' Q8_0 8.5.
+    assert!(5 * kept.weights.bytes() < exact.weights.bytes());
+    let mut batch = Batch::default();
+    batch.push(&[1, 4093, 198, 28], &[&[253, 28, 2], &[9, 10]], Sharing::Shared);
+    let logps = |model: &Model| model.forward(&batch).branch_logps(&batch);
+    assert_eq!(logps(&kept), logps(&exact), "the same bits");
 }

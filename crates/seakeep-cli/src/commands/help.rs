@@ -160,7 +160,7 @@ fn metrics() -> String {
         text += &format!("{name}{unit}\n{}\n", wrapped(meaning));
     }
     text += &format!(
-        "\nBeside the bar and at the end of a run, but in no file, since they depend on the machine's other work\n{}\n",
+        "\nBeside the bar and at the end of a run, but in no file: they depend on what else the machine does\n{}\n",
         wrapped(SPEED)
     );
     text

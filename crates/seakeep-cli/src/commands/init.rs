@@ -7,7 +7,7 @@ use clap::{Arg, ArgMatches, Command};
 use seakeep::data::{Pair, read_texts};
 use seakeep::formats::bpe::{MIN_VOCABULARY, train_tokenizer};
 use seakeep::formats::{AtomicDir, Tokenizer};
-use seakeep::model::Model;
+use seakeep::model::RandomModel;
 use seakeep::train::data::select;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
@@ -80,17 +80,18 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         take_over(&mut config, tokenizer);
     }
     let config = Value::Object(config);
-    let model = Model::random(&config, settings.seed("seed"))?;
+    let model = RandomModel::new(&config, settings.seed("seed"))?;
     if let Some(tokenizer) = &tokenizer {
         check_vocabulary(tokenizer, &model)?;
     }
+    let parameters = model.map.count();
     model.save(directory.path(), &config, plan::save_dtype(&settings))?;
     if let Some(tokenizer) = &tokenizer {
         tokenizer.save(directory.path())?;
     }
     directory.commit()?;
     let tokens = tokenizer.map(|t| format!(", {} tokens", grouped(t.vocab_size()))).unwrap_or_default();
-    output::print(&format!("{target}: {} parameters{tokens}\n", grouped(model.map.count())))
+    output::print(&format!("{target}: {} parameters{tokens}\n", grouped(parameters)))
 }
 
 /// The texts to learn a tokenizer from.
@@ -123,7 +124,7 @@ fn take_over(config: &mut Map<String, Value>, tokenizer: &Tokenizer) {
 }
 
 /// A token without an embedding would only be found in the middle of a run.
-fn check_vocabulary(tokenizer: &Tokenizer, model: &Model) -> Result<()> {
+fn check_vocabulary(tokenizer: &Tokenizer, model: &RandomModel) -> Result<()> {
     let (tokens, rows) = (tokenizer.vocab_size(), model.config.vocab_size);
     if tokens <= rows {
         return Ok(());

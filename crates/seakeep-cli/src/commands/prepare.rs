@@ -1,7 +1,7 @@
-//! `seakeep prepare`: rows out of files that are laid out otherwise; and prompts out of texts.
+//! `seakeep prepare`: rows out of files that are laid out otherwise; prompts out of texts; rows held out, labels turned.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use clap::builder::ValueParser;
 use clap::{ArgAction, ArgMatches, Command, value_parser};
@@ -24,7 +24,7 @@ pub fn command() -> Command {
     let whole = || ValueParser::from(value_parser!(usize));
     args::command(
         "prepare",
-        "Make rows of files that are laid out otherwise (text;label, LLMBar, PandaLM), and prompts of texts",
+        "Make rows of files that are laid out otherwise (text;label, LLMBar, PandaLM), prompts of texts, wrong labels on purpose",
         "seakeep prepare --input train.txt --layout delimited --columns text,labels --drop labels=surprise --output train.jsonl",
     )
     .args([
@@ -41,7 +41,15 @@ pub fn command() -> Command {
         flag("prompt_tokens", "N", "Makes prompts: of each `text` its first N tokens, to the end of the word, every prompt once").value_parser(whole()),
         flag("tokenizer", "PATH", "The model whose tokens prompt_tokens counts"),
         flag("sample", "N", "Draws this many rows").value_parser(whole()),
-        flag("seed", "N", "Seed of the draw").value_parser(value_parser!(u64)).default_value("42"),
+        flag("longest", "N", "Leaves out rows whose prompt, completions or text have more characters together")
+            .value_parser(whole()),
+        flag("test_share", "X", "This share of the prompts is held out: their rows go to test_output")
+            .value_parser(value_parser!(f64)),
+        flag("test_output", "PATH", "Where the rows go that are held out, JSON lines").value_parser(value_parser!(PathBuf)),
+        flag("flip_rate", "X", "In this share of the rows `chosen` and `rejected` change places (column `flipped`), as wrong \
+              labels; rows flipped at a lower rate are among those of a higher one. Not of what is held out")
+            .value_parser(value_parser!(f64)),
+        flag("seed", "N", "Seed of the draws").value_parser(value_parser!(u64)).default_value("42"),
         flag("output", "PATH", "JSON lines").value_parser(value_parser!(PathBuf)).required(true),
     ])
 }
@@ -50,7 +58,14 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let text = |name: &str| args::texts(matches, name).pop();
     let to = matches.get_one::<PathBuf>("output");
+    let test_to = matches.get_one::<PathBuf>("test_output");
     output::check(to.map(PathBuf::as_path))?;
+    output::check(test_to.map(PathBuf::as_path))?;
+    let test_share = share(matches, "test_share")?;
+    let flip_rate = share(matches, "flip_rate")?;
+    if test_share.is_some() != test_to.is_some() {
+        return Err(Error::Usage("--test_share and --test_output go together".into()));
+    }
     let columns: Vec<String> =
         text("columns").unwrap_or_default().split(',').map(|c| c.trim().to_string()).collect();
     let layout = match text("layout").as_deref() {
@@ -84,17 +99,42 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         })?;
         rows = prompts(rows, tokens, &*super::logps::tokenizer(&path)?)?;
     }
+    if let Some(&longest) = matches.get_one::<usize>("longest") {
+        rows.retain(|row| characters(row) <= longest);
+    }
     for (key, value) in assignments(matches, "add")? {
         rows.iter_mut().for_each(|row| drop(row.insert(key.clone(), Value::from(value.as_str()))));
     }
+    let seed = matches.get_one::<u64>("seed").copied().unwrap_or_default();
     if let Some(&sample) = matches.get_one::<usize>("sample") {
-        let seed = matches.get_one::<u64>("seed").copied().unwrap_or_default();
         rows = drawn(rows, sample, seed)?;
     }
+    let held_out = match test_share {
+        Some(share) => held_out(&mut rows, share, seed)?,
+        None => Vec::new(),
+    };
+    if let Some(rate) = flip_rate {
+        flip(&mut rows, rate, seed)?;
+    }
+    if let Some(to) = test_to {
+        write(to, &held_out, read)?;
+    }
+    to.map_or(Ok(()), |to| write(to, &rows, read))
+}
+
+fn write(to: &Path, rows: &[Row], read: usize) -> Result<()> {
     let lines: String = rows.iter().map(|row| format!("{}\n", json!(row))).collect();
-    output::emit(to.map(PathBuf::as_path), &lines)?;
-    let name = to.map(|p| p.display().to_string()).unwrap_or_default();
-    output::print(&format!("{name}: {} rows of {} read\n", grouped(rows.len()), grouped(read)))
+    output::emit(Some(to), &lines)?;
+    output::print(&format!("{}: {} rows of {} read\n", to.display(), grouped(rows.len()), grouped(read)))
+}
+
+fn share(matches: &ArgMatches, flag: &str) -> Result<Option<f64>> {
+    match matches.get_one::<f64>(flag) {
+        Some(x) if !(0.0..=1.0).contains(x) => {
+            Err(Error::Usage(format!("--{flag} is {x}; expected a share from 0 to 1")))
+        }
+        x => Ok(x.copied()),
+    }
 }
 
 fn assignments(matches: &ArgMatches, flag: &str) -> Result<Vec<(String, String)>> {
@@ -149,7 +189,69 @@ fn drawn(rows: Vec<Row>, sample: usize, seed: u64) -> Result<Vec<Row>> {
             rows.len()
         )));
     }
-    let visits = Visits { rows: rows.len(), batch: sample, shuffle: true, seed };
-    let chosen: BTreeSet<usize> = visits.steps(0, 1).flatten().collect();
+    let chosen = chosen(rows.len(), sample, seed);
     Ok(rows.into_iter().enumerate().filter(|(i, _)| chosen.contains(i)).map(|(_, row)| row).collect())
+}
+
+/// `count` of the numbers below `of`; those of a smaller count are among those of a larger one.
+fn chosen(of: usize, count: usize, seed: u64) -> BTreeSet<usize> {
+    let visits = Visits { rows: of, batch: of.max(1), shuffle: true, seed };
+    visits.steps(0, usize::from(of > 0)).flatten().take(count).collect()
+}
+
+/// Takes out the rows of a share of the prompts, all rows of such a prompt. Nothing of what is learnt is then judged.
+fn held_out(rows: &mut Vec<Row>, share: f64, seed: u64) -> Result<Vec<Row>> {
+    let (mut numbers, mut of_row) = (BTreeMap::new(), Vec::new());
+    for (at, row) in rows.iter().enumerate() {
+        let Some(prompt) = row.get("prompt") else {
+            return Err(Error::Usage(format!("row {} has no `prompt`; --test_share draws prompts", at + 1)));
+        };
+        let next = numbers.len();
+        of_row.push(*numbers.entry(prompt.to_string()).or_insert(next));
+    }
+    let held = chosen(numbers.len(), (share * numbers.len() as f64).round() as usize, seed);
+    let (mut test, mut train) = (Vec::new(), Vec::new());
+    for (row, number) in rows.drain(..).zip(of_row) {
+        if held.contains(&number) { &mut test } else { &mut train }.push(row);
+    }
+    *rows = train;
+    Ok(test)
+}
+
+/// Wrong labels: in a share of the rows `chosen` and `rejected` change places.
+fn flip(rows: &mut [Row], rate: f64, seed: u64) -> Result<()> {
+    let flipped = chosen(rows.len(), (rate * rows.len() as f64).round() as usize, seed);
+    for (at, row) in rows.iter_mut().enumerate() {
+        let sides = ["chosen", "rejected"].map(|side| row.get(side).cloned());
+        let [Some(chosen), Some(rejected)] = sides else {
+            return Err(Error::Usage(format!(
+                "row {} has no `chosen` and `rejected`; --flip_rate turns pairs round",
+                at + 1
+            )));
+        };
+        let wrong = flipped.contains(&at);
+        if wrong {
+            row.insert("chosen".into(), rejected);
+            row.insert("rejected".into(), chosen);
+        }
+        row.insert("flipped".into(), Value::from(wrong));
+    }
+    Ok(())
+}
+
+/// How many there are in a row's prompt, completions and text.
+fn characters(row: &Row) -> usize {
+    fn of(value: &Value) -> usize {
+        match value {
+            Value::String(text) => text.chars().count(),
+            Value::Array(list) => list.iter().map(of).sum(),
+            Value::Object(message) => message.get("content").map_or(0, of),
+            _ => 0,
+        }
+    }
+    ["prompt", "chosen", "rejected", "completion", "text"]
+        .iter()
+        .filter_map(|key| row.get(*key))
+        .map(of)
+        .sum()
 }

@@ -15,7 +15,7 @@ use criterion::{
 };
 use seakeep_kernels::activation::{self, Activation};
 use seakeep_kernels::attention::{self, Layout, Segment, Shape};
-use seakeep_kernels::gemm::{Mat, Precision, Threads, gemm};
+use seakeep_kernels::gemm::{Mat, Precision, Product, Threads, multiply};
 use seakeep_kernels::linear::Map;
 use seakeep_kernels::lora::Lora;
 use seakeep_kernels::panels::Panels;
@@ -69,14 +69,17 @@ fn moved(group: &mut Group, name: &str, floats: usize, mut run: impl FnMut()) {
     group.bench_function(name, |b| b.iter(&mut run));
 }
 
-/// What all others are compared with: a large product, and memory.
+/// What all others are compared with: a large product.
 fn ceilings(c: &mut Criterion) {
     let mut group = c.benchmark_group("ceiling");
     let n = 2048;
     let (a, b, mut out) = (numbers(n * n), numbers(n * n), zeros(n * n));
-    operations(&mut group, "product", 2 * n * n * n, || {
-        gemm((n, n, n), black_box(&mut out), n, false, 1.0, Mat::new(&a, n), Mat::new(&b, n), Threads::All);
-    });
+    for (name, precision) in [("float32", Precision::F32), ("bfloat16", Precision::Bf16)] {
+        let how = Product { c_row: n, accumulate: false, alpha: 1.0, threads: Threads::All, precision };
+        operations(&mut group, name, 2 * n * n * n, || {
+            multiply((n, n, n), black_box(&mut out), how, Mat::new(&a, n), Mat::new(&b, n).t());
+        });
+    }
     group.finish();
 }
 
@@ -102,6 +105,10 @@ fn products(c: &mut Criterion) {
         });
         operations(&mut group, &format!("backward_weight {name}"), work, || {
             linear::backward_weight(black_box(&mut d_w), &d_y, &x, inputs, outputs, Precision::F32);
+        });
+        let map = Map { precision: Precision::Bf16, ..map };
+        operations(&mut group, &format!("forward bfloat16 {name}"), work, || {
+            map.forward(black_box(&mut y), &x, None);
         });
         if name == "576x576" {
             let (few, of_few) = (FEW * CHANNELS, 2 * FEW * inputs * outputs);
@@ -164,7 +171,7 @@ fn attention_passes(c: &mut Criterion) {
     let (wide, narrow) = (TOKENS * SHAPE.heads * SHAPE.head_dim, TOKENS * SHAPE.kv_heads * SHAPE.head_dim);
     let (q, k, v) = (numbers(wide), numbers(narrow), numbers(narrow));
     let (mut o, mut lse) = (zeros(wide), zeros(TOKENS * SHAPE.heads * 2));
-    // Products of that size: 2 forward, 5 backward (one of them the scores again), 5 tangent, 12 curvature.
+    // Products of that size: 2 forward, 5 backward (one of them the scores again), 5 tangent, 10 curvature.
     // Scores that the causal mask hides are computed too, block by block, and not counted.
     let work = seen_work(&layout);
     operations(&mut group, "forward", 2 * work, || {
@@ -183,7 +190,7 @@ fn attention_passes(c: &mut Criterion) {
     operations(&mut group, "tangent", 5 * work, || {
         attention::tangent(black_box(&mut t_o), (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
     });
-    operations(&mut group, "curvature", 12 * work, || {
+    operations(&mut group, "curvature", 10 * work, || {
         let out = (black_box(&mut d_q[..]), &mut d_k[..], &mut d_v[..]);
         attention::curvature(out, &o, (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
     });
@@ -206,10 +213,19 @@ fn projection_passes(c: &mut Criterion) {
     let predicted = projection::forward(&x, head, &targets);
     let d_logp = numbers(PREDICTIONS);
     let (mut d_x, mut d_w) = (zeros(x.len()), zeros(w.len()));
-    // The logits again, then both gradients.
-    operations(&mut group, "backward", 3 * product, || {
-        let d_w = Some(black_box(&mut d_w[..]));
-        projection::backward(&mut d_x, d_w, &d_logp, &x, head, &targets, &predicted);
+    // The logits, and the gradient of inputs from them.
+    operations(&mut group, "forward with gradient", 2 * product, || {
+        black_box(projection::forward_with_gradient(&mut d_x, &x, head, &targets));
+    });
+    // The logits again, then the weight's gradient.
+    operations(&mut group, "backward by weight", 2 * product, || {
+        projection::backward_weight(black_box(&mut d_w), &d_logp, &x, head, &targets, &predicted);
+    });
+    let t_x = numbers(x.len());
+    // The logits and their tangents, one gradient of inputs, two products by weight.
+    operations(&mut group, "backward_with_curvature", 5 * product, || {
+        let (d_w, seeds) = (Some(black_box(&mut d_w[..])), (&d_logp[..], &d_logp[..]));
+        projection::backward_with_curvature(&mut d_x, d_w, seeds, (&x, &t_x), head, &targets, &predicted);
     });
     group.finish();
 }
@@ -222,6 +238,11 @@ fn element_wise(c: &mut Criterion) {
     moved(&mut group, "forward scalar", 2 * x.len(), || scalar::rmsnorm(black_box(&mut y), &x, &g, 1e-5));
     moved(&mut group, "backward", 3 * x.len(), || {
         rmsnorm::backward(black_box(&mut y), &mut d_g, &x, &x, &g, 1e-5);
+    });
+    let (t_x, d_y) = (numbers(x.len()), numbers(x.len()));
+    moved(&mut group, "tangent", 3 * x.len(), || rmsnorm::tangent(black_box(&mut y), &x, &t_x, &g, 1e-5));
+    moved(&mut group, "curvature", 4 * x.len(), || {
+        rmsnorm::curvature(black_box(&mut y), &mut d_g, &d_y, &x, &t_x, &g, 1e-5);
     });
     group.finish();
 
@@ -236,6 +257,14 @@ fn element_wise(c: &mut Criterion) {
     });
     moved(&mut group, "backward", 5 * gate.len(), || {
         activation::gated_backward(Activation::Silu, black_box(&mut y), &mut d_up, &gate, &gate, &up);
+    });
+    let (t_gate, t_up) = (numbers(gate.len()), numbers(gate.len()));
+    moved(&mut group, "tangent", 5 * gate.len(), || {
+        activation::gated_tangent(Activation::Silu, black_box(&mut y), &gate, &up, &t_gate, &t_up);
+    });
+    moved(&mut group, "curvature", 7 * gate.len(), || {
+        let (s_gate, d_y) = (black_box(&mut y), &gate);
+        activation::gated_curvature(Activation::Silu, s_gate, &mut d_up, d_y, &gate, &up, &t_gate, &t_up);
     });
     group.finish();
 

@@ -3,6 +3,7 @@
 //! The `safetensors` crate parses and checks the header (it is the format's own implementation, with
 //! its limits); this module adds the shards, the types, and messages that say which file and tensor.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
@@ -12,7 +13,8 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 
-use super::atomic::write_atomic_with;
+use super::atomic::try_write_atomic_with;
+use super::mapped::release;
 use crate::error::{Error, Result};
 
 /// The name of an unsharded checkpoint.
@@ -143,7 +145,7 @@ impl SafeTensorsFiles {
         let Some(entry) = self.tensors.get(name) else { return Ok(None) };
         let (path, map) = &self.shards[entry.shard];
         let bytes = &map[entry.start..entry.start + entry.len];
-        Ok(Some(match entry.dtype {
+        let values = match entry.dtype {
             Dtype::F32 => convert(bytes, f32::from_le_bytes),
             Dtype::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
@@ -154,7 +156,9 @@ impl SafeTensorsFiles {
                     SUPPORTED_DTYPES,
                 ));
             }
-        }))
+        };
+        release(map, bytes);
+        Ok(Some(values))
     }
 }
 
@@ -162,8 +166,11 @@ impl SafeTensorsFiles {
     /// The values of a tensor that is stored in bf16.
     pub fn read_bf16(&self, name: &str) -> Option<Vec<bf16>> {
         let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::BF16)?;
-        let bytes = &self.shards[entry.shard].1[entry.start..entry.start + entry.len];
-        Some(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
+        let map = &self.shards[entry.shard].1;
+        let bytes = &map[entry.start..entry.start + entry.len];
+        let values = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+        release(map, bytes);
+        Some(values)
     }
 }
 
@@ -243,30 +250,37 @@ impl SaveDtype {
     }
 }
 
-/// Writes `tensors` (name, row-major shape, values) to `path`, atomically, streaming: no second copy
-/// of the model is held.
+/// Writes `tensors` (name, row-major shape, values) to `path`, atomically.
 ///
 /// # Errors
-/// [`Error::NonFinite`] for NaN or infinity (after conversion to `dtype`), [`Error::Usage`] for a
-/// shape that does not fit its values or a name given twice, [`Error::Io`].
+/// As [`write_safetensors_by`].
 pub fn write_safetensors(
     path: impl AsRef<Path>,
     tensors: &[(&str, &[usize], &[f32])],
     dtype: SaveDtype,
 ) -> Result<()> {
+    let shapes: Vec<(&str, &[usize])> = tensors.iter().map(|(name, shape, _)| (*name, *shape)).collect();
+    write_safetensors_by(path, &shapes, dtype, |i| Cow::Borrowed(tensors[i].2))
+}
+
+/// Writes `tensors` (name, row-major shape) to `path`, atomically, asking for the values of one after another, so that no more than
+/// one need be there at a time.
+///
+/// # Errors
+/// [`Error::NonFinite`] for NaN or infinity (after conversion to `dtype`), [`Error::Usage`] for a
+/// shape that does not fit its values or a name given twice, [`Error::Io`]. Nothing is left under `path` then but what was there.
+pub fn write_safetensors_by<'v>(
+    path: impl AsRef<Path>,
+    tensors: &[(&str, &[usize])],
+    dtype: SaveDtype,
+    mut values: impl FnMut(usize) -> Cow<'v, [f32]>,
+) -> Result<()> {
     let path = path.as_ref();
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
     let mut offset = 0usize;
-    for (name, shape, values) in tensors {
-        if shape.iter().product::<usize>() != values.len() {
-            return Err(Error::Usage(format!(
-                "tensor `{name}` has shape {shape:?} but {} values",
-                values.len()
-            )));
-        }
-        check_finite(name, values, dtype)?;
-        let end = offset + values.len() * dtype.bytes();
+    for (name, shape) in tensors {
+        let end = offset + shape.iter().product::<usize>() * dtype.bytes();
         let entry =
             serde_json::json!({"dtype": dtype.header_name(), "shape": shape, "data_offsets": [offset, end]});
         if header.insert(name.to_string(), entry).is_some() {
@@ -276,14 +290,24 @@ pub fn write_safetensors(
     }
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomic_with(path, |writer| {
-        writer.write_all(&(header.len() as u64).to_le_bytes())?;
-        writer.write_all(&header)?;
-        for (_, _, values) in tensors {
-            write_values(writer, values, dtype)?;
+    try_write_atomic_with(path, |writer| {
+        let start = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
+        writer.write_all(&start).map_err(Error::io("write", path))?;
+        for (i, (name, shape)) in tensors.iter().enumerate() {
+            let values = values(i);
+            check(name, shape, &values, dtype)?;
+            write_values(writer, &values, dtype).map_err(Error::io("write", path))?;
         }
         Ok(())
     })
+}
+
+fn check(name: &str, shape: &[usize], values: &[f32], dtype: SaveDtype) -> Result<()> {
+    if shape.iter().product::<usize>() != values.len() {
+        let what = format!("tensor `{name}` has shape {shape:?} but {} values", values.len());
+        return Err(Error::Usage(what));
+    }
+    check_finite(name, values, dtype)
 }
 
 fn check_finite(name: &str, values: &[f32], dtype: SaveDtype) -> Result<()> {

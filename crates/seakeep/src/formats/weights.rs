@@ -159,14 +159,14 @@ impl Weights {
         };
         match values.iter().position(|x| !x.is_finite()) {
             None => Ok(values),
-            Some(i) => Err(self.not_finite(name, i)),
+            Some(i) => Err(self.not_finite(name, (i, values[i]), values.len())),
         }
     }
 
-    fn not_finite(&self, name: &str, i: usize) -> Error {
+    fn not_finite(&self, name: &str, (i, value): (usize, f32), len: usize) -> Error {
         Error::NonFinite(format!(
-            "{}: tensor `{name}` holds a value that is infinite or no number, at position {i}: the checkpoint is broken (a \
-             diverged run, or a conversion to a type that was too narrow); use another one",
+            "{}: tensor `{name}` holds {value} at position {i} of {len}: the checkpoint is broken (a diverged run, \
+             or a conversion to a type that was too narrow); use another one",
             self.path_of(name).unwrap_or(&self.path).display(),
         ))
     }
@@ -185,16 +185,13 @@ impl Weights {
                 {
                     return None;
                 }
-                Some(Stored::Blocks(Blocks::new(
-                    info.ggml_type,
-                    lay_out(entry.layout, &info.shape, bytes.to_vec()),
-                )))
+                Some(Stored::Blocks(Blocks::new(info.ggml_type, lay_out(entry.layout, &info.shape, bytes))))
             }),
         };
         let Some(stored) = found else { return self.read_f32(name).map(Stored::F32) };
         match stored.not_finite() {
             None => Ok(stored),
-            Some(i) => Err(self.not_finite(name, i)),
+            Some(found) => Err(self.not_finite(name, found, stored.elements().len())),
         }
     }
 }

@@ -74,18 +74,41 @@ impl Linear {
 
     /// Returns `d_x`; adds to `grads`.
     pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
+        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
+        self.backward_to(w, grads, d_y, x, (&mut d_x, false));
+        d_x
+    }
+
+    /// As [`backward`](Self::backward), but adds to `d_x`, the gradient that other maps of the same input gave.
+    pub(super) fn backward_adding(
+        &self,
+        w: &Weights,
+        grads: &mut Tensors,
+        d_y: &[f32],
+        x: &[f32],
+        d_x: &mut [f32],
+    ) {
+        self.backward_to(w, grads, d_y, x, (d_x, true));
+    }
+
+    fn backward_to(
+        &self,
+        w: &Weights,
+        grads: &mut Tensors,
+        d_y: &[f32],
+        x: &[f32],
+        (d_x, adding): (&mut [f32], bool),
+    ) {
         if let Some(to) = grads.trained(self.weight) {
             linear::backward_weight(to, d_y, x, self.inputs, self.outputs, w.precision);
         }
         if let Some(to) = self.bias.and_then(|b| grads.trained(b)) {
             linear::backward_bias(to, d_y);
         }
-        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
-        self.map(w).backward_input(&mut d_x, d_y, false);
+        self.map(w).backward_input(d_x, d_y, adding);
         if let Some((lora, at)) = self.lora(w) {
-            lora.backward(&mut d_x, grads.both_trained(at.a, at.b), d_y, x);
+            lora.backward(d_x, grads.both_trained(at.a, at.b), d_y, x);
         }
-        d_x
     }
 
     /// Adds how [`backward`](Self::backward) changes the gradients along `t_x`, `d_y` held. `d_x` and the bias' gradient do

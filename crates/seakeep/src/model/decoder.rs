@@ -41,6 +41,8 @@ pub struct Activations {
     pub(super) last: Vec<f32>,
     /// The normalised predicting rows, `[N, C]`.
     pub(super) hidden: Vec<f32>,
+    /// Derivatives of the predictions' log-probabilities with respect to those, `[N, C]`.
+    pub(super) d_predicted: Vec<f32>,
     /// What was predicted, `[N]`.
     pub predicted: Vec<Predicted>,
 }
@@ -183,13 +185,16 @@ impl Model {
     /// The forward pass, keeping what the others need.
     pub fn forward(&self, batch: &Batch) -> Activations {
         let (layers, last) = self.forward_layers(batch);
-        let (hidden, predicted) = self.predict(batch, &last);
-        Activations { layers, last, hidden, predicted }
+        let hidden = self.predicting_hidden(batch, &last);
+        let mut d_predicted = vec![0.0; hidden.len()];
+        let targets = batch.targets();
+        let predicted = projection::forward_with_gradient(&mut d_predicted, &hidden, self.head(), &targets);
+        Activations { layers, last, hidden, d_predicted, predicted }
     }
 
     /// The forward pass alone: what is predicted, nothing kept.
     pub fn predictions(&self, batch: &Batch) -> Vec<Predicted> {
-        self.predict(batch, &self.last_hidden(batch)).1
+        self.predict(batch, &self.last_hidden(batch))
     }
 
     /// What is predicted, and for each range of rows the mean of the last hidden states (after the final norm, as
@@ -210,7 +215,7 @@ impl Model {
             sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
         };
         let means = rows.iter().map(mean).collect();
-        (self.predict(batch, &last).1, means)
+        (self.predict(batch, &last), means)
     }
 
     /// The residual stream after the last layer, `[T, C]`.
@@ -222,36 +227,42 @@ impl Model {
         x
     }
 
-    fn predict(&self, batch: &Batch, last: &[f32]) -> (Vec<f32>, Vec<Predicted>) {
-        let rows = self.predicting(batch, last);
-        let hidden = self.params.final_norm.forward(&self.weights, &rows);
-        let predicted = projection::forward(&hidden, self.head(), &batch.targets());
-        (hidden, predicted)
+    /// The normalised predicting rows, `[N, C]`.
+    fn predicting_hidden(&self, batch: &Batch, last: &[f32]) -> Vec<f32> {
+        self.params.final_norm.forward(&self.weights, &self.predicting(batch, last))
+    }
+
+    fn predict(&self, batch: &Batch, last: &[f32]) -> Vec<Predicted> {
+        projection::forward(&self.predicting_hidden(batch, last), self.head(), &batch.targets())
     }
 
     /// From the derivative of a loss with respect to every branch's log-probability: adds to `grads`, returns
     /// the gradient at the embedding lookup, `[T, C]`.
     pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Vec<f32> {
-        let d_hidden = self.backward_predictions(batch, a, d_logps, grads).1;
+        let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
         self.backward_rows(batch, (&a.layers, &a.last), &batch.predicting_rows(), &d_hidden, grads)
     }
 
-    /// The derivatives of the predictions' log-probabilities, and of the loss, with respect to the normalised hidden states,
-    /// `[N, C]`; adds the head's gradient to `grads`.
+    /// The gradient at the normalised predicting rows, `[N, C]`; adds the head's to `grads`.
     pub(super) fn backward_predictions(
         &self,
         batch: &Batch,
         a: &Activations,
         d_logps: &[f64],
         grads: &mut Tensors,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let (c, head, seeds) = (self.config.hidden, self.params.head, seeds(batch, d_logps));
-        let (mut d_predicted, to) = (vec![0.0; a.hidden.len()], grads.trained(head));
-        let targets = batch.targets();
-        projection::backward(&mut d_predicted, to, &seeds, &a.hidden, self.head(), &targets, &a.predicted);
-        let mut d_hidden = d_predicted.clone();
-        projection::scale_rows(&mut d_hidden, &seeds, c);
-        (d_predicted, d_hidden)
+    ) -> Vec<f32> {
+        let (head, seeds) = (self.params.head, seeds(batch, d_logps));
+        if let Some(to) = grads.trained(head) {
+            projection::backward_weight(to, &seeds, &a.hidden, self.head(), &batch.targets(), &a.predicted);
+        }
+        self.d_hidden(a, &seeds)
+    }
+
+    /// The gradient at the normalised predicting rows, `[N, C]`.
+    pub(super) fn d_hidden(&self, a: &Activations, seeds: &[f32]) -> Vec<f32> {
+        let mut d_hidden = a.d_predicted.clone();
+        projection::scale_rows(&mut d_hidden, seeds, self.config.hidden);
+        d_hidden
     }
 
     /// From the gradient at the normalised `rows` (and what is to be added before the norm) that at the last layer's output,

@@ -1,15 +1,18 @@
 //! Models from and to files, and at random.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use seakeep_kernels::gemm::Precision;
 use serde_json::Value;
 
 use super::tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap};
 use super::weights::{Keep, Numbers, Stored, Weights, stored};
 use super::{Model, ModelConfig, families};
-use crate::formats::{self, ModelSource, SaveDtype, write_atomic, write_safetensors};
+use crate::formats::{self, ModelSource, SaveDtype, write_atomic, write_safetensors_by};
 use crate::{Error, Result};
 
 /// Standard deviation of random weights where `config.json` has no `initializer_range`.
@@ -178,26 +181,16 @@ impl Model {
         Ok(model)
     }
 
-    /// A randomly initialised model: weights normal with `initializer_range`, gains 1, biases 0, as
-    /// transformers does it (the same distribution, not the same numbers). The same seed gives the same model.
+    /// A randomly initialised model, as [`RandomModel`] describes it.
     ///
     /// # Errors
     /// An unsupported configuration.
     pub fn random(config: &Value, seed: u64) -> Result<Model> {
-        let std = initializer_range(config);
-        let config = ModelConfig::from_json(config)?;
-        ensure_memory(&families::tensors(&config).0, Keep::F32)?;
-        let mut model = Model::zeros(config);
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        for (i, spec) in model.map.params.iter().enumerate() {
-            let tensor = &mut model.weights[ParamId(i)];
-            if spec.cols > 1 {
-                tensor.iter_mut().for_each(|w| *w = (std * normal(&mut rng)) as f32);
-            } else if spec.name.ends_with(".weight") {
-                tensor.fill(1.0);
-            }
-        }
-        Ok(model)
+        let mut random = RandomModel::new(config, seed)?;
+        ensure_memory(&random.map, Keep::F32)?;
+        let ids = (0..random.map.params.len()).map(ParamId);
+        let weights = ids.map(|id| Stored::F32(random.take(id))).collect();
+        Ok(Model::with_weights(random.config, Weights::of(weights, Precision::F32)))
     }
 
     /// Writes `config.json` and `model.safetensors` into `directory` (which must exist), each atomically, as
@@ -210,22 +203,81 @@ impl Model {
     /// If the model has adapters: merge them, or save them alone.
     pub fn save(&self, directory: &Path, config: &Value, dtype: SaveDtype) -> Result<()> {
         assert!(self.adapters.is_none(), "adapters are merged or saved alone");
-        let data: Vec<Vec<f32>> = self.map.files.iter().map(|f| self.map.export(f, &self.weights)).collect();
-        let tensors: Vec<(&str, &[usize], &[f32])> = self
-            .map
-            .files
-            .iter()
-            .zip(&data)
-            .map(|(f, d)| (f.name.as_str(), f.shape.as_slice(), d.as_slice()))
-            .collect();
-        write_safetensors(directory.join("model.safetensors"), &tensors, dtype)?;
-        let mut config = config.clone();
-        if let Some(config) = config.as_object_mut() {
-            config.remove("torch_dtype");
-            config.insert("dtype".into(), dtype.torch_name().into());
+        write(directory, config, dtype, &self.map, |file| self.map.export(file, &self.weights))
+    }
+}
+
+/// Writes a model's tensors, one after another, and its configuration.
+fn write(
+    directory: &Path,
+    config: &Value,
+    dtype: SaveDtype,
+    map: &TensorMap,
+    mut values: impl FnMut(&FileTensor) -> Vec<f32>,
+) -> Result<()> {
+    let tensors: Vec<(&str, &[usize])> =
+        map.files.iter().map(|f| (f.name.as_str(), f.shape.as_slice())).collect();
+    let path = directory.join("model.safetensors");
+    write_safetensors_by(path, &tensors, dtype, |i| Cow::Owned(values(&map.files[i])))?;
+    let mut config = config.clone();
+    if let Some(config) = config.as_object_mut() {
+        config.remove("torch_dtype");
+        config.insert("dtype".into(), dtype.torch_name().into());
+    }
+    let text = serde_json::to_string_pretty(&config).expect("JSON values serialise");
+    write_atomic(directory.join("config.json"), text.as_bytes())
+}
+
+/// A randomly initialised model: weights normal with `initializer_range`, gains 1, biases 0, as transformers does it (the same
+/// distribution, not the same numbers). The same seed gives the same model. Its tensors are made one after another, so that a model may be
+/// written that is larger than memory.
+pub struct RandomModel {
+    /// What the decoder is.
+    pub config: ModelConfig,
+    /// Its tensors, in memory and on disk.
+    pub map: TensorMap,
+    std: f64,
+    rng: ChaCha8Rng,
+    next: usize,
+    /// Those that were made before their turn on disk.
+    waiting: BTreeMap<usize, Vec<f32>>,
+}
+
+impl RandomModel {
+    /// Of this `config.json`.
+    ///
+    /// # Errors
+    /// An unsupported configuration.
+    pub fn new(config: &Value, seed: u64) -> Result<Self> {
+        let std = initializer_range(config);
+        let config = ModelConfig::from_json(config)?;
+        let (map, rng) = (families::tensors(&config).0, ChaCha8Rng::seed_from_u64(seed));
+        Ok(RandomModel { config, map, std, rng, next: 0, waiting: BTreeMap::new() })
+    }
+
+    /// A tensor; each may be taken once.
+    fn take(&mut self, id: ParamId) -> Vec<f32> {
+        while self.next <= id.0 {
+            let spec = &self.map.params[self.next];
+            let mut values = vec![0.0; spec.rows * spec.cols];
+            if spec.cols > 1 {
+                values.iter_mut().for_each(|w| *w = (self.std * normal(&mut self.rng)) as f32);
+            } else if spec.name.ends_with(".weight") {
+                values.fill(1.0);
+            }
+            self.waiting.insert(self.next, values);
+            self.next += 1;
         }
-        let text = serde_json::to_string_pretty(&config).expect("JSON values serialise");
-        write_atomic(directory.join("config.json"), text.as_bytes())
+        self.waiting.remove(&id.0).expect("each tensor is taken once")
+    }
+
+    /// Writes the model as [`Model::save`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn save(mut self, directory: &Path, config: &Value, dtype: SaveDtype) -> Result<()> {
+        let map = self.map.clone();
+        write(directory, config, dtype, &map, |file| map.gather(file, |id| Cow::Owned(self.take(id))))
     }
 }
 

@@ -277,8 +277,8 @@ impl Layer {
         }
         let n1 = self.norm1.forward(w, &a.x);
         let mut d_n1 = self.q.backward(w, grads, &qkv.q, &n1);
-        add(&mut d_n1, &self.k.backward(w, grads, &qkv.k, &n1));
-        add(&mut d_n1, &self.v.backward(w, grads, &qkv.v, &n1));
+        self.k.backward_adding(w, grads, &qkv.k, &n1, &mut d_n1);
+        self.v.backward_adding(w, grads, &qkv.v, &n1, &mut d_n1);
         let mut d_x = self.norm1.backward(w, grads, &d_n1, &a.x);
         add(&mut d_x, &mid);
         if cx.config.parallel_residual {
@@ -312,7 +312,7 @@ impl Layer {
         }
         let mut d_n2 = self.mlp.up.backward(w, grads, &d_up, &n2);
         if let (Some(gate), Some(d_gate)) = (&self.mlp.gate, &d_gate) {
-            add(&mut d_n2, &gate.backward(w, grads, d_gate, &n2));
+            gate.backward_adding(w, grads, d_gate, &n2, &mut d_n2);
         }
         (d_act, d_n2)
     }

@@ -35,6 +35,7 @@ pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
 pub use cost::{Operations, Sizes};
 pub use decoder::{Activations, Model};
 pub use families::{GATED_HEAD, LABEL_HEAD};
+pub use files::RandomModel;
 pub use generate::{KvCache, Prefix};
 pub use labels::HiddenActivations;
 pub use lora::{Adapters, check_targets};

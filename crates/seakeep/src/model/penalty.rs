@@ -23,8 +23,6 @@ use crate::batch::Batch;
 pub struct InnerGradients {
     /// In order of layers.
     layers: Vec<KeptGradients>,
-    /// Derivatives of the predictions' log-probabilities with respect to the normalised hidden states, `[N, C]`.
-    d_predicted: Vec<f32>,
     /// The seeds: derivatives with respect to every branch's log-probability.
     d_logps: Vec<f64>,
 }
@@ -50,7 +48,7 @@ impl Model {
         d_logps: &[f64],
         grads: &mut Tensors,
     ) -> (Vec<f32>, InnerGradients) {
-        let (d_predicted, d_hidden) = self.backward_predictions(batch, a, d_logps, grads);
+        let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
         let rows = batch.predicting_rows();
         let mut d_x = self.backward_final_norm((&a.last, &rows), &d_hidden, None, grads);
         let (cx, mut layers) = (self.context(batch), Vec::with_capacity(self.config.layers));
@@ -62,7 +60,7 @@ impl Model {
         }
         layers.reverse();
         self.backward_embed(batch, &d_x, grads);
-        (d_x, InnerGradients { layers, d_predicted, d_logps: d_logps.to_vec() })
+        (d_x, InnerGradients { layers, d_logps: d_logps.to_vec() })
     }
 
     /// The forward pass's directional derivative along `t_embed` (`[T, C]`) at the embedding lookup, and the change of the backward
@@ -76,7 +74,7 @@ impl Model {
         t_embed: Vec<f32>,
         grads: &mut Tensors,
     ) -> Tangents {
-        let (cx, w, c) = (self.context(batch), &self.weights, self.config.hidden);
+        let (cx, w) = (self.context(batch), &self.weights);
         let (mut t_x, mut layers) = (t_embed, Vec::with_capacity(self.config.layers));
         for ((layer, kept), d) in self.params.layers.iter().zip(&a.layers).zip(d.layers) {
             let a = kept.activations(layer, &cx);
@@ -86,9 +84,8 @@ impl Model {
         }
         let (rows, t_rows) = (self.predicting(batch, &a.last), self.predicting(batch, &t_x));
         let hidden = self.params.final_norm.tangent(w, &rows, &t_rows);
-        let t_logps = projection::tangent(&d.d_predicted, &hidden, c);
-        let mut d_hidden = d.d_predicted;
-        projection::scale_rows(&mut d_hidden, &seeds(batch, &d.d_logps), c);
+        let t_logps = projection::tangent(&a.d_predicted, &hidden, self.config.hidden);
+        let d_hidden = self.d_hidden(a, &seeds(batch, &d.d_logps));
         let rows = self.params.final_norm.curvature(w, grads, &d_hidden, (&rows, &t_rows));
         let branch_logps = batch.branch_sums(t_logps.into_iter());
         Tangents { layers, rows, hidden, d_logps: d.d_logps, branch_logps }

@@ -113,10 +113,22 @@ impl TensorMap {
 
     /// The file tensor's elements, gathered from memory.
     pub fn export(&self, file: &FileTensor, tensors: &impl Values) -> Vec<f32> {
+        self.gather(file, |id| tensors.values(id))
+    }
+
+    /// As [`export`](Self::export), from values that are asked for one tensor after another.
+    pub(super) fn gather<'v>(
+        &self,
+        file: &FileTensor,
+        mut of: impl FnMut(ParamId) -> Cow<'v, [f32]>,
+    ) -> Vec<f32> {
+        if let [(id, Pack::Whole)] = *file.parts.as_slice() {
+            return of(id).into_owned();
+        }
         let mut out = vec![0.0; file.shape.iter().product()];
         for &(id, pack) in &file.parts {
             let ParamSpec { rows, cols, .. } = self.params[id.0];
-            let values = tensors.values(id);
+            let values = of(id);
             for row in 0..rows {
                 for col in 0..cols {
                     out[pack.index(row, col, cols)] = values[row * cols + col];

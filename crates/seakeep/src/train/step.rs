@@ -190,10 +190,14 @@ impl Step<'_> {
         let mut kept = None;
         for (pairs, batch) in micro.iter().zip(batches) {
             self.model.check(batch)?;
-            let activations = self.model.forward(batch);
-            self.stats.add(pairs, self.layout, batch, &activations.predicted);
-            logps.extend(self.layout.logps(pairs, &activations.branch_logps(batch)));
-            kept = (batches.len() == 1).then_some(activations);
+            kept = (batches.len() == 1).then(|| self.model.forward(batch));
+            let predicted = match &kept {
+                Some(activations) => &activations.predicted,
+                None => &self.model.predictions(batch),
+            };
+            self.stats.add(pairs, self.layout, batch, predicted);
+            let branches = batch.branch_sums(predicted.iter().map(|p| p.logp));
+            logps.extend(self.layout.logps(pairs, &branches));
         }
         Ok((logps, kept))
     }

@@ -22,6 +22,7 @@ pub use header::{
 pub use seakeep_kernels::blocks::GgmlType;
 use seakeep_kernels::blocks::dequantize;
 
+use super::mapped::release;
 use crate::error::{Error, Result};
 
 /// Where a tensor's bytes are, and what they are.
@@ -135,13 +136,19 @@ impl GgufFile {
             .tensor(name)
             .ok_or_else(|| Error::format(&self.path, format!("no tensor named `{name}` in the file")))?;
         let mut values = vec![0.0; info.shape.iter().product()];
-        dequantize(info.ggml_type, &self.map[info.start..info.start + info.len], &mut values);
+        let bytes = &self.map[info.start..info.start + info.len];
+        dequantize(info.ggml_type, bytes, &mut values);
+        release(&self.map, bytes);
         Ok(values)
     }
 
     /// The bytes of a tensor, as they are stored.
-    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.tensor(name).map(|info| &self.map[info.start..info.start + info.len])
+    pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        let info = self.tensor(name)?;
+        let bytes = &self.map[info.start..info.start + info.len];
+        let copy = bytes.to_vec();
+        release(&self.map, bytes);
+        Some(copy)
     }
 
     /// The architecture the file states, or an error that lists what is supported.
