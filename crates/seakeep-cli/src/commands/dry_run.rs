@@ -2,6 +2,7 @@
 
 use clap::{Arg, ArgAction, ArgMatches};
 use seakeep::Result;
+use seakeep::model::Keep;
 use seakeep::train::cost::{Cost, SHARES};
 use seakeep::train::{TrainOptions, estimate};
 
@@ -68,7 +69,7 @@ fn told(cost: &Cost, options: &TrainOptions) -> String {
     ];
     for (name, operations) in once.into_iter().filter(|(_, operations)| *operations > 0.0) {
         let why = match name {
-            "again" => ": forward passes that are computed twice, since the pairs of a step are coupled",
+            "again" => ": forward passes that are computed twice, since activations are not kept",
             "reference" => ": its log-probabilities once, less what is known from before",
             _ => "",
         };
@@ -111,11 +112,21 @@ fn advice(options: &TrainOptions) -> Vec<String> {
             size * times
         ));
     }
+    if !options.gradient_checkpointing {
+        advice.push(
+            "The same run, a third slower, without keeping activations: --gradient_checkpointing.".into(),
+        );
+    }
     if options.tokenize.max_length.is_none_or(|length| length > 512) {
         advice.push("Shorter texts: --max_length 512.".into());
     }
     if options.lora.is_none() {
         advice.push("Adapters have small gradients and moments: --use_peft.".into());
+    } else if options.numbers.keep == Keep::F32 {
+        advice.push(
+            "Weights that are not trained may be small: --load_in_8bit, --load_in_4bit or --dtype bfloat16."
+                .into(),
+        );
     }
     advice.push("A smaller model.".into());
     advice

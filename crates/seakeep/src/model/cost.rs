@@ -18,9 +18,12 @@
 use super::config::ModelConfig;
 use super::families;
 use super::lora::adapter_parameters;
+use super::tensors::FileTensor;
+use super::weights::Keep;
 use crate::Result;
 use crate::batch::Batch;
-use crate::formats::LoraConfig;
+use crate::formats::gguf::GgmlType;
+use crate::formats::{LoraConfig, ModelSource};
 
 /// The sizes of a model that decide what its passes cost.
 #[derive(Clone, Debug)]
@@ -121,23 +124,63 @@ impl Sizes {
         4.0 * (self.config.heads * self.config.head_dim) as f64 * sum
     }
 
-    /// Bytes that a forward pass over `positions` rows with `predictions` predicted tokens keeps for the passes that follow it,
-    /// and what those need besides while they run; with `penalty` the tangents too.
-    pub fn activation_bytes(&self, positions: usize, predictions: usize, penalty: bool) -> usize {
+    /// Bytes that the passes over a batch of `positions` rows with `predictions` predicted tokens need at a time: what the forward
+    /// pass keeps, with `penalty` also what the passes after it keep for each other, and what is there while they run.
+    pub fn activation_bytes(
+        &self,
+        (positions, predictions): (usize, usize),
+        penalty: bool,
+        gradient_checkpointing: bool,
+    ) -> usize {
         let c = &self.config;
         let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let maps = if c.gated { 2 } else { 1 };
-        // x, mid; queries and what is attended, keys and values; the log-sum-exp; what goes into the activation.
-        let mut kept = 2 * c.hidden + 2 * queries + 2 * keys + 2 * c.heads + maps * c.intermediate;
-        if c.qk_norm {
-            kept += queries + keys;
+        let inner = if c.gated { 2 * c.intermediate } else { c.intermediate };
+        let qkv = queries + 2 * keys;
+        let normed = if c.qk_norm { queries + keys } else { 0 };
+        // `LayerActivations`, `LayerGradients` and `LayerSources`, of a position.
+        let activations = 2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed;
+        let gradients = 4 * c.hidden + qkv + queries + c.intermediate + normed;
+        let sources = 2 * c.hidden + qkv + inner;
+        let (forward, between) = match gradient_checkpointing {
+            true => (c.hidden, 2 * c.hidden),
+            false => (activations, gradients.max(sources)),
+        };
+        // Of the layer whose turn it is: gradients, and what is computed again.
+        let mut passing = 6 * c.hidden + qkv + queries + inner + 2 * c.intermediate;
+        let mut kept = c.layers * forward + 2 * c.hidden;
+        if penalty {
+            kept += c.layers * between + 2 * c.hidden;
+            passing += gradients + sources;
         }
-        let kept = kept * c.layers + 2 * c.hidden;
-        // Of the layer whose turn it is: gradients of the same, and what is computed again.
-        let passing = 6 * c.hidden + 2 * queries + 2 * keys + (maps + 2) * c.intermediate;
-        let of_pass = positions * (kept + passing) + predictions * 2 * c.hidden;
+        if gradient_checkpointing {
+            passing += activations;
+        }
         let logits = predictions.min(seakeep_kernels::projection::CHUNK) * c.vocab_size;
-        4 * (if penalty { 2 * (of_pass + logits) } else { of_pass + logits })
+        4 * (positions * (kept + passing) + predictions * 2 * c.hidden + logits)
+    }
+
+    /// Bytes of the weights of the model in `source`, without adapters, where they are kept as `keep` says.
+    pub fn weight_bytes(&self, source: &ModelSource, keep: Keep) -> usize {
+        let (map, _) = families::tensors(&self.config);
+        let ggml = |name: &str| (0..64).filter_map(GgmlType::from_id).find(|t| t.name() == name);
+        let of_blocks = |n: usize, t: GgmlType| n.div_ceil(t.block().0) * t.block().1;
+        let of = |file: &FileTensor| {
+            let n: usize = file.shape.iter().product();
+            let is_matrix = file.parts.iter().any(|(id, _)| map.params[id.0].cols > 1);
+            let stored = || source.weights.type_name(&file.name).and_then(|name| ggml(&name));
+            match keep {
+                _ if !is_matrix => 4 * n,
+                Keep::F32 => 4 * n,
+                Keep::Bf16 => 2 * n,
+                Keep::Quantised(t) => of_blocks(n, t),
+                // Other formats than blocks and bf16 become f32.
+                Keep::AsStored => match stored() {
+                    Some(t) if t.block().0 > 1 || t == GgmlType::BF16 => of_blocks(n, t),
+                    _ => 4 * n,
+                },
+            }
+        };
+        map.files.iter().map(of).sum()
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Cost {
     pub step: Operations,
     /// Of all steps.
     pub run: Operations,
-    /// Of forward passes that are computed again, in all steps, since the pairs of a step are coupled.
+    /// Of forward passes that are computed again, in all steps: the pairs of a step are coupled, or activations are not kept.
     pub again: f64,
     /// Of the reference, once: all rows that are visited, as if none were known from before.
     pub reference: f64,
@@ -116,7 +116,8 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     for rows in visits.steps(0, steps) {
         let micro = options.per_device_train_batch_size;
         rows.iter().for_each(|&i| run += costs[i].operations);
-        if objective.couples_pairs() && rows.len() > micro {
+        // Again for the backward pass, where activations could not be kept.
+        if options.gradient_checkpointing || (objective.couples_pairs() && rows.len() > micro) {
             again += rows.iter().map(|&i| costs[i].operations.forward).sum::<f64>();
         }
         for part in rows.chunks(micro) {
@@ -152,7 +153,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         again,
         reference,
         evaluation,
-        memory: peak(options, &sizes, largest, train.len() + eval.len()),
+        memory: peak(options, (&sizes, &source), largest, train.len() + eval.len()),
         available: memory(),
         ceiling: measured_ceiling(options.numbers.precision),
     })
@@ -187,25 +188,30 @@ fn of_rows(
 /// What memory is needed for at the fullest moment: in a step, or where the model is written.
 fn peak(
     options: &TrainOptions,
-    sizes: &Sizes,
-    (positions, predictions): (usize, usize),
+    (sizes, source): (&Sizes, &ModelSource),
+    largest: (usize, usize),
     rows: usize,
 ) -> Vec<(&'static str, usize)> {
     const F32: usize = 4;
+    let weights = sizes.weight_bytes(source, options.numbers.keep);
+    let adapters = if options.lora.is_some() { F32 * sizes.trainable } else { 0 };
+    // A penalty with a root keeps its gradient apart until the whole batch was seen.
+    let apart =
+        options.objective.penalty.is_some_and(|p| !p.is_linear()) && options.gradient_accumulation_steps > 1;
+    let gradients = F32 * sizes.trainable * if apart { 2 } else { 1 };
     let penalty = options.objective.penalty.is_some();
-    let gradients = F32 * sizes.trainable * if penalty { 2 } else { 1 };
-    let activations = sizes.activation_bytes(positions, predictions, penalty);
+    let activations = sizes.activation_bytes(largest, penalty, options.gradient_checkpointing);
     // A checkpoint is gathered before it is written, with the gradients still there.
-    let gathered = if options.lora.is_some() { sizes.trainable } else { sizes.parameters } * F32;
+    let gathered = F32 * if options.lora.is_some() { sizes.trainable } else { sizes.parameters };
     let largest = match activations > gathered {
         true => ("activations of the largest micro-batch, logits", activations),
         false => ("the model as it is gathered to be written", gathered),
     };
-    let common = [("weights", F32 * sizes.parameters), ("program, tokenizer, rows", PROGRAM + ROW * rows)];
+    let common = [("weights", weights + adapters), ("program, tokenizer, rows", PROGRAM + ROW * rows)];
     let training = [("gradients", gradients), ("AdamW's moments", 2 * F32 * sizes.trainable), largest];
     // A reference of its own is gone before training starts.
     let own = options.objective.needs_reference() && options.ref_model_name_or_path.is_some();
-    let scoring = [("the reference, while it is scored", if own { F32 * sizes.parameters } else { 0 })];
+    let scoring = [("the reference, while it is scored", if own { weights } else { 0 })];
     let bytes = |parts: &[(&str, usize)]| parts.iter().map(|part| part.1).sum::<usize>();
     let fullest = if bytes(&scoring) > bytes(&training) { &scoring[..] } else { &training[..] };
     [&common[..1], fullest, &common[1..]].concat()
