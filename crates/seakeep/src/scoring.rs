@@ -191,7 +191,8 @@ impl Scores {
         // Lengths were checked before, where the row has a name.
         model.check_tokens(&batch.tokens)?;
         let prompts = if with_features { prompt_rows(part, &batch) } else { Vec::new() };
-        let (predicted, features) = model.predictions_and_means(&batch, &prompts);
+        // On a thread of the pool, as a training step.
+        let (predicted, features) = rayon::scope(|_| model.predictions_and_means(&batch, &prompts));
         self.features.extend(features);
         self.stats.add(part, layout, &batch, &predicted);
         let logps = layout.logps(part, &batch.branch_sums(predicted.iter().map(|p| p.logp)));

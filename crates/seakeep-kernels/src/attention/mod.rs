@@ -229,13 +229,22 @@ impl Task<'_> {
 
 /// Copies each task's `[group rows, width]` result into its columns of `out` (`[T, total]`).
 fn place<'r>(out: &mut [f32], tasks: &[Task], results: impl Iterator<Item = &'r [f32]>, width: usize) {
-    for (task, result) in tasks.iter().zip(results) {
-        let total = width * task.shape.kv_heads;
-        for (r, row) in result.chunks_exact(width).enumerate() {
-            let at = (task.first + r) * total + task.kv * width;
-            out[at..at + width].copy_from_slice(row);
-        }
+    let results: Vec<&[f32]> = results.collect();
+    let Some(kv_heads) = tasks.first().map(|task| task.shape.kv_heads) else { return };
+    // The heads of a group follow each other, and so do the rows of groups.
+    let (mut rest, mut groups) = (out, Vec::new());
+    for (group, results) in tasks.chunks(kv_heads).zip(results.chunks(kv_heads)) {
+        let (mine, after) = rest.split_at_mut(group[0].rows * kv_heads * width);
+        groups.push((mine, results));
+        rest = after;
     }
+    groups.into_par_iter().for_each(|(out, results)| {
+        for (r, row) in out.chunks_exact_mut(kv_heads * width).enumerate() {
+            for (out, result) in row.chunks_exact_mut(width).zip(results) {
+                out.copy_from_slice(&result[r * width..(r + 1) * width]);
+            }
+        }
+    });
 }
 
 #[cfg(test)]

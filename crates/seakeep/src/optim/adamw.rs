@@ -28,7 +28,8 @@ impl Default for AdamW {
     }
 }
 
-/// The optimizer's memory.
+/// The optimizer's memory. The default is that of nothing that is trained.
+#[derive(Default)]
 pub struct AdamWState {
     /// Steps taken.
     pub step: usize,

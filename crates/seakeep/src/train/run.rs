@@ -132,7 +132,11 @@ impl<'a> Run<'a> {
             }
             None => {
                 let model = Model::load_in(source, options.numbers)?;
-                let optimizer = AdamWState::new(&model.map, &options.optimizer);
+                // Adapters come after the reference, and their moments with them: a large model has no room for its own.
+                let optimizer = match options.lora {
+                    None => AdamWState::new(&model.map, &options.optimizer),
+                    Some(_) => AdamWState::default(),
+                };
                 let schema_version = checkpoint::SCHEMA_VERSION;
                 let pending = Interval::default();
                 let state = TrainerState {
@@ -241,8 +245,8 @@ impl<'a> Run<'a> {
         clip(&mut grads.total, grad_norm, options.max_grad_norm);
         let factor = options.schedule.factor(options.warmup, self.state.step, self.state.total_steps);
         let learning_rate = options.learning_rate * factor;
-        let weights = &mut self.model.weights;
-        options.optimizer.step(&self.model.map, weights, &grads.total, &mut self.optimizer, learning_rate);
+        let (map, weights, optimizer) = (&self.model.map, &mut self.model.weights, &mut self.optimizer);
+        rayon::scope(|_| options.optimizer.step(map, weights, &grads.total, optimizer, learning_rate));
         if let Some(groups) = &out.groups {
             self.state.groups = groups.clone();
         }

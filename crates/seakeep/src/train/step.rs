@@ -65,14 +65,9 @@ pub fn gradient(
 ) -> Result<StepOutput> {
     // The factor on the penalty's gradient is known in time where it is a constant, or where this is the only micro-batch.
     let is_constant = objective.penalty.is_some_and(|p| p.is_linear());
-    gradient_with(
-        model,
-        objective,
-        global,
-        micro_batch,
-        is_constant || global.pairs.len() <= micro_batch,
-        grads,
-    )
+    let at_once = is_constant || global.pairs.len() <= micro_batch;
+    // On a thread of the pool: from outside, each of some thousand parallel loops would be handed over and waited for.
+    rayon::scope(|_| gradient_with(model, objective, global, micro_batch, at_once, grads))
 }
 
 /// [`gradient`]; `at_once` as in [`Step`].
