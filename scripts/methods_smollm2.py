@@ -51,9 +51,10 @@ def content(messages):
 
 
 def short(rows, name):
-    """Those with two different completions and few characters."""
+    """Those with two different completions, none of them empty, and few characters."""
     size = lambda row: sum(len(content(row[key])) for key in ("prompt", "chosen", "rejected"))
-    return [row for row in rows if row["chosen"] != row["rejected"] and size(row) <= SHORT[name]]
+    told_apart = lambda row: content(row["chosen"]) and content(row["rejected"]) and row["chosen"] != row["rejected"]
+    return [row for row in rows if told_apart(row) and size(row) <= SHORT[name]]
 
 
 def write_data(args, folder):

@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use crate::linear::{self, Map};
 use crate::simd::{dispatch, dot, exp, max, sum_by};
 
-/// Rows per chunk: 128 rows of 49,152 logits are 25 MB.
-pub const CHUNK: usize = 128;
+/// Most rows of a chunk: 256 rows of 49,152 logits are 50 MB.
+pub const CHUNK: usize = 256;
 
 /// What the forward pass gives for one predicted token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,11 +44,17 @@ struct Chunk<'a> {
 }
 
 fn chunks<'a>(x: &'a [f32], channels: usize) -> impl Iterator<Item = Chunk<'a>> {
-    x.chunks(CHUNK * channels).enumerate().map(move |(i, x)| Chunk {
+    let each = chunk_rows(x.len() / channels);
+    x.chunks(each * channels).enumerate().map(move |(i, x)| Chunk {
         x,
-        first: i * CHUNK,
+        first: i * each,
         rows: x.len() / channels,
     })
+}
+
+/// Rows of a chunk where there are `n`: as few chunks as may be, of one size. A product packs the whole weight for each.
+fn chunk_rows(n: usize) -> usize {
+    n.div_ceil(n.div_ceil(CHUNK).max(1)).max(1)
 }
 
 /// `z = x w^T`, `[rows, V]`.
@@ -59,7 +65,7 @@ fn logits<'z>(z: &'z mut [f32], x: &[f32], head: Map) -> &'z mut [f32] {
 }
 
 fn buffer(n: usize, vocab: usize) -> Vec<f32> {
-    vec![0.0; n.min(CHUNK) * vocab]
+    vec![0.0; chunk_rows(n) * vocab]
 }
 
 /// Log-probabilities of `targets` (`[N]`).

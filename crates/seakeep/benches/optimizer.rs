@@ -23,7 +23,7 @@ fn passes(c: &mut Criterion) {
     let mut model = smollm2();
     let mut grads = Tensors::zeros(&model.map);
     grads.iter_mut().flatten().enumerate().for_each(|(i, g)| *g = (i % 1000) as f32 * 1e-6);
-    let mut state = AdamWState::new(&model.map);
+    let mut state = AdamWState::new(&model.map, &AdamW::default());
     let bytes = (model.map.count() * size_of::<f32>()) as u64;
     // Weights, both moments and gradients are read, all but the last written.
     group.throughput(Throughput::Bytes(7 * bytes));

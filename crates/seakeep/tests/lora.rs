@@ -175,7 +175,7 @@ fn a_step_moves_adapters_alone() {
     let mut model = case.base();
     model.add_adapters(&config(2, &[]), 7).unwrap();
     let before = model.weights.clone();
-    let mut state = AdamWState::new(&model.map);
+    let mut state = AdamWState::new(&model.map, &AdamW::default());
     let (_, grads) = case.gradient(&model, "dpo", 3);
     AdamW { weight_decay: 0.1, ..AdamW::default() }.step(
         &model.map,

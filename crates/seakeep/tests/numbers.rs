@@ -161,7 +161,7 @@ fn steps_smaller_than_the_last_digit_of_bf16_are_not_lost() {
         let mut model = load(place.path(), Keep::Bf16, Precision::F32);
         let mut grads = Tensors::zeros(&model.map);
         grads.iter_mut().flatten().for_each(|g| *g = 1.0);
-        let mut state = AdamWState::new(&model.map);
+        let mut state = AdamWState::new(&model.map, &AdamW::default());
         for _ in 0..20 {
             // Each step is lr long: far less than half of the last digit of most weights (2^-9 of about 0.2).
             AdamW::default().step(&model.map, &mut model.weights, &grads, &mut state, 1e-5);

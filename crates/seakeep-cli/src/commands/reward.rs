@@ -36,6 +36,7 @@ const TRAIN_KEYS: &[&str] = &[
     "min_lr_rate",
     "warmup_steps",
     "warmup_ratio",
+    "optim",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",

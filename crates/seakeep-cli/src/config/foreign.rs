@@ -104,7 +104,6 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("remove_unused_columns", Nil, "columns without a use are never read into a batch"),
     foreign("group_by_length", Only(OFF), "nothing is padded, so nothing is gained by it"),
 
-    foreign("optim", Only(&["adamw_torch", "adamw_torch_fused", "adamw_hf"]), "the optimizer is AdamW as in PyTorch"),
     foreign("optim_args", Only(&[]), "the optimizer is AdamW as in PyTorch"),
     foreign("lr_scheduler_kwargs", Only(&["{}"]), "write its min_lr_rate as a key of its own"),
     foreign("neftune_noise_alpha", Only(&[]), "no noise is added to embeddings"),
@@ -253,8 +252,6 @@ mod tests {
         assert!(accepts("activation_offloading", json!(true)));
         assert!(accepts("max_prompt_length", json!(null)));
         assert!(!accepts("max_prompt_length", json!(128)));
-        assert!(accepts("optim", json!("adamw_torch")));
-        assert!(!accepts("optim", json!("adafactor")));
         assert!(accepts("lora_dropout", json!(0)) && !accepts("lora_dropout", json!(0.05)));
         let text = find("use_dora").unwrap().refusal("a.toml: `use_dora`", &json!(true));
         assert!(text.contains("a.toml: `use_dora` is true") && text.contains("adapters"), "{text}");

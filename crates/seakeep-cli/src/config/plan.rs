@@ -247,6 +247,7 @@ pub fn optimizer(settings: &Settings) -> AdamW {
         beta2: number(settings, "adam_beta2"),
         epsilon: number(settings, "adam_epsilon"),
         weight_decay: number(settings, "weight_decay"),
+        eight_bits: settings.text("optim").is_some_and(|name| name.ends_with("8bit")),
     }
 }
 

@@ -133,7 +133,7 @@ fn flags_are_refused_with_key_value_and_what_was_expected() {
         ("--load_in_4bit true --dtype bfloat16 --use_peft true", "ask for two forms"),
         ("--report_to wandb", "expected one or several of: tensorboard, none"),
         ("--fp16", "products are in float32, or with bf16 in bfloat16"),
-        ("--optim adafactor", "AdamW"),
+        ("--optim adafactor", "expected one of: adamw_torch"),
         ("--adam_beta2 1", "expected a number from 0 to below 1"),
     ] {
         let message = refused(flags);

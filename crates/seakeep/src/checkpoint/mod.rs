@@ -21,11 +21,11 @@ pub use reference::{ReferenceRow, ReferenceRows, ReferenceScores};
 
 use crate::formats::adapter;
 use crate::formats::{
-    AdapterFiles, AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors,
+    AdapterFiles, AtomicDir, ModelSource, SaveDtype, Weights, write_atomic, write_safetensors_by,
 };
-use crate::model::{Model, Numbers, Tensors};
+use crate::model::{Model, Numbers};
 use crate::objective::Groups;
-use crate::optim::AdamWState;
+use crate::optim::{AdamW, AdamWState, Moments};
 use crate::{Error, Result};
 
 /// The layout of `trainer_state.json` that this program writes.
@@ -184,7 +184,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
 }
 
 /// The two moments, each with its prefix in `optimizer.safetensors`.
-fn moments(state: &AdamWState) -> [(&'static str, &Tensors); 2] {
+fn moments(state: &AdamWState) -> [(&'static str, &[Moments]); 2] {
     [("exp_avg", &state.mean), ("exp_avg_sq", &state.square)]
 }
 
@@ -195,14 +195,14 @@ fn save_optimizer(path: &Path, model: &Model, state: &AdamWState) -> Result<()> 
             entries.push((format!("{prefix}/{}", spec.name), [spec.rows, spec.cols], data));
         }
     }
-    let views: Vec<(&str, &[usize], &[f32])> =
-        entries.iter().map(|(name, shape, data)| (name.as_str(), &shape[..], *data)).collect();
-    write_safetensors(path, &views, SaveDtype::F32)
+    let shapes: Vec<(&str, &[usize])> =
+        entries.iter().map(|(name, shape, _)| (name.as_str(), &shape[..])).collect();
+    write_safetensors_by(path, &shapes, SaveDtype::F32, |i| entries[i].2.to_f32())
 }
 
-fn load_optimizer(path: &Path, model: &Model, step: usize) -> Result<AdamWState> {
+fn load_optimizer(path: &Path, model: &Model, adamw: &AdamW, step: usize) -> Result<AdamWState> {
     let file = Weights::open(path)?;
-    let mut state = AdamWState::new(&model.map);
+    let mut state = AdamWState::new(&model.map, adamw);
     state.step = step;
     for (prefix, tensors) in [("exp_avg", &mut state.mean), ("exp_avg_sq", &mut state.square)] {
         for (spec, to) in model.map.params.iter().zip(tensors.iter_mut()).filter(|(spec, _)| spec.trainable) {
@@ -213,7 +213,7 @@ fn load_optimizer(path: &Path, model: &Model, step: usize) -> Result<AdamWState>
                     format!("`{name}` is missing or has another shape than the model's"),
                 ));
             }
-            to.copy_from_slice(&file.read_f32(&name)?);
+            to.set(&file.read_f32(&name)?);
         }
     }
     Ok(state)
@@ -268,7 +268,7 @@ pub fn load(
     directory: &Path,
     settings: &Map<String, Value>,
     source: &ModelSource,
-    numbers: Numbers,
+    (numbers, adamw): (Numbers, &AdamW),
 ) -> Result<Restored> {
     let state = load_state(directory)?;
     let none = Value::Null;
@@ -300,7 +300,7 @@ pub fn load(
     } else {
         Model::load_in(&ModelSource::open(directory)?, numbers)?
     };
-    let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, state.step)?;
+    let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, adamw, state.step)?;
     Ok(Restored { model, optimizer, state, reference: ReferenceScores::load(&directory.join(REFERENCE))? })
 }
 

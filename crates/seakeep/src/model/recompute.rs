@@ -8,14 +8,14 @@ use super::tensors::Tensors;
 
 /// What a forward pass leaves.
 pub(super) enum Kept {
-    Whole(LayerActivations),
+    Whole(Box<LayerActivations>),
     /// The layer's input, `[T, C]`.
     Input(Vec<f32>),
 }
 
 impl Kept {
     pub(super) fn new(a: LayerActivations, checkpointing: bool) -> Self {
-        if checkpointing { Kept::Input(a.x) } else { Kept::Whole(a) }
+        if checkpointing { Kept::Input(a.x) } else { Kept::Whole(Box::new(a)) }
     }
 
     /// The layer's activations.
@@ -29,14 +29,14 @@ impl Kept {
 
 /// What a backward pass leaves.
 pub(super) enum KeptGradients {
-    Whole(LayerGradients),
+    Whole(Box<LayerGradients>),
     /// The gradient at the layer's output, `[T, C]`.
     Output(Vec<f32>),
 }
 
 impl KeptGradients {
     pub(super) fn new(d: LayerGradients, checkpointing: bool) -> Self {
-        if checkpointing { KeptGradients::Output(d.out) } else { KeptGradients::Whole(d) }
+        if checkpointing { KeptGradients::Output(d.out) } else { KeptGradients::Whole(Box::new(d)) }
     }
 }
 
@@ -61,7 +61,7 @@ impl KeptSources {
         t: LayerTangents,
     ) -> Self {
         match d {
-            KeptGradients::Whole(d) => KeptSources::Whole(layer.curvature(cx, grads, a, d, t)),
+            KeptGradients::Whole(d) => KeptSources::Whole(layer.curvature(cx, grads, a, *d, t)),
             KeptGradients::Output(d_out) => KeptSources::Ends { d_out, t_x: t.x },
         }
     }

@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use half::bf16;
 
-use crate::model::{Stored, TensorMap, Tensors, Weights};
+use super::moments::Moments;
+use crate::model::{ParamSpec, Stored, TensorMap, Tensors, Weights};
 
 /// The optimizer's constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,11 +18,13 @@ pub struct AdamW {
     pub epsilon: f64,
     /// Decoupled weight decay, for weights but not for biases and norm gains.
     pub weight_decay: f64,
+    /// Whether moments are kept in 8 bits ([`Moments`]).
+    pub eight_bits: bool,
 }
 
 impl Default for AdamW {
     fn default() -> Self {
-        AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+        AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, eight_bits: false }
     }
 }
 
@@ -29,20 +32,24 @@ impl Default for AdamW {
 pub struct AdamWState {
     /// Steps taken.
     pub step: usize,
-    /// Mean gradient (`exp_avg`).
-    pub mean: Tensors,
+    /// Mean gradient (`exp_avg`), of each tensor; empty for one that is not trained.
+    pub mean: Vec<Moments>,
     /// Mean squared gradient (`exp_avg_sq`).
-    pub square: Tensors,
+    pub square: Vec<Moments>,
 }
 
 impl AdamWState {
-    /// Before the first step.
-    pub fn new(map: &TensorMap) -> Self {
-        AdamWState { step: 0, mean: Tensors::of_trainable(map), square: Tensors::of_trainable(map) }
+    /// Before the first step, as `adamw` wants it kept.
+    pub fn new(map: &TensorMap, adamw: &AdamW) -> Self {
+        let zeros = |signed: bool| {
+            let len = |p: &ParamSpec| if p.trainable { p.rows * p.cols } else { 0 };
+            map.params.iter().map(|p| Moments::zeros(len(p), adamw.eight_bits, signed)).collect()
+        };
+        AdamWState { step: 0, mean: zeros(true), square: zeros(false) }
     }
 }
 
-/// Elements per parallel piece.
+/// Elements per parallel piece: whole blocks of moments.
 const PIECE: usize = 1 << 15;
 
 impl AdamW {
@@ -72,28 +79,28 @@ impl AdamW {
         let root = (1.0 - self.beta2.powi(t)).sqrt() as f32;
         let (b1, b2, eps) = (self.beta1 as f32, self.beta2 as f32, self.epsilon as f32);
         let (c1, c2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
-        let tensors =
-            weights.iter_mut().zip(grads.iter()).zip(state.mean.iter_mut()).zip(state.square.iter_mut());
-        let tensors = tensors.zip(&map.params).filter(|(_, spec)| spec.trainable).enumerate();
-        for (t, ((((w, g), m), s), spec)) in tensors {
+        let tensors = weights.iter_mut().zip(grads.iter()).zip(&mut state.mean).zip(&mut state.square);
+        let tensors = tensors.zip(&map.params).enumerate().filter(|(_, (_, spec))| spec.trainable);
+        for (tensor, ((((w, g), m), s), spec)) in tensors {
             let keep = if spec.decays { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
-            let update = |w: f32, g: f32, m: &mut f32, s: &mut f32| {
-                *m = b1 * *m + c1 * g;
-                *s = b2 * *s + c2 * g * g;
-                keep * w - step_size * *m / (s.sqrt() / root + eps)
+            let update = |w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32]| {
+                for i in 0..w.len() {
+                    m[i] = b1 * m[i] + c1 * g[i];
+                    s[i] = b2 * s[i] + c2 * g[i] * g[i];
+                    w[i] = keep * w[i] - step_size * m[i] / (s[i].sqrt() / root + eps);
+                }
             };
-            let moments = m.par_chunks_mut(PIECE).zip(s.par_chunks_mut(PIECE)).zip(g.par_chunks(PIECE));
+            let moments = m.parts_mut(PIECE).into_par_iter().zip(s.parts_mut(PIECE)).zip(g.par_chunks(PIECE));
             match w {
                 Stored::F32(w) => w.par_chunks_mut(PIECE).zip(moments).for_each(|(w, ((m, s), g))| {
-                    for i in 0..w.len() {
-                        w[i] = update(w[i], g[i], &mut m[i], &mut s[i]);
-                    }
+                    m.change(|m| s.change(|s| update(w, g, m, s)));
                 }),
                 Stored::Bf16(w) => {
                     w.par_chunks_mut(PIECE).zip(moments).enumerate().for_each(|(p, (w, ((m, s), g)))| {
-                        for i in 0..w.len() {
-                            let exact = update(w[i].to_f32(), g[i], &mut m[i], &mut s[i]);
-                            w[i] = rounded_at_random(exact, [step, t as u32, (p * PIECE + i) as u32]);
+                        let mut exact: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
+                        m.change(|m| s.change(|s| update(&mut exact, g, m, s)));
+                        for (i, (w, exact)) in w.iter_mut().zip(exact).enumerate() {
+                            *w = rounded_at_random(exact, [step, tensor as u32, (p * PIECE + i) as u32]);
                         }
                     });
                 }

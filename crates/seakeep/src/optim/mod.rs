@@ -1,7 +1,9 @@
 //! The optimizer and the learning rate.
 
 mod adamw;
+mod moments;
 mod schedule;
 
 pub use adamw::{AdamW, AdamWState, clip};
+pub use moments::Moments;
 pub use schedule::{Schedule, Warmup};

@@ -224,7 +224,7 @@ impl Run<'_> {
         let total =
             options.max_steps.unwrap_or((options.num_train_epochs * per_epoch as f64).ceil() as usize);
         let mut grads = Tensors::zeros(&self.model.model.map);
-        let mut optimizer = AdamWState::new(&self.model.model.map);
+        let mut optimizer = AdamWState::new(&self.model.model.map, &options.optimizer);
         let (mut pending, mut logged, mut tokens) = (Interval::default(), Vec::new(), 0);
         progress.start("training", total as u64);
         for (i, visited) in visits.steps(0, total).enumerate() {

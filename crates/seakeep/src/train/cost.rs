@@ -201,14 +201,11 @@ fn peak(
     let gradients = F32 * sizes.trainable * if apart { 2 } else { 1 };
     let penalty = options.objective.penalty.is_some();
     let activations = sizes.activation_bytes(largest, penalty, options.gradient_checkpointing);
-    // A checkpoint is gathered before it is written, with the gradients still there.
-    let gathered = F32 * if options.lora.is_some() { sizes.trainable } else { sizes.parameters };
-    let largest = match activations > gathered {
-        true => ("activations of the largest micro-batch, logits", activations),
-        false => ("the model as it is gathered to be written", gathered),
-    };
+    let largest = ("activations of the largest micro-batch, logits", activations);
     let common = [("weights", weights + adapters), ("program, tokenizer, rows", PROGRAM + ROW * rows)];
-    let training = [("gradients", gradients), ("AdamW's moments", 2 * F32 * sizes.trainable), largest];
+    // In 8 bits with a scale for each block.
+    let moments = 2 * sizes.trainable * if options.optimizer.eight_bits { 1 } else { F32 };
+    let training = [("gradients", gradients), ("AdamW's moments", moments), largest];
     // A reference of its own is gone before training starts.
     let own = options.objective.needs_reference() && options.ref_model_name_or_path.is_some();
     let scoring = [("the reference, while it is scored", if own { weights } else { 0 })];

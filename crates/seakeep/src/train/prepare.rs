@@ -169,6 +169,7 @@ pub(super) fn settings(options: &TrainOptions, tokenizer: &Tokenizer, train: &Ro
         ]
     });
     let adapters = adapters.map(|(k, v)| (k.to_string(), v));
+    let optim = options.optimizer.eight_bits.then(|| ("optim".to_string(), json!("adamw_8bit")));
     // As it was before there was a choice, where none is made.
     let numbers = (options.numbers != Numbers::default()).then(|| {
         let bf16 = options.numbers.precision == Precision::Bf16;
@@ -176,7 +177,9 @@ pub(super) fn settings(options: &TrainOptions, tokenizer: &Tokenizer, train: &Ro
     });
     let numbers = numbers.into_iter().flatten();
     match value {
-        Value::Object(map) => map.into_iter().chain(objective).chain(adapters).chain(numbers).collect(),
+        Value::Object(map) => {
+            map.into_iter().chain(objective).chain(adapters).chain(numbers).chain(optim).collect()
+        }
         _ => unreachable!("an object literal"),
     }
 }

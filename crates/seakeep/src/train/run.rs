@@ -112,7 +112,8 @@ impl<'a> Run<'a> {
         };
         let (mut model, optimizer, state, reference) = match from {
             Some(path) => {
-                let restored = checkpoint::load(&path, &settings, source, options.numbers)?;
+                let restored =
+                    checkpoint::load(&path, &settings, source, (options.numbers, &options.optimizer))?;
                 let before = restored.state.total_steps;
                 if restored.state.step > total_steps {
                     return Err(Error::Usage(format!(
@@ -131,7 +132,7 @@ impl<'a> Run<'a> {
             }
             None => {
                 let model = Model::load_in(source, options.numbers)?;
-                let optimizer = AdamWState::new(&model.map);
+                let optimizer = AdamWState::new(&model.map, &options.optimizer);
                 let schema_version = checkpoint::SCHEMA_VERSION;
                 let pending = Interval::default();
                 let state = TrainerState {
@@ -210,7 +211,7 @@ impl<'a> Run<'a> {
         let Some(lora) = &self.options.lora else { return self.model.check_trainable() };
         if self.model.adapters.is_none() {
             self.model.add_adapters(lora, self.options.seed)?;
-            self.optimizer = AdamWState::new(&self.model.map);
+            self.optimizer = AdamWState::new(&self.model.map, &self.options.optimizer);
         }
         let (trained, all) = (self.model.map.trainable(), self.model.map.count());
         progress.note(&format!("adapters: {trained} of {all} parameters are trained"));

@@ -35,7 +35,8 @@ pub fn sft(
     progress: &mut dyn Progress,
 ) -> Result<Vec<f64>> {
     let visits = Visits { rows: texts.len(), batch: options.batch_size, shuffle: true, seed: options.seed };
-    let (adamw, mut state) = (AdamW::default(), AdamWState::new(&model.map));
+    let adamw = AdamW::default();
+    let mut state = AdamWState::new(&model.map, &adamw);
     let mut grads = Tensors::zeros(&model.map);
     let mut losses = Vec::with_capacity(options.steps);
     progress.start("supervised fine-tuning", options.steps as u64);
