@@ -158,6 +158,47 @@ fn the_reference_is_scored_once_for_all_runs_and_its_files_are_checked() {
     place.fail(&[&TRAIN[..], &FOUR_STEPS].concat(), 1, &["reference-", "remove the file"]);
 }
 
+#[test]
+fn a_dry_run_counts_and_writes_nothing() {
+    let place = Place::new();
+    let before = std::fs::read_dir(place.path("")).unwrap().count();
+    let dry = |more: &[&str]| place.succeed(&[&TRAIN[..], &FOUR_STEPS, more, &["--dry_run"]].concat()).stdout;
+    let line = |text: &str, name: &str| {
+        let found = text.lines().find_map(|line| line.strip_prefix(name));
+        found.unwrap_or_else(|| panic!("no `{name}` in {text}")).trim().to_string()
+    };
+    let plain = dry(&[]);
+    assert_eq!(line(&plain, "rows "), "6");
+    assert_eq!(line(&plain, "steps "), "4 of 2 rows, 1.33 epochs");
+    assert!(line(&plain, "memory ").contains("at the fullest moment"), "{plain}");
+    assert!(
+        line(&plain, "a step ").contains("forward")
+            && !plain.contains("tangents")
+            && !plain.contains("again")
+    );
+    assert!(line(&dry(&["--method", "wdpo"]), "a step ").contains("tangents"));
+    // The pairs of a step are coupled, and go by ones; or activations are not kept.
+    let coupled =
+        ["--method", "kldpo", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2"];
+    for more in [&coupled[..], &["--gradient_checkpointing", "true"]] {
+        line(&dry(more), "again ");
+    }
+    assert!(!dry(&["--loss_type", "simpo"]).contains("reference "));
+    assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), before);
+    // What a run kept is used, and a wrong setting is found as in a run.
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS].concat());
+    let again = place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--dry_run"]].concat());
+    assert!(
+        again.stderr.contains("tokenised before")
+            && again.stdout == plain.replace(&line(&plain, "time "), &line(&again.stdout, "time "))
+    );
+    place.fail(
+        &[&TRAIN[..], &["--dataset_train_split", "test", "--dry_run"]].concat(),
+        2,
+        &["no split `test`"],
+    );
+}
+
 /// The file in the cache whose name begins so.
 fn cached(place: &Place, start: &str) -> std::path::PathBuf {
     let files = std::fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().path());
