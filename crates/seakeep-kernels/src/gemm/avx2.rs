@@ -12,6 +12,7 @@ pub(super) const NR: usize = 16;
 ///
 /// # Safety
 /// As there.
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn kernel(
     (rows, cols): (usize, usize),
     words: usize,

@@ -266,6 +266,7 @@ macro_rules! by_rows {
 ///
 /// # Safety
 /// As there.
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn kernel_f32(
     (rows, cols): (usize, usize),
     words: usize,
@@ -284,6 +285,7 @@ pub(super) unsafe fn kernel_f32(
 ///
 /// # Safety
 /// As there.
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn kernel_bf16(
     (rows, cols): (usize, usize),
     words: usize,

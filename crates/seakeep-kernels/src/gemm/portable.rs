@@ -7,6 +7,7 @@ pub(super) const NR: usize = 8;
 ///
 /// # Safety
 /// As there.
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn kernel(
     (rows, cols): (usize, usize),
     words: usize,
