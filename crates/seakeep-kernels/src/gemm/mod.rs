@@ -15,7 +15,7 @@
 //! processor with AVX512-BF16 two consecutive values rounded to bf16. Packing transposes, rounds and dequantises,
 //! so the micro-kernel sees one layout whatever the operands are.
 //!
-//! Every element of C is a sum over `k` in order, in blocks of [`KC`] words, each block in one fused chain. Neither
+//! Every element of C is a sum over `k` in order, in blocks of `KC` words, each block in one fused chain. Neither
 //! tiles nor threads nor the width of vectors take part in that: any number of threads gives the same bits, and so do
 //! AVX-512 and AVX2 (not the portable kernel, which has no fused multiply-add, and not bf16 with and without AVX512-BF16).
 

@@ -146,7 +146,7 @@ impl Moments {
         }
     }
 
-    /// Parts of `len` values, a multiple of [`BLOCK`].
+    /// Parts of `len` values, a multiple of `BLOCK`.
     pub fn parts_mut(&mut self, len: usize) -> Vec<Part<'_>> {
         match &mut self.kept {
             Kept::F32(values) => values.chunks_mut(len).map(Part::F32).collect(),
