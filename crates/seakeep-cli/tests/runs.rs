@@ -186,7 +186,7 @@ fn a_dry_run_counts_and_writes_nothing() {
     assert!(!dry(&["--loss_type", "simpo"]).contains("reference "));
     assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), before);
     // What a run kept is used, and a wrong setting is found as in a run.
-    place.succeed(&[&TRAIN[..], &FOUR_STEPS].concat());
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--output_dir", "kept"]].concat());
     let again = place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--dry_run"]].concat());
     assert!(
         again.stderr.contains("tokenised before")
