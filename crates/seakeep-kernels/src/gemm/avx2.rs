@@ -5,6 +5,8 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
+use super::isa::Tile;
+
 pub(super) const MR: usize = 6;
 pub(super) const NR: usize = 16;
 
@@ -12,46 +14,32 @@ pub(super) const NR: usize = 16;
 ///
 /// # Safety
 /// As there.
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn kernel(
-    (rows, cols): (usize, usize),
-    words: usize,
-    a: *const u32,
-    b: *const u32,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
-    alpha: f32,
-) {
+pub(super) unsafe fn kernel(words: usize, a: *const u32, b: *const u32, tile: Tile) {
+    let Tile { c, c_row, rows, cols, .. } = tile;
     // SAFETY: the caller vouches for sizes and instructions; a part of a tile goes through one of its own.
     unsafe {
         if (rows, cols) == (MR, NR) {
-            whole(words, a.cast(), b.cast(), c, c_row, add, alpha);
+            whole(words, a.cast(), b.cast(), tile);
         } else {
-            let mut tile = [0.0f32; MR * NR];
+            let mut own = [0.0f32; MR * NR];
             for r in 0..rows {
-                std::ptr::copy_nonoverlapping(c.add(r * c_row), tile.as_mut_ptr().add(r * NR), cols);
+                std::ptr::copy_nonoverlapping(c.add(r * c_row), own.as_mut_ptr().add(r * NR), cols);
             }
-            whole(words, a.cast(), b.cast(), tile.as_mut_ptr(), NR, add, alpha);
+            whole(words, a.cast(), b.cast(), Tile { c: own.as_mut_ptr(), c_row: NR, ..tile });
             for r in 0..rows {
-                std::ptr::copy_nonoverlapping(tile.as_ptr().add(r * NR), c.add(r * c_row), cols);
+                std::ptr::copy_nonoverlapping(own.as_ptr().add(r * NR), c.add(r * c_row), cols);
             }
         }
     }
 }
 
+/// All `MR` rows and `NR` columns.
+///
 /// # Safety
 /// The panels hold `words` words, `c` a whole tile.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn whole(
-    words: usize,
-    mut a: *const f32,
-    mut b: *const f32,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
-    alpha: f32,
-) {
+unsafe fn whole(words: usize, mut a: *const f32, mut b: *const f32, tile: Tile) {
+    let Tile { c, c_row, add, alpha, .. } = tile;
     // SAFETY: every address lies within what the caller vouches for.
     unsafe {
         let mut sums: [[__m256; 2]; MR] = [[_mm256_setzero_ps(); 2]; MR];

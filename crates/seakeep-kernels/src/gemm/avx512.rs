@@ -2,9 +2,9 @@
 //! instruction multiplies pairs.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::pack::{Strided, Words};
+use super::isa::Tile;
+use super::pack::{Panel, Words};
 
 pub(super) const MR: usize = 14;
 pub(super) const NR: usize = 32;
@@ -15,52 +15,31 @@ const L: usize = 16;
 ///
 /// # Safety
 /// The processor has AVX-512 (F, BW, VL, DQ), and for pairs BF16.
-pub(super) unsafe fn pack_a(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-    words: Words,
-) {
+pub(super) unsafe fn pack_a(to: &mut [u32], panel: &Panel) {
     // SAFETY: the caller vouches for the instructions.
-    unsafe { pack_of::<MR>(to, from, first, count, elements, words) }
+    unsafe { pack_of::<MR>(to, panel) }
 }
 
 /// [`Pack`](super::pack::Pack) of panels of B.
 ///
 /// # Safety
 /// As [`pack_a`].
-pub(super) unsafe fn pack_b(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-    words: Words,
-) {
+pub(super) unsafe fn pack_b(to: &mut [u32], panel: &Panel) {
     // SAFETY: the caller vouches for the instructions.
-    unsafe { pack_of::<NR>(to, from, first, count, elements, words) }
+    unsafe { pack_of::<NR>(to, panel) }
 }
 
 /// # Safety
 /// As [`pack_a`].
-unsafe fn pack_of<const P: usize>(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-    words: Words,
-) {
+unsafe fn pack_of<const P: usize>(to: &mut [u32], panel: &Panel) {
     // SAFETY: the caller vouches for the instructions; lengths are checked inside.
     unsafe {
-        match (from.inner, from.outer, words) {
-            (1, _, Words::Pairs) => along_pairs::<P>(to, from, first, count, elements),
-            (1, ..) => along::<P>(to, from, first, count, elements, words == Words::Rounded),
-            (_, 1, Words::Pairs) => across_pairs::<P>(to, from, first, count, elements),
-            (_, 1, _) => across::<P>(to, from, first, count, elements, words == Words::Rounded),
-            _ => super::pack::pack::<P>(to, from, first, count, elements, words),
+        match (panel.from.inner, panel.from.outer, panel.words) {
+            (1, _, Words::Pairs) => along_pairs::<P>(to, panel),
+            (1, ..) => along::<P>(to, panel),
+            (_, 1, Words::Pairs) => across_pairs::<P>(to, panel),
+            (_, 1, _) => across::<P>(to, panel),
+            _ => super::pack::pack::<P>(to, panel),
         }
     }
 }
@@ -91,33 +70,38 @@ fn round(x: __m512) -> __m512i {
     _mm512_and_si512(_mm512_mask_mov_epi32(up, nan, quiet), _mm512_set1_epi32(!0xffff))
 }
 
-/// 16 words of a row in which `k` is contiguous: `n` words from element `at` on.
+/// [`load`], in the form that words of one value have.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn words_of(from: &[f32], words: Words) -> __m512i {
+    let x = load(from);
+    if words == Words::Rounded { round(x) } else { _mm512_castps_si512(x) }
+}
+
+/// Up to 32 elements as bf16, those of `low` first; 0 in the lanes beyond.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16,avx512bw")]
-fn pairs_at(row: &[f32]) -> __m512i {
-    let (low, high) = row.split_at(row.len().min(L));
+fn bf16_of(low: &[f32], high: &[f32]) -> __m512i {
     // SAFETY: both are 512 bits of no particular meaning.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(load(high), load(low))) }
+}
+
+/// Up to 16 elements of a row from the place `p0` on.
+#[inline(always)]
+fn part(row: &[f32], p0: usize) -> &[f32] {
+    let rest = row.get(p0..).unwrap_or(&[]);
+    &rest[..rest.len().min(L)]
 }
 
 /// Panels where `k` is contiguous: 16 words of 16 rows at a time are transposed.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn along<const P: usize>(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-    rounded: bool,
-) {
-    for (start, to) in elements.clone().step_by(L).zip(to.chunks_mut(L * P)) {
-        let n = L.min(elements.end - start);
+fn along<const P: usize>(to: &mut [u32], panel: &Panel) {
+    for (start, to) in panel.elements.clone().step_by(L).zip(to.chunks_mut(L * P)) {
         for p0 in (0..P).step_by(L) {
             let mut rows = [_mm512_setzero_si512(); L];
-            for (r, row) in rows.iter_mut().enumerate().take(count.saturating_sub(p0)) {
-                let x = load(&from.data[(first + p0 + r) * from.outer + start..][..n]);
-                *row = if rounded { round(x) } else { _mm512_castps_si512(x) };
+            for (r, row) in rows.iter_mut().enumerate().take(panel.count.saturating_sub(p0)) {
+                *row = words_of(panel.along(p0 + r, start, L), panel.words);
             }
             store_transposed::<P>(to, p0, rows);
         }
@@ -127,19 +111,14 @@ fn along<const P: usize>(
 /// [`along`] for pairs of bf16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn along_pairs<const P: usize>(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-) {
-    for (start, to) in elements.clone().step_by(2 * L).zip(to.chunks_mut(L * P)) {
-        let n = (2 * L).min(elements.end - start);
+fn along_pairs<const P: usize>(to: &mut [u32], panel: &Panel) {
+    for (start, to) in panel.elements.clone().step_by(2 * L).zip(to.chunks_mut(L * P)) {
         for p0 in (0..P).step_by(L) {
             let mut rows = [_mm512_setzero_si512(); L];
-            for (r, row) in rows.iter_mut().enumerate().take(count.saturating_sub(p0)) {
-                *row = pairs_at(&from.data[(first + p0 + r) * from.outer + start..][..n]);
+            for (r, row) in rows.iter_mut().enumerate().take(panel.count.saturating_sub(p0)) {
+                let elements = panel.along(p0 + r, start, 2 * L);
+                let (low, high) = elements.split_at(elements.len().min(L));
+                *row = bf16_of(low, high);
             }
             store_transposed::<P>(to, p0, rows);
         }
@@ -150,12 +129,18 @@ fn along_pairs<const P: usize>(
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn store_transposed<const P: usize>(to: &mut [u32], p0: usize, rows: [__m512i; L]) {
-    let words = transpose(rows);
-    let mask = lanes(P - p0);
-    for (to, word) in to.chunks_exact_mut(P).zip(words) {
-        // SAFETY: the mask keeps the store within the word's P places.
-        unsafe { _mm512_mask_storeu_epi32(to[p0..].as_mut_ptr().cast(), mask, word) };
+    for (to, word) in to.chunks_exact_mut(P).zip(transpose(rows)) {
+        store::<P>(to, p0, word);
     }
+}
+
+/// Writes the places from `p0` on of one word.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store<const P: usize>(to: &mut [u32], p0: usize, word: __m512i) {
+    let to = &mut to[p0..P];
+    // SAFETY: the mask keeps the store within the slice.
+    unsafe { _mm512_mask_storeu_epi32(to.as_mut_ptr().cast(), lanes(to.len()), word) };
 }
 
 /// 16 by 16 words: first within pairs of rows, then of pairs, then the four quarters of the vectors.
@@ -191,21 +176,11 @@ fn transpose(r: [__m512i; L]) -> [__m512i; L] {
 /// Panels where rows are contiguous: words are copied.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn across<const P: usize>(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-    rounded: bool,
-) {
-    for (i, to) in elements.zip(to.chunks_exact_mut(P)) {
-        let row = &from.data[i * from.inner + first..][..count];
+fn across<const P: usize>(to: &mut [u32], panel: &Panel) {
+    for (i, to) in panel.elements.clone().zip(to.chunks_exact_mut(P)) {
+        let row = panel.across(i);
         for p0 in (0..P).step_by(L) {
-            let x = load(row.get(p0..).map_or(&[], |rest| &rest[..rest.len().min(L)]));
-            let x = if rounded { round(x) } else { _mm512_castps_si512(x) };
-            // SAFETY: the mask keeps the store within the word's P places.
-            unsafe { _mm512_mask_storeu_epi32(to[p0..].as_mut_ptr().cast(), lanes(P - p0), x) };
+            store::<P>(to, p0, words_of(part(row, p0), panel.words));
         }
     }
 }
@@ -213,29 +188,17 @@ fn across<const P: usize>(
 /// [`across`] for pairs of bf16: two rows are interleaved.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-fn across_pairs<const P: usize>(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-) {
+fn across_pairs<const P: usize>(to: &mut [u32], panel: &Panel) {
     // 0, 16, 1, 17, ...: element i of the first row, then of the second.
     let order: [u16; 2 * L] = std::array::from_fn(|i| (i / 2 + i % 2 * L) as u16);
     // SAFETY: 32 numbers of 16 bits are a vector.
     let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
-    for (i, to) in elements.clone().step_by(2).zip(to.chunks_exact_mut(P)) {
-        let row = &from.data[i * from.inner + first..][..count];
-        let next =
-            if i + 1 < elements.end { &from.data[(i + 1) * from.inner + first..][..count] } else { &[] };
+    for (i, to) in panel.elements.clone().step_by(2).zip(to.chunks_exact_mut(P)) {
+        let row = panel.across(i);
+        let next = if i + 1 < panel.elements.end { panel.across(i + 1) } else { &[] };
         for p0 in (0..P).step_by(L) {
-            let part = |row: &'_ [f32]| load(row.get(p0..).map_or(&[], |rest| &rest[..rest.len().min(L)]));
-            // SAFETY: both are 512 bits; the mask keeps the store within the word's P places.
-            unsafe {
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(part(next), part(row)));
-                let words = _mm512_permutexvar_epi16(order, both);
-                _mm512_mask_storeu_epi32(to[p0..].as_mut_ptr().cast(), lanes(P - p0), words);
-            }
+            let both = bf16_of(part(row, p0), part(next, p0));
+            store::<P>(to, p0, _mm512_permutexvar_epi16(order, both));
         }
     }
 }
@@ -266,54 +229,24 @@ macro_rules! by_rows {
 ///
 /// # Safety
 /// As there.
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn kernel_f32(
-    (rows, cols): (usize, usize),
-    words: usize,
-    a: *const u32,
-    b: *const u32,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
-    alpha: f32,
-) {
+pub(super) unsafe fn kernel_f32(words: usize, a: *const u32, b: *const u32, tile: Tile) {
     // SAFETY: the caller vouches for all of it.
-    unsafe { by_rows!(of_f32, rows, words, a.cast(), b.cast(), c, c_row, cols, add, alpha) }
+    unsafe { by_rows!(of_f32, tile.rows, words, a.cast(), b.cast(), tile) }
 }
 
 /// [`Kernel`](super::isa::Kernel) for pairs of bf16.
 ///
 /// # Safety
 /// As there.
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn kernel_bf16(
-    (rows, cols): (usize, usize),
-    words: usize,
-    a: *const u32,
-    b: *const u32,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
-    alpha: f32,
-) {
+pub(super) unsafe fn kernel_bf16(words: usize, a: *const u32, b: *const u32, tile: Tile) {
     // SAFETY: the caller vouches for all of it.
-    unsafe { by_rows!(of_pairs, rows, words, a, b, c, c_row, cols, add, alpha) }
+    unsafe { by_rows!(of_pairs, tile.rows, words, a, b, tile) }
 }
 
 /// # Safety
 /// As [`kernel_f32`], with `R` rows.
-#[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f")]
-unsafe fn of_f32<const R: usize>(
-    words: usize,
-    mut a: *const f32,
-    mut b: *const f32,
-    c: *mut f32,
-    c_row: usize,
-    cols: usize,
-    add: bool,
-    alpha: f32,
-) {
+unsafe fn of_f32<const R: usize>(words: usize, mut a: *const f32, mut b: *const f32, tile: Tile) {
     // SAFETY: every address lies within the panels that the caller vouches for.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -326,24 +259,14 @@ unsafe fn of_f32<const R: usize>(
             }
             (a, b) = (a.add(MR), b.add(NR));
         }
-        write(&sums, c, c_row, cols, add, alpha);
+        write(&sums, tile);
     }
 }
 
 /// # Safety
 /// As [`kernel_bf16`], with `R` rows.
-#[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn of_pairs<const R: usize>(
-    words: usize,
-    mut a: *const u32,
-    mut b: *const u32,
-    c: *mut f32,
-    c_row: usize,
-    cols: usize,
-    add: bool,
-    alpha: f32,
-) {
+unsafe fn of_pairs<const R: usize>(words: usize, mut a: *const u32, mut b: *const u32, tile: Tile) {
     // SAFETY: every address lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
     unsafe {
         let pairs = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
@@ -358,7 +281,7 @@ unsafe fn of_pairs<const R: usize>(
             }
             (a, b) = (a.add(MR), b.add(NR));
         }
-        write(&sums, c, c_row, cols, add, alpha);
+        write(&sums, tile);
     }
 }
 
@@ -368,14 +291,8 @@ unsafe fn of_pairs<const R: usize>(
 /// `c` has `R` rows of `cols` elements.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn write<const R: usize>(
-    sums: &[[__m512; 2]; R],
-    c: *mut f32,
-    c_row: usize,
-    cols: usize,
-    add: bool,
-    alpha: f32,
-) {
+unsafe fn write<const R: usize>(sums: &[[__m512; 2]; R], tile: Tile) {
+    let Tile { c, c_row, cols, add, alpha, .. } = tile;
     let alpha = _mm512_set1_ps(alpha);
     let masks = [lanes(cols), lanes(cols.saturating_sub(L))];
     for (r, sums) in sums.iter().enumerate() {

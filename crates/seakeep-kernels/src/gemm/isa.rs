@@ -7,12 +7,26 @@ use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
-/// Multiplies a panel of A by a panel of B: `((rows, cols), words, a, b, c, c_row, add, alpha)`. `a` is `[words, MR]`, `b` is
-/// `[words, NR]`; writes `rows` times `cols` elements of `c`, whose rows are `c_row` apart.
+/// Multiplies a panel of A by a panel of B: `(words, a, b, tile)`. `a` is `[words, MR]`, `b` is `[words, NR]`.
 ///
 /// # Safety
-/// The panels and `c` must be as large as that, and the processor must have the instructions.
-pub(super) type Kernel = unsafe fn((usize, usize), usize, *const u32, *const u32, *mut f32, usize, bool, f32);
+/// The panels and what the tile names of C must be as large as that, and the processor must have the instructions.
+pub(super) type Kernel = unsafe fn(usize, *const u32, *const u32, Tile);
+
+/// What becomes of the product of two panels: `c = alpha a b` or, with `add`, `c += alpha a b`.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// The first element in C.
+    pub c: *mut f32,
+    /// Distance between rows of C.
+    pub c_row: usize,
+    /// Rows that are written, up to MR.
+    pub rows: usize,
+    /// Columns that are written, up to NR.
+    pub cols: usize,
+    pub add: bool,
+    pub alpha: f32,
+}
 
 /// What a product needs of an instruction set.
 #[derive(Clone, Copy)]

@@ -20,12 +20,13 @@
 //! AVX-512 and AVX2 (not the portable kernel, which has no fused multiply-add, and not bf16 with and without AVX512-BF16).
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::blocks::Blocks;
-use isa::Isa;
-use pack::{Source, Words};
+use isa::{Isa, Tile};
+use pack::{Packed, Source, Words};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -271,6 +272,7 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
     let parallel = threads == Threads::All && m * n * k >= PARALLEL_FROM && rayon::current_num_threads() > 1;
     let c = C { at: c.as_mut_ptr(), row: c_row };
     let total = words.of_elements(k);
+    let elements = |span: &Range<usize>| span.start * words.each()..(span.end * words.each()).min(k);
     let (mut for_a, mut for_b) = BUFFERS.take();
     for k0 in (0..total).step_by(KB) {
         let span = k0..(k0 + KB).min(total);
@@ -280,13 +282,17 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
         for m0 in (0..m).step_by(most(isa.mr)) {
             let rows = m0..(m0 + most(isa.mr)).min(m);
             let a_at = at_least(&mut for_a, rows.len().div_ceil(isa.mr) * isa.mr * span.len());
-            let packed_a = pack::Packed { width: isa.mr, outer: rows.clone(), words: span.clone() };
-            packed_a.fill(a_at, &Source::rows(a), words, k, isa.pack_a, parallel);
+            let (outer, elements) = (rows.clone(), elements(&span));
+            Packed { width: isa.mr, outer, elements: elements.clone(), words, pack: isa.pack_a }.fill(
+                a_at,
+                &Source::rows(a),
+                parallel,
+            );
             for n0 in (0..n).step_by(most(isa.nr)) {
                 let cols = n0..(n0 + most(isa.nr)).min(n);
                 let b_at = at_least(&mut for_b, cols.len().div_ceil(isa.nr) * isa.nr * span.len());
-                let packed_b = pack::Packed { width: isa.nr, outer: cols.clone(), words: span.clone() };
-                packed_b.fill(b_at, &b, words, k, isa.pack_b, parallel);
+                let (outer, elements) = (cols.clone(), elements.clone());
+                Packed { width: isa.nr, outer, elements, words, pack: isa.pack_b }.fill(b_at, &b, parallel);
                 let work = Tiles {
                     isa,
                     rows: rows.clone(),
@@ -318,8 +324,8 @@ unsafe impl Sync for C {}
 /// Packed operands, and the part of C that they make.
 struct Tiles<'a> {
     isa: &'a Isa,
-    rows: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
+    rows: Range<usize>,
+    cols: Range<usize>,
     words: usize,
     bf16: bool,
     /// `[panels][words][MR]`
@@ -344,14 +350,7 @@ impl Tiles<'_> {
     }
 
     /// The tile of C that these panels of A and of B make.
-    fn tile(
-        &self,
-        a_panels: std::ops::Range<usize>,
-        b_panels: std::ops::Range<usize>,
-        c: C,
-        add: bool,
-        alpha: f32,
-    ) {
+    fn tile(&self, a_panels: Range<usize>, b_panels: Range<usize>, c: C, add: bool, alpha: f32) {
         let Isa { mr, nr, .. } = *self.isa;
         let kernel = if self.bf16 { self.isa.kernel_bf16 } else { self.isa.kernel_f32 };
         for w0 in (0..self.words).step_by(KC) {
@@ -362,12 +361,13 @@ impl Tiles<'_> {
                 for j in b_panels.clone() {
                     let col = self.cols.start + j * nr;
                     let b = &self.b[(j * self.words + w0) * nr..][..words * nr];
-                    let size = (mr.min(self.rows.end - row), nr.min(self.cols.end - col));
-                    // SAFETY: `size` rows and columns from (row, col) on lie in C, whose length `run` checked, and in
+                    let (rows, cols) = (mr.min(self.rows.end - row), nr.min(self.cols.end - col));
+                    // SAFETY: `rows` and `cols` from (row, col) on lie in C, whose length `run` checked, and in
                     // this tile alone; the panels hold `words` words; `Isa::best` found the instructions.
                     unsafe {
                         let at = c.at.add(row * c.row + col);
-                        kernel(size, words, a.as_ptr(), b.as_ptr(), at, c.row, add || w0 > 0, alpha);
+                        let tile = Tile { c: at, c_row: c.row, rows, cols, add: add || w0 > 0, alpha };
+                        kernel(words, a.as_ptr(), b.as_ptr(), tile);
                     }
                 }
             }

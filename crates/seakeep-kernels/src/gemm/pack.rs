@@ -52,22 +52,42 @@ pub(super) struct Strided<'a> {
     pub inner: usize,
 }
 
-/// What is to be packed: `(to, from, first, count, elements, words)` writes the panel `[words, P]` of the rows (or columns)
-/// `first..first + count` of `from` and of these elements of `k`, 0 in the places that are left.
+/// What a panel `[words, P]` is made of: rows (or columns) of a matrix, and for each the same elements of `k`.
+pub(super) struct Panel<'a> {
+    pub from: Strided<'a>,
+    /// The first row (or column).
+    pub first: usize,
+    /// How many, up to P; the other places are 0.
+    pub count: usize,
+    /// Elements of `k`.
+    pub elements: Range<usize>,
+    pub words: Words,
+}
+
+impl<'a> Panel<'a> {
+    /// Up to `n` elements of the `p`-th row from element `start` on, where they are contiguous.
+    #[inline(always)]
+    pub fn along(&self, p: usize, start: usize, n: usize) -> &'a [f32] {
+        let n = n.min(self.elements.end - start);
+        &self.from.data[(self.first + p) * self.from.outer + start..][..n]
+    }
+
+    /// Element `i` of all rows, where these are contiguous.
+    #[inline(always)]
+    pub fn across(&self, i: usize) -> &'a [f32] {
+        &self.from.data[i * self.from.inner + self.first..][..self.count]
+    }
+}
+
+/// Writes a panel.
 ///
 /// # Safety
 /// The processor has the instructions; panels and elements are checked.
-pub(super) type Pack = unsafe fn(&mut [u32], Strided, usize, usize, Range<usize>, Words);
+pub(super) type Pack = unsafe fn(&mut [u32], &Panel);
 
 /// [`Pack`] for panels of `P`, one element after another: the twin of the vectorised ones.
-pub(super) fn pack<const P: usize>(
-    to: &mut [u32],
-    from: Strided,
-    first: usize,
-    count: usize,
-    elements: Range<usize>,
-    words: Words,
-) {
+pub(super) fn pack<const P: usize>(to: &mut [u32], panel: &Panel) {
+    let &Panel { from, first, count, ref elements, words } = panel;
     let each = words.each();
     for (w, to) in to.chunks_exact_mut(P).enumerate() {
         let at = elements.start + w * each;
@@ -133,16 +153,16 @@ pub(super) struct Packed {
     pub width: usize,
     /// Rows (or columns).
     pub outer: Range<usize>,
-    /// Words of `k`.
-    pub words: Range<usize>,
+    /// Elements of `k`.
+    pub elements: Range<usize>,
+    pub words: Words,
+    pub pack: Pack,
 }
 
 impl Packed {
-    /// Fills `to`; `k` is the number of elements there are.
-    pub fn fill(&self, to: &mut [u32], from: &Source, words: Words, k: usize, pack: Pack, parallel: bool) {
-        let each = words.each();
-        let elements = self.words.start * each..(self.words.end * each).min(k);
-        let panel = self.words.len() * self.width;
+    /// Fills `to`.
+    pub fn fill(&self, to: &mut [u32], from: &Source, parallel: bool) {
+        let panel = self.words.of_elements(self.elements.len()) * self.width;
         // Where k runs across stored rows, a row's blocks are decoded for as many panels as they are wide.
         let together = match from {
             Source::Stored { elements, along: false, .. } => {
@@ -153,16 +173,10 @@ impl Packed {
         let unit = |(u, to): (usize, &mut [u32])| {
             let first = self.outer.start + u * together * self.width;
             match *from {
-                Source::Plain(from) => {
-                    let count = self.width.min(self.outer.end - first);
-                    // SAFETY: `Isa::best` found the instructions.
-                    unsafe { pack(to, from, first, count, elements.clone(), words) };
-                }
-                Source::Stored { elements: stored, cols, along: true } => {
-                    self.along(to, (stored, cols), first, elements.clone(), words, pack);
-                }
-                Source::Stored { elements: stored, cols, along: false } => {
-                    self.across(to, (stored, cols), first, elements.clone(), words, pack);
+                Source::Plain(from) => self.panel(to, from, first, first, self.elements.clone()),
+                Source::Stored { elements, cols, along: true } => self.along(to, (elements, cols), first),
+                Source::Stored { elements, cols, along: false } => {
+                    self.across(to, (elements, cols), first, panel);
                 }
             }
         };
@@ -173,62 +187,48 @@ impl Packed {
         }
     }
 
+    /// The panel of the rows (or columns) from `outer` on, which in `from` begin with `first`.
+    fn panel(&self, to: &mut [u32], from: Strided, first: usize, outer: usize, elements: Range<usize>) {
+        let count = self.width.min(self.outer.end - outer);
+        let panel = Panel { from, first, count, elements, words: self.words };
+        // SAFETY: `Isa::best` found the instructions.
+        unsafe { (self.pack)(to, &panel) };
+    }
+
     /// A panel of stored rows from `first` on.
-    fn along(
-        &self,
-        to: &mut [u32],
-        (stored, cols): (Elements, usize),
-        first: usize,
-        elements: Range<usize>,
-        words: Words,
-        pack: Pack,
-    ) {
+    fn along(&self, to: &mut [u32], (stored, cols): (Elements, usize), first: usize) {
         let count = self.width.min(self.outer.end - first);
         let mut decoded = vec![0.0; count * DECODED];
-        let step = DECODED / words.each() * self.width;
-        for (start, to) in elements.clone().step_by(DECODED).zip(to.chunks_mut(step)) {
+        let step = DECODED / self.words.each() * self.width;
+        for (start, to) in self.elements.clone().step_by(DECODED).zip(to.chunks_mut(step)) {
             // Blocks end where the row does; what lies beyond `elements` is decoded and not packed.
             let whole = (start + DECODED).min(cols) - start;
-            let inner = DECODED.min(elements.end - start);
             for (r, row) in decoded.chunks_exact_mut(DECODED).enumerate() {
                 stored.read((first + r) * cols + start, &mut row[..whole]);
             }
-            let strided = Strided { data: &decoded, outer: DECODED, inner: 1 };
-            // SAFETY: `Isa::best` found the instructions.
-            unsafe { pack(to, strided, 0, count, 0..inner, words) };
+            let from = Strided { data: &decoded, outer: DECODED, inner: 1 };
+            self.panel(to, from, 0, first, 0..DECODED.min(self.elements.end - start));
         }
     }
 
-    /// Panels of stored columns from `first` on.
-    fn across(
-        &self,
-        to: &mut [u32],
-        (stored, cols): (Elements, usize),
-        first: usize,
-        elements: Range<usize>,
-        words: Words,
-        pack: Pack,
-    ) {
-        let panel = self.words.len() * self.width;
-        let panels = to.len() / panel;
-        let last = (first + panels * self.width).min(self.outer.end);
+    /// Panels, each of `panel` words, of stored columns from `first` on.
+    fn across(&self, to: &mut [u32], (stored, cols): (Elements, usize), first: usize, panel: usize) {
+        let last = (first + to.len() / panel * self.width).min(self.outer.end);
         let block = stored.block();
-        let (from, end) = (first / block * block, last.next_multiple_of(block).min(cols));
-        let width = end - from;
+        let (left, right) = (first / block * block, last.next_multiple_of(block).min(cols));
+        let width = right - left;
         let mut decoded = vec![0.0; ROWS * width];
-        for (i, start) in elements.clone().step_by(ROWS).enumerate() {
-            let rows = ROWS.min(elements.end - start);
+        for (i, start) in self.elements.clone().step_by(ROWS).enumerate() {
+            let rows = ROWS.min(self.elements.end - start);
             for (r, row) in decoded.chunks_exact_mut(width).take(rows).enumerate() {
-                stored.read((start + r) * cols + from, row);
+                stored.read((start + r) * cols + left, row);
             }
-            let strided = Strided { data: &decoded, outer: 1, inner: width };
-            let at = i * (ROWS / words.each()) * self.width;
-            let some = words.of_elements(rows) * self.width;
+            let from = Strided { data: &decoded, outer: 1, inner: width };
+            let at = i * (ROWS / self.words.each()) * self.width;
+            let some = self.words.of_elements(rows) * self.width;
             for (p, to) in to.chunks_exact_mut(panel).enumerate() {
-                let o = first + p * self.width;
-                let count = self.width.min(self.outer.end - o);
-                // SAFETY: `Isa::best` found the instructions.
-                unsafe { pack(&mut to[at..at + some], strided, o - from, count, 0..rows, words) };
+                let outer = first + p * self.width;
+                self.panel(&mut to[at..at + some], from, outer - left, outer, 0..rows);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The micro-kernel in plain Rust, for processors without AVX2 and for the others to be tested against.
 
+use super::isa::Tile;
+
 pub(super) const MR: usize = 4;
 pub(super) const NR: usize = 8;
 
@@ -7,17 +9,8 @@ pub(super) const NR: usize = 8;
 ///
 /// # Safety
 /// As there.
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn kernel(
-    (rows, cols): (usize, usize),
-    words: usize,
-    a: *const u32,
-    b: *const u32,
-    c: *mut f32,
-    c_row: usize,
-    add: bool,
-    alpha: f32,
-) {
+pub(super) unsafe fn kernel(words: usize, a: *const u32, b: *const u32, tile: Tile) {
+    let Tile { c, c_row, rows, cols, add, alpha } = tile;
     // SAFETY: the caller vouches for the panels.
     let (a, b) =
         unsafe { (std::slice::from_raw_parts(a, words * MR), std::slice::from_raw_parts(b, words * NR)) };

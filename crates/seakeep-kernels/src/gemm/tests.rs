@@ -1,4 +1,4 @@
-use super::pack::Strided;
+use super::pack::{Panel, Strided};
 use super::*;
 use crate::blocks::GgmlType;
 use crate::testing::{close, random};
@@ -112,15 +112,15 @@ fn packing_is_the_same_one_by_one_and_in_vectors() {
                     let elements = elements.start..elements.end.min(if from.outer == 2 { 80 } else { 90 });
                     let words = form.of_elements(elements.len());
                     let (mut got, mut want) = (vec![7; words * isa.mr], vec![9; words * isa.mr]);
+                    let panel = Panel { from, first: 2, count, elements: elements.clone(), words: form };
                     // SAFETY: the instruction set is available.
-                    unsafe { (isa.pack_a)(&mut got, from, 2, count, elements.clone(), form) };
-                    let twin: fn(&mut [u32], Strided, usize, usize, std::ops::Range<usize>, Words) =
-                        match isa.mr {
-                            14 => pack::pack::<14>,
-                            6 => pack::pack::<6>,
-                            _ => pack::pack::<4>,
-                        };
-                    twin(&mut want, from, 2, count, elements.clone(), form);
+                    unsafe { (isa.pack_a)(&mut got, &panel) };
+                    let twin: fn(&mut [u32], &Panel) = match isa.mr {
+                        14 => pack::pack::<14>,
+                        6 => pack::pack::<6>,
+                        _ => pack::pack::<4>,
+                    };
+                    twin(&mut want, &panel);
                     assert_eq!(bits(&got, form), bits(&want, form), "{} {form:?} {elements:?}", isa.name);
                 }
             }
