@@ -37,6 +37,7 @@
 pub mod activation;
 pub mod attention;
 pub mod blocks;
+pub mod buffer;
 pub mod ceiling;
 pub mod embedding;
 pub mod gemm;

@@ -11,6 +11,7 @@
 //! Everything is added to what the linear map itself has written. `u` is computed again where it is needed: it costs `R / O`
 //! of the map. All of it is in f32, whatever the map is computed in.
 
+use crate::buffer::Buffer;
 use crate::gemm::{Mat, Precision, Threads, gemm};
 use crate::linear::{self, Map};
 
@@ -36,18 +37,18 @@ pub type Pair<'a> = (&'a mut [f32], &'a mut [f32]);
 
 impl Lora<'_> {
     /// `s x a^T`, `[T, R]`.
-    fn down(&self, x: &[f32]) -> Vec<f32> {
+    fn down(&self, x: &[f32]) -> Buffer {
         let t = x.len() / self.inputs;
-        let mut u = vec![0.0; t * self.rank];
+        let mut u = Buffer::new(t * self.rank);
         let (x, a) = (Mat::new(x, self.inputs), Mat::new(self.a, self.inputs).t());
         gemm((t, self.rank, self.inputs), &mut u, self.rank, false, self.scale, x, a, Threads::All);
         u
     }
 
     /// `s d_y b`, `[T, R]`.
-    fn d_down(&self, d_y: &[f32]) -> Vec<f32> {
+    fn d_down(&self, d_y: &[f32]) -> Buffer {
         let t = d_y.len() / self.outputs;
-        let mut d_u = vec![0.0; t * self.rank];
+        let mut d_u = Buffer::new(t * self.rank);
         let (d_y, b) = (Mat::new(d_y, self.outputs), Mat::new(self.b, self.rank));
         gemm((t, self.rank, self.outputs), &mut d_u, self.rank, false, self.scale, d_y, b, Threads::All);
         d_u

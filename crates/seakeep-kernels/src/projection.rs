@@ -5,6 +5,7 @@
 
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::linear::{self, Map};
 use crate::simd::{dispatch, dot, exp, max, sum_by};
 
@@ -64,8 +65,8 @@ fn logits<'z>(z: &'z mut [f32], x: &[f32], head: Map) -> &'z mut [f32] {
     z
 }
 
-fn buffer(n: usize, vocab: usize) -> Vec<f32> {
-    vec![0.0; chunk_rows(n) * vocab]
+fn buffer(n: usize, vocab: usize) -> Buffer {
+    Buffer::new(chunk_rows(n) * vocab)
 }
 
 /// Log-probabilities of `targets` (`[N]`).
@@ -147,7 +148,7 @@ pub fn backward_weight(
             let n = chunk.first + r;
             surprise(z, &predicted[n], targets[n] as usize);
         });
-        let mut x = chunk.x.to_vec();
+        let mut x = Buffer::from(chunk.x);
         scale_rows(&mut x, &d_logp[chunk.first..], c);
         linear::backward_weight(d_w, z, &x, c, v, head.precision);
     }

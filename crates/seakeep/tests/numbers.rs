@@ -58,7 +58,7 @@ fn results(model: &Model, pairs: std::ops::Range<usize>) -> (Vec<f64>, Tensors, 
     let mut grads = Tensors::of_trainable(&model.map);
     let seeds: Vec<f64> = (0..batch.branches).map(|b| if b % 2 == 0 { 1.0 } else { -0.7 }).collect();
     let d_embed = model.backward(&batch, &activations, &seeds, &mut grads);
-    (activations.branch_logps(&batch), grads, d_embed)
+    (activations.branch_logps(&batch), grads, d_embed.to_vec())
 }
 
 #[test]

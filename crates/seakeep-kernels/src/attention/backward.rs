@@ -2,6 +2,7 @@
 
 use super::forward::probabilities_with_tangent;
 use super::{Layout, Shape, blocks, place, run, tasks};
+use crate::buffer::Buffer;
 use crate::simd::{dispatch, sum_by};
 
 /// Writes `d_q`, `d_k`, `d_v` from `d_o`. With `d_p = d_o v^T`:
@@ -17,8 +18,8 @@ pub fn backward(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let (d, heads) = (shape.head_dim, shape.per_kv());
-        let mut d_q = vec![0.0; task.rows * heads * d];
-        let (mut d_k, mut d_v) = (vec![0.0; task.rows * d], vec![0.0; task.rows * d]);
+        let mut d_q = Buffer::new(task.rows * heads * d);
+        let (mut d_k, mut d_v) = (Buffer::zeros(task.rows * d), Buffer::zeros(task.rows * d));
         let (mut p, mut d_s) = (Vec::new(), Vec::new());
         for block in task.segments.iter().flat_map(blocks) {
             let width = block.columns();
@@ -45,9 +46,9 @@ pub fn backward(
         (d_q, d_k, d_v)
     });
     let d = shape.head_dim;
-    place(d_q, &tasks, results.iter().map(|r| r.0.as_slice()), shape.per_kv() * d);
-    place(d_k, &tasks, results.iter().map(|r| r.1.as_slice()), d);
-    place(d_v, &tasks, results.iter().map(|r| r.2.as_slice()), d);
+    place(d_q, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * d);
+    place(d_k, &tasks, results.iter().map(|r| &r.1[..]), d);
+    place(d_v, &tasks, results.iter().map(|r| &r.2[..]), d);
 }
 
 /// How [`backward`] changes along the tangents, `d_o` held: writes `s_q`, `s_k`, `s_v`. With `t_dp = d_o t_v^T`,
@@ -65,8 +66,8 @@ pub fn curvature(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let (d, heads) = (shape.head_dim, shape.per_kv());
-        let mut s_q = vec![0.0; task.rows * heads * d];
-        let (mut s_k, mut s_v) = (vec![0.0; task.rows * d], vec![0.0; task.rows * d]);
+        let mut s_q = Buffer::new(task.rows * heads * d);
+        let (mut s_k, mut s_v) = (Buffer::zeros(task.rows * d), Buffer::zeros(task.rows * d));
         let mut scratch: [Vec<f32>; 4] = Default::default();
         for block in task.segments.iter().flat_map(blocks) {
             let width = block.columns();
@@ -101,7 +102,7 @@ pub fn curvature(
         (s_q, s_k, s_v)
     });
     let d = shape.head_dim;
-    place(s_q, &tasks, results.iter().map(|r| r.0.as_slice()), shape.per_kv() * d);
-    place(s_k, &tasks, results.iter().map(|r| r.1.as_slice()), d);
-    place(s_v, &tasks, results.iter().map(|r| r.2.as_slice()), d);
+    place(s_q, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * d);
+    place(s_k, &tasks, results.iter().map(|r| &r.1[..]), d);
+    place(s_v, &tasks, results.iter().map(|r| &r.2[..]), d);
 }

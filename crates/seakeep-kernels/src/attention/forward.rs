@@ -1,6 +1,7 @@
 //! Attention: forward and tangent.
 
 use super::{Block, Layout, Shape, Task, blocks, place, run, tasks};
+use crate::buffer::Buffer;
 use crate::simd::{dispatch, exp, max, sum_by};
 
 /// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp in two parts: the
@@ -39,7 +40,7 @@ pub fn forward(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let (d, heads) = (shape.head_dim, shape.per_kv());
-        let (mut o, mut lse) = (vec![0.0; task.rows * heads * d], vec![0.0; task.rows * heads * 2]);
+        let (mut o, mut lse) = (Buffer::new(task.rows * heads * d), Buffer::new(task.rows * heads * 2));
         let mut p = Vec::new();
         for block in task.segments.iter().flat_map(blocks) {
             p.resize(block.rows * block.columns(), 0.0);
@@ -55,8 +56,8 @@ pub fn forward(
         }
         (o, lse)
     });
-    place(o, &tasks, results.iter().map(|r| r.0.as_slice()), shape.per_kv() * shape.head_dim);
-    place(lse, &tasks, results.iter().map(|r| r.1.as_slice()), shape.per_kv() * 2);
+    place(o, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * shape.head_dim);
+    place(lse, &tasks, results.iter().map(|r| &r.1[..]), shape.per_kv() * 2);
 }
 
 /// Writes `p = softmax` and its tangent `t_p = p (t_s - sum p t_s)`, `t_s = scale (t_q k^T + q t_k^T)`.
@@ -98,7 +99,7 @@ pub fn tangent(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let (d, heads) = (shape.head_dim, shape.per_kv());
-        let mut t_o = vec![0.0; task.rows * heads * d];
+        let mut t_o = Buffer::new(task.rows * heads * d);
         let (mut p, mut t_p) = (Vec::new(), Vec::new());
         for block in task.segments.iter().flat_map(blocks) {
             p.resize(block.rows * block.columns(), 0.0);
@@ -112,5 +113,5 @@ pub fn tangent(
         }
         t_o
     });
-    place(t_o, &tasks, results.iter().map(Vec::as_slice), shape.per_kv() * shape.head_dim);
+    place(t_o, &tasks, results.iter().map(|r| &r[..]), shape.per_kv() * shape.head_dim);
 }

@@ -1,6 +1,7 @@
 //! The two building blocks with weights: linear maps, perhaps with an adapter, and norms, each with its four passes.
 //! Shapes as in `seakeep_kernels`; every function returns a fresh buffer. What is not trained gets no gradient.
 
+use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::{layernorm, linear, lora, rmsnorm};
 
 use super::tensors::{ParamId, Tensors};
@@ -54,8 +55,8 @@ impl Linear {
         self.adapter.map(of)
     }
 
-    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; self.rows(x) * self.outputs];
+    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Buffer {
+        let mut y = Buffer::new(self.rows(x) * self.outputs);
         self.map(w).forward(&mut y, x, self.bias.map(|b| &w[b]));
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut y, x);
@@ -63,8 +64,8 @@ impl Linear {
         y
     }
 
-    pub(super) fn tangent(&self, w: &Weights, t_x: &[f32]) -> Vec<f32> {
-        let mut t_y = vec![0.0; self.rows(t_x) * self.outputs];
+    pub(super) fn tangent(&self, w: &Weights, t_x: &[f32]) -> Buffer {
+        let mut t_y = Buffer::new(self.rows(t_x) * self.outputs);
         self.map(w).tangent(&mut t_y, t_x);
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut t_y, t_x);
@@ -73,8 +74,8 @@ impl Linear {
     }
 
     /// Returns `d_x`; adds to `grads`.
-    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
-        let mut d_x = vec![0.0; d_y.len() / self.outputs * self.inputs];
+    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Buffer {
+        let mut d_x = Buffer::new(d_y.len() / self.outputs * self.inputs);
         self.backward_to(w, grads, d_y, x, (&mut d_x, false));
         d_x
     }
@@ -137,8 +138,8 @@ pub struct Norm {
 }
 
 impl Norm {
-    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
+    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Buffer {
+        let mut y = Buffer::new(x.len());
         match self.bias {
             None => rmsnorm::forward(&mut y, x, &w[self.gain], self.eps),
             Some(b) => layernorm::forward(&mut y, x, &w[self.gain], &w[b], self.eps),
@@ -146,8 +147,8 @@ impl Norm {
         y
     }
 
-    pub(super) fn tangent(&self, w: &Weights, x: &[f32], t_x: &[f32]) -> Vec<f32> {
-        let mut t_y = vec![0.0; x.len()];
+    pub(super) fn tangent(&self, w: &Weights, x: &[f32], t_x: &[f32]) -> Buffer {
+        let mut t_y = Buffer::new(x.len());
         match self.bias {
             None => rmsnorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
             Some(_) => layernorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
@@ -156,8 +157,8 @@ impl Norm {
     }
 
     /// Returns `d_x`; adds to `grads`.
-    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Vec<f32> {
-        let mut d_x = vec![0.0; x.len()];
+    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Buffer {
+        let mut d_x = Buffer::new(x.len());
         let gain = &w[self.gain];
         match self.bias {
             None => {
@@ -166,7 +167,7 @@ impl Norm {
                 rmsnorm::backward(&mut d_x, to, d_y, x, gain, self.eps);
             }
             Some(b) => {
-                let mut both = vec![0.0; 2 * gain.len()];
+                let mut both = Buffer::zeros(2 * gain.len());
                 layernorm::backward(&mut d_x, &mut both, d_y, x, gain, self.eps);
                 add_both(grads, self.gain, b, &both);
             }
@@ -181,8 +182,8 @@ impl Norm {
         grads: &mut Tensors,
         d_y: &[f32],
         (x, t_x): (&[f32], &[f32]),
-    ) -> Vec<f32> {
-        let mut s_x = vec![0.0; x.len()];
+    ) -> Buffer {
+        let mut s_x = Buffer::new(x.len());
         let (gain, mut unused) = (&w[self.gain], Vec::new());
         let to = or_aside(grads.trained(self.gain), &mut unused, gain.len());
         match self.bias {

@@ -1,6 +1,7 @@
 //! The decoder-only transformer and its passes over a [`Batch`]: embeddings, layers, final norm,
 //! vocabulary projection at the predicting rows.
 
+use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::embedding::{gather, scatter_add};
 use seakeep_kernels::linear;
 use seakeep_kernels::projection::{self, Predicted};
@@ -38,11 +39,11 @@ pub struct Model {
 pub struct Activations {
     pub(super) layers: Vec<Kept>,
     /// The residual stream after the last layer, `[T, C]`.
-    pub(super) last: Vec<f32>,
+    pub(super) last: Buffer,
     /// The normalised predicting rows, `[N, C]`.
-    pub(super) hidden: Vec<f32>,
+    pub(super) hidden: Buffer,
     /// Derivatives of the predictions' log-probabilities with respect to those, `[N, C]`.
-    pub(super) d_predicted: Vec<f32>,
+    pub(super) d_predicted: Buffer,
     /// What was predicted, `[N]`.
     pub predicted: Vec<Predicted>,
 }
@@ -139,12 +140,12 @@ impl Model {
     }
 
     /// The embeddings of tokens (plus learned positions), `[T, C]`.
-    pub(super) fn embed(&self, tokens: &[u32], positions: &[u32]) -> Vec<f32> {
+    pub(super) fn embed(&self, tokens: &[u32], positions: &[u32]) -> Buffer {
         let c = self.config.hidden;
-        let mut x = vec![0.0; tokens.len() * c];
+        let mut x = Buffer::new(tokens.len() * c);
         gather(&mut x, self.weights.matrix(self.params.embed), tokens, c);
         if let Some(table) = self.params.positions {
-            let mut p = vec![0.0; x.len()];
+            let mut p = Buffer::new(x.len());
             gather(&mut p, &self.weights[table], positions, c);
             add(&mut x, &p);
         }
@@ -158,20 +159,20 @@ impl Model {
     }
 
     /// The rows of `x` that predict.
-    pub(super) fn predicting(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
+    pub(super) fn predicting(&self, batch: &Batch, x: &[f32]) -> Buffer {
         self.rows_of(x, &batch.predicting_rows())
     }
 
     /// Some rows of `x`, `[N, C]`.
-    pub(super) fn rows_of(&self, x: &[f32], rows: &[u32]) -> Vec<f32> {
+    pub(super) fn rows_of(&self, x: &[f32], rows: &[u32]) -> Buffer {
         let c = self.config.hidden;
-        let mut out = vec![0.0; rows.len() * c];
+        let mut out = Buffer::new(rows.len() * c);
         gather(&mut out, x, rows, c);
         out
     }
 
     /// All layers: what they keep for the other passes, and the residual stream after the last, `[T, C]`.
-    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<Kept>, Vec<f32>) {
+    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<Kept>, Buffer) {
         let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
         let mut layers = Vec::with_capacity(self.config.layers);
         for layer in &self.params.layers {
@@ -186,7 +187,7 @@ impl Model {
     pub fn forward(&self, batch: &Batch) -> Activations {
         let (layers, last) = self.forward_layers(batch);
         let hidden = self.predicting_hidden(batch, &last);
-        let mut d_predicted = vec![0.0; hidden.len()];
+        let mut d_predicted = Buffer::new(hidden.len());
         let targets = batch.targets();
         let predicted = projection::forward_with_gradient(&mut d_predicted, &hidden, self.head(), &targets);
         Activations { layers, last, hidden, d_predicted, predicted }
@@ -219,7 +220,7 @@ impl Model {
     }
 
     /// The residual stream after the last layer, `[T, C]`.
-    pub(super) fn last_hidden(&self, batch: &Batch) -> Vec<f32> {
+    pub(super) fn last_hidden(&self, batch: &Batch) -> Buffer {
         let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
         for layer in &self.params.layers {
             x = layer.forward(&cx, x).0;
@@ -228,7 +229,7 @@ impl Model {
     }
 
     /// The normalised predicting rows, `[N, C]`.
-    fn predicting_hidden(&self, batch: &Batch, last: &[f32]) -> Vec<f32> {
+    fn predicting_hidden(&self, batch: &Batch, last: &[f32]) -> Buffer {
         self.params.final_norm.forward(&self.weights, &self.predicting(batch, last))
     }
 
@@ -238,7 +239,7 @@ impl Model {
 
     /// From the derivative of a loss with respect to every branch's log-probability: adds to `grads`, returns
     /// the gradient at the embedding lookup, `[T, C]`.
-    pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Vec<f32> {
+    pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Buffer {
         let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
         self.backward_rows(batch, (&a.layers, &a.last), &batch.predicting_rows(), &d_hidden, grads)
     }
@@ -250,7 +251,7 @@ impl Model {
         a: &Activations,
         d_logps: &[f64],
         grads: &mut Tensors,
-    ) -> Vec<f32> {
+    ) -> Buffer {
         let (head, seeds) = (self.params.head, seeds(batch, d_logps));
         if let Some(to) = grads.trained(head) {
             projection::backward_weight(to, &seeds, &a.hidden, self.head(), &batch.targets(), &a.predicted);
@@ -259,7 +260,7 @@ impl Model {
     }
 
     /// The gradient at the normalised predicting rows, `[N, C]`.
-    pub(super) fn d_hidden(&self, a: &Activations, seeds: &[f32]) -> Vec<f32> {
+    pub(super) fn d_hidden(&self, a: &Activations, seeds: &[f32]) -> Buffer {
         let mut d_hidden = a.d_predicted.clone();
         projection::scale_rows(&mut d_hidden, seeds, self.config.hidden);
         d_hidden
@@ -273,13 +274,13 @@ impl Model {
         d_hidden: &[f32],
         source: Option<&[f32]>,
         grads: &mut Tensors,
-    ) -> Vec<f32> {
+    ) -> Buffer {
         let mut d_rows =
             self.params.final_norm.backward(&self.weights, grads, d_hidden, &self.rows_of(last, rows));
         if let Some(source) = source {
             add(&mut d_rows, source);
         }
-        let mut d_x = vec![0.0; last.len()];
+        let mut d_x = Buffer::zeros(last.len());
         scatter_add(&mut d_x, &d_rows, rows, self.config.hidden);
         d_x
     }
@@ -293,7 +294,7 @@ impl Model {
         rows: &[u32],
         d_hidden: &[f32],
         grads: &mut Tensors,
-    ) -> Vec<f32> {
+    ) -> Buffer {
         let (cx, mut d_x) =
             (self.context(batch), self.backward_final_norm((last, rows), d_hidden, None, grads));
         for (layer, kept) in self.params.layers.iter().zip(layers).rev() {

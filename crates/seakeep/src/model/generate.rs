@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use seakeep_kernels::activation;
 use seakeep_kernels::attention::{Cached, Layout, Span, cached_forward};
-use seakeep_kernels::embedding::gather;
+use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::panels::Panels;
 
 use super::blocks::Linear;
@@ -104,8 +104,8 @@ fn spans(new_tokens: &[&[u32]]) -> Vec<Range<usize>> {
 }
 
 /// The rows of panels, `[T, channels]`.
-fn rows_of(panels: &Panels) -> Vec<f32> {
-    let mut rows = vec![0.0; panels.rows() * panels.channels()];
+fn rows_of(panels: &Panels) -> Buffer {
+    let mut rows = Buffer::new(panels.rows() * panels.channels());
     panels.unpack(&mut rows, false);
     rows
 }
@@ -190,7 +190,7 @@ impl Model {
                 .zip(&spans)
                 .map(|(cache, span)| Cached { row: span.start, rows: span.len(), spans: cache.spans(at) })
                 .collect();
-            let mut attended = vec![0.0; qkv.q.len()];
+            let mut attended = Buffer::new(qkv.q.len());
             cached_forward(&mut attended, &qkv.q, &texts, cx.shape(layer.window));
             layer.cached_rest(&cx, &mut x, &attended);
         }
@@ -204,10 +204,13 @@ impl Model {
     /// Logits of the given rows of the residual stream `x` (`[T, C]`), `[rows, V]`.
     fn logits(&self, x: &[f32], rows: &[u32]) -> Vec<f32> {
         let (c, v) = (self.config.hidden, self.config.vocab_size);
-        let mut picked = vec![0.0; rows.len() * c];
-        gather(&mut picked, x, rows, c);
+        let picked = self.rows_of(x, rows);
         let hidden = self.params.final_norm.forward(&self.weights, &picked);
-        rows_of(&Panels::pack(&hidden, c).product(self.weights.matrix(self.params.head), None, v))
+        let mut logits = vec![0.0; rows.len() * v];
+        Panels::pack(&hidden, c)
+            .product(self.weights.matrix(self.params.head), None, v)
+            .unpack(&mut logits, false);
+        logits
     }
 
     fn check_room(&self, len: usize) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Heads of labels: the passes of a decoder that ends in a linear map of a few chosen rows, mostly the last of each
 //! text, instead of the vocabulary projection (`*ForSequenceClassification`).
 
+use seakeep_kernels::buffer::Buffer;
+
 use super::blocks::Linear;
 use super::recompute::Kept;
 use super::{Model, Tensors};
@@ -10,16 +12,16 @@ use crate::batch::Batch;
 pub struct HiddenActivations {
     layers: Vec<Kept>,
     /// The residual stream after the last layer, `[T, C]`.
-    last: Vec<f32>,
+    last: Buffer,
     /// The rows that were asked for, `[N]`.
     rows: Vec<u32>,
     /// Their hidden states after the final norm, `[N, C]`.
-    pub hidden: Vec<f32>,
+    pub hidden: Buffer,
 }
 
 impl Model {
     /// The hidden states of `rows` of a batch after the final norm, `[N, C]`; nothing is kept.
-    pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Vec<f32> {
+    pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Buffer {
         self.normalised(&self.last_hidden(batch), rows)
     }
 
@@ -38,18 +40,18 @@ impl Model {
         a: &HiddenActivations,
         d_hidden: &[f32],
         grads: &mut Tensors,
-    ) -> Vec<f32> {
+    ) -> Buffer {
         self.backward_rows(batch, (&a.layers, &a.last), &a.rows, d_hidden, grads)
     }
 
     /// The head on hidden states `[N, C]`: logits, `[N, L]`.
-    pub fn label_logits(&self, hidden: &[f32]) -> Vec<f32> {
+    pub fn label_logits(&self, hidden: &[f32]) -> Buffer {
         self.label_head().forward(&self.weights, hidden)
     }
 
     /// From the derivative of a loss with respect to the logits, `[N, L]`: adds the head's gradient to `grads`, returns
     /// that of the hidden states, `[N, C]`.
-    pub fn backward_labels(&self, hidden: &[f32], d_logits: &[f32], grads: &mut Tensors) -> Vec<f32> {
+    pub fn backward_labels(&self, hidden: &[f32], d_logits: &[f32], grads: &mut Tensors) -> Buffer {
         self.label_head().backward(&self.weights, grads, d_logits, hidden)
     }
 
@@ -60,7 +62,7 @@ impl Model {
         Linear { weight, bias: None, inputs, outputs: labels, adapter: None }
     }
 
-    fn normalised(&self, last: &[f32], rows: &[u32]) -> Vec<f32> {
+    fn normalised(&self, last: &[f32], rows: &[u32]) -> Buffer {
         self.params.final_norm.forward(&self.weights, &self.rows_of(last, rows))
     }
 }

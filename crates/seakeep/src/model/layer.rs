@@ -15,6 +15,7 @@
 
 use seakeep_kernels::activation;
 use seakeep_kernels::attention::{self, Layout, Shape};
+use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::rope::{self, Table, Turn};
 
 use super::blocks::{Linear, Norm, add};
@@ -85,9 +86,9 @@ impl Context<'_> {
 /// Queries, keys and values.
 #[derive(Clone)]
 pub(super) struct Qkv {
-    pub q: Vec<f32>,
-    pub k: Vec<f32>,
-    pub v: Vec<f32>,
+    pub q: Buffer,
+    pub k: Buffer,
+    pub v: Buffer,
 }
 
 impl Qkv {
@@ -95,8 +96,8 @@ impl Qkv {
         (&self.q, &self.k, &self.v)
     }
 
-    fn zeros_like(other: &Qkv) -> Self {
-        Qkv { q: vec![0.0; other.q.len()], k: vec![0.0; other.k.len()], v: vec![0.0; other.v.len()] }
+    fn like(other: &Qkv) -> Self {
+        Qkv { q: Buffer::new(other.q.len()), k: Buffer::new(other.k.len()), v: Buffer::new(other.v.len()) }
     }
 
     fn add(&mut self, other: &Qkv) {
@@ -109,62 +110,62 @@ impl Qkv {
 /// Queries and keys before their norm.
 #[derive(Clone)]
 pub(super) struct RawQk {
-    q: Vec<f32>,
-    k: Vec<f32>,
+    q: Buffer,
+    k: Buffer,
 }
 
 /// The forward pass of a layer, kept for the passes that follow it.
 #[derive(Clone)]
 pub(super) struct LayerActivations {
     /// Input, `[T, C]`.
-    pub x: Vec<f32>,
+    pub x: Buffer,
     /// Queries and keys before their norm, where they have one.
     raw: Option<RawQk>,
     /// After norm and rotation.
     qkv: Qkv,
     /// Attention before its output projection, `[T, H, D]`.
-    attended: Vec<f32>,
+    attended: Buffer,
     /// Log-sum-exp of the scores, `[T, H, 2]`.
-    lse: Vec<f32>,
+    lse: Buffer,
     /// Residual stream after attention, `[T, C]`.
-    mid: Vec<f32>,
+    mid: Buffer,
     /// `[T, I]`
-    gate: Option<Vec<f32>>,
+    gate: Option<Buffer>,
     /// `[T, I]`
-    up: Vec<f32>,
+    up: Buffer,
 }
 
 /// What a backward pass finds inside a layer and the curvature needs: the gradients at ...
 pub(super) struct LayerGradients {
     /// the layer's output, `[T, C]`,
-    pub out: Vec<f32>,
+    pub out: Buffer,
     /// the activation's output, `[T, I]`,
-    act: Vec<f32>,
+    act: Buffer,
     /// `norm2`'s output, `[T, C]`,
-    n2: Vec<f32>,
+    n2: Buffer,
     /// the residual stream after attention, `[T, C]`,
-    mid: Vec<f32>,
+    mid: Buffer,
     /// attention's output, `[T, H, D]`,
-    attended: Vec<f32>,
+    attended: Buffer,
     /// the outputs of the norms of queries and keys, where they have some,
     normed: Option<RawQk>,
     /// the outputs of the linear maps for queries, keys and values,
     qkv: Qkv,
     /// `norm1`'s output, `[T, C]`.
-    n1: Vec<f32>,
+    n1: Buffer,
 }
 
 /// What the curvature adds to a layer's gradients: at ...
 pub(super) struct LayerSources {
     /// `gate` and `up`, `[T, I]`,
-    gate: Option<Vec<f32>>,
-    up: Vec<f32>,
+    gate: Option<Buffer>,
+    up: Buffer,
     /// `norm2`'s input, `[T, C]`,
-    mlp_in: Vec<f32>,
+    mlp_in: Buffer,
     /// the outputs of the linear maps for queries, keys and values,
     qkv: Qkv,
     /// the layer's input, `[T, C]`.
-    x: Vec<f32>,
+    x: Buffer,
 }
 
 impl Layer {
@@ -193,9 +194,9 @@ impl Layer {
     pub(super) fn turned(
         &self,
         cx: &Context,
-        mut q: Vec<f32>,
-        mut k: Vec<f32>,
-        v: Vec<f32>,
+        mut q: Buffer,
+        mut k: Buffer,
+        v: Buffer,
     ) -> (Qkv, Option<RawQk>) {
         let w = cx.weights;
         let raw = self.qk_norm.map(|(q_norm, k_norm)| {
@@ -212,8 +213,8 @@ impl Layer {
         if cx.config.parallel_residual { x } else { mid }
     }
 
-    fn activate(&self, cx: &Context, gate: Option<&[f32]>, up: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; up.len()];
+    fn activate(&self, cx: &Context, gate: Option<&[f32]>, up: &[f32]) -> Buffer {
+        let mut y = Buffer::new(up.len());
         match gate {
             Some(gate) => activation::gated_forward(cx.config.activation, &mut y, gate, up),
             None => activation::forward(cx.config.activation, &mut y, up),
@@ -222,7 +223,7 @@ impl Layer {
     }
 
     /// The layer's output, and what the other passes need.
-    pub(super) fn forward(&self, cx: &Context, x: Vec<f32>) -> (Vec<f32>, LayerActivations) {
+    pub(super) fn forward(&self, cx: &Context, x: Buffer) -> (Buffer, LayerActivations) {
         let a = self.inside(cx, x);
         let mut out = self.mlp.down.forward(cx.weights, &self.activate(cx, a.gate.as_deref(), &a.up));
         add(&mut out, &a.mid);
@@ -230,11 +231,11 @@ impl Layer {
     }
 
     /// [`forward`](Self::forward) short of the output.
-    pub(super) fn inside(&self, cx: &Context, x: Vec<f32>) -> LayerActivations {
+    pub(super) fn inside(&self, cx: &Context, x: Buffer) -> LayerActivations {
         let w = cx.weights;
         let (qkv, raw) = self.qkv(cx, &self.norm1.forward(w, &x));
-        let mut attended = vec![0.0; qkv.q.len()];
-        let mut lse = vec![0.0; cx.positions.len() * cx.config.heads * 2];
+        let mut attended = Buffer::new(qkv.q.len());
+        let mut lse = Buffer::new(cx.positions.len() * cx.config.heads * 2);
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
         let mut mid = self.o.forward(w, &attended);
@@ -252,9 +253,9 @@ impl Layer {
         cx: &Context,
         grads: &mut Tensors,
         a: &LayerActivations,
-        out: Vec<f32>,
+        out: Buffer,
         sources: Option<&LayerSources>,
-    ) -> (Vec<f32>, LayerGradients) {
+    ) -> (Buffer, LayerGradients) {
         let w = cx.weights;
         let mlp_in = self.mlp_input(cx, &a.x, &a.mid);
         let (act, n2) = self.backward_mlp(cx, grads, a, mlp_in, &out, sources);
@@ -268,7 +269,7 @@ impl Layer {
             add(&mut mid, &d_mlp_in);
         }
         let attended = self.o.backward(w, grads, &mid, &a.attended);
-        let mut qkv = Qkv::zeros_like(&a.qkv);
+        let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
         attention::backward(to, &attended, a.qkv.parts(), &a.lse, cx.layout, cx.shape(self.window));
         let normed = self.turned_back(cx, grads, a, &mut qkv);
@@ -299,7 +300,7 @@ impl Layer {
         mlp_in: &[f32],
         d_out: &[f32],
         sources: Option<&LayerSources>,
-    ) -> (Vec<f32>, Vec<f32>) {
+    ) -> (Buffer, Buffer) {
         let w = cx.weights;
         let activated = self.activate(cx, a.gate.as_deref(), &a.up);
         let d_act = self.mlp.down.backward(w, grads, d_out, &activated);
@@ -323,11 +324,11 @@ impl Layer {
         cx: &Context,
         a: &LayerActivations,
         d_act: &[f32],
-        buffer: Vec<f32>,
-    ) -> (Option<Vec<f32>>, Vec<f32>) {
+        buffer: Buffer,
+    ) -> (Option<Buffer>, Buffer) {
         let (act, mut d_up) = (cx.config.activation, buffer);
         let d_gate = a.gate.as_ref().map(|gate| {
-            let mut d_gate = vec![0.0; gate.len()];
+            let mut d_gate = Buffer::new(gate.len());
             activation::gated_backward(act, &mut d_gate, &mut d_up, d_act, gate, &a.up);
             d_gate
         });

@@ -12,6 +12,7 @@
 //! comes of the activations' tangents with `d` held: the sources, which join it on its way. Start from seeds plus their
 //! tangents, and it is gradient and derivative in one, at the price of one.
 
+use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::projection;
 
 use super::decoder::{Activations, Model, seeds};
@@ -31,9 +32,9 @@ pub struct InnerGradients {
 pub struct Tangents {
     layers: Vec<KeptSources>,
     /// What the final norm adds at its input, `[N, C]`.
-    rows: Vec<f32>,
+    rows: Buffer,
     /// The tangent of the normalised hidden states, `[N, C]`.
-    hidden: Vec<f32>,
+    hidden: Buffer,
     d_logps: Vec<f64>,
     /// Tangent of every branch's log-probability.
     pub branch_logps: Vec<f64>,
@@ -47,7 +48,7 @@ impl Model {
         a: &Activations,
         d_logps: &[f64],
         grads: &mut Tensors,
-    ) -> (Vec<f32>, InnerGradients) {
+    ) -> (Buffer, InnerGradients) {
         let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
         let rows = batch.predicting_rows();
         let mut d_x = self.backward_final_norm((&a.last, &rows), &d_hidden, None, grads);
@@ -71,7 +72,7 @@ impl Model {
         batch: &Batch,
         a: &Activations,
         d: InnerGradients,
-        t_embed: Vec<f32>,
+        t_embed: Buffer,
         grads: &mut Tensors,
     ) -> Tangents {
         let (cx, w) = (self.context(batch), &self.weights);
@@ -104,7 +105,7 @@ impl Model {
     ) {
         let head = self.params.head;
         let (d, e) = (seeds(batch, &t.d_logps), seeds(batch, e_logps));
-        let (mut e_hidden, to) = (vec![0.0; a.hidden.len()], grads.trained(head));
+        let (mut e_hidden, to) = (Buffer::new(a.hidden.len()), grads.trained(head));
         projection::backward_with_curvature(
             &mut e_hidden,
             to,

@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use seakeep_kernels::buffer::Buffer;
+
 use super::layer::{Context, Layer, LayerActivations, LayerGradients, LayerSources, LayerTangents};
 use super::tensors::Tensors;
 
@@ -10,7 +12,7 @@ use super::tensors::Tensors;
 pub(super) enum Kept {
     Whole(Box<LayerActivations>),
     /// The layer's input, `[T, C]`.
-    Input(Vec<f32>),
+    Input(Buffer),
 }
 
 impl Kept {
@@ -31,7 +33,7 @@ impl Kept {
 pub(super) enum KeptGradients {
     Whole(Box<LayerGradients>),
     /// The gradient at the layer's output, `[T, C]`.
-    Output(Vec<f32>),
+    Output(Buffer),
 }
 
 impl KeptGradients {
@@ -45,8 +47,8 @@ pub(super) enum KeptSources {
     Whole(LayerSources),
     /// The gradient at the layer's output and the tangent of its input, `[T, C]` both.
     Ends {
-        d_out: Vec<f32>,
-        t_x: Vec<f32>,
+        d_out: Buffer,
+        t_x: Buffer,
     },
 }
 

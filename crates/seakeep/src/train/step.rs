@@ -1,5 +1,7 @@
 //! The training step: the loss of a global batch, and its exact gradient.
 
+use seakeep_kernels::buffer::Buffer;
+
 use crate::batch::Batch;
 use crate::data::TokenizedPair;
 use crate::logps::{BranchLogps, Facts, Role};
@@ -247,7 +249,7 @@ impl Step<'_> {
     }
 
     /// `v_i` from the `w_i v_i` of a backward pass; counts their squares.
-    fn unweighted(&mut self, batch: &Batch, d_embed: Vec<f32>, weights: &[f64]) -> Vec<f32> {
+    fn unweighted(&mut self, batch: &Batch, d_embed: Buffer, weights: &[f64]) -> Buffer {
         let mut v = d_embed;
         for (row, &pair) in v.chunks_exact_mut(self.model.config.hidden).zip(&batch.pair_of_row) {
             let weight = weights[pair as usize];

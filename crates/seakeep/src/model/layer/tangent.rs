@@ -2,6 +2,7 @@
 
 use seakeep_kernels::activation;
 use seakeep_kernels::attention;
+use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::rope::Turn;
 
 use super::{Context, Layer, LayerActivations, LayerGradients, LayerSources, Qkv, RawQk};
@@ -10,16 +11,16 @@ use crate::model::tensors::Tensors;
 
 /// The tangents inside a layer, as in [`LayerActivations`], and of what that does not keep.
 pub(in crate::model) struct LayerTangents {
-    pub x: Vec<f32>,
-    n1: Vec<f32>,
+    pub x: Buffer,
+    n1: Buffer,
     raw: Option<RawQk>,
     qkv: Qkv,
-    attended: Vec<f32>,
-    mid: Vec<f32>,
-    n2: Vec<f32>,
-    gate: Option<Vec<f32>>,
-    up: Vec<f32>,
-    activated: Vec<f32>,
+    attended: Buffer,
+    mid: Buffer,
+    n2: Buffer,
+    gate: Option<Buffer>,
+    up: Buffer,
+    activated: Buffer,
 }
 
 impl Layer {
@@ -28,8 +29,8 @@ impl Layer {
         &self,
         cx: &Context,
         a: &LayerActivations,
-        t_x: Vec<f32>,
-    ) -> (Vec<f32>, LayerTangents) {
+        t_x: Buffer,
+    ) -> (Buffer, LayerTangents) {
         let t = self.tangent_inside(cx, a, t_x);
         let mut out = self.mlp.down.tangent(cx.weights, &t.activated);
         add(&mut out, &t.mid);
@@ -41,7 +42,7 @@ impl Layer {
         &self,
         cx: &Context,
         a: &LayerActivations,
-        x: Vec<f32>,
+        x: Buffer,
     ) -> LayerTangents {
         let (w, act) = (cx.weights, cx.config.activation);
         let n1 = self.norm1.tangent(w, &a.x, &x);
@@ -54,7 +55,7 @@ impl Layer {
         cx.turn(&mut q, cx.config.heads, Turn::Forth);
         cx.turn(&mut k, cx.config.kv_heads, Turn::Forth);
         let qkv = Qkv { q, k, v };
-        let mut attended = vec![0.0; a.attended.len()];
+        let mut attended = Buffer::new(a.attended.len());
         let shape = cx.shape(self.window);
         attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
         let mut mid = self.o.tangent(w, &attended);
@@ -63,7 +64,7 @@ impl Layer {
         let n2 = self.norm2.tangent(w, mlp_in.0, mlp_in.1);
         let gate = self.mlp.gate.map(|gate| gate.tangent(w, &n2));
         let up = self.mlp.up.tangent(w, &n2);
-        let mut activated = vec![0.0; up.len()];
+        let mut activated = Buffer::new(up.len());
         match (&a.gate, &gate) {
             (Some(g), Some(t_g)) => activation::gated_tangent(act, &mut activated, g, &a.up, t_g, &up),
             _ => activation::tangent(act, &mut activated, &a.up, &up),
@@ -86,7 +87,7 @@ impl Layer {
         let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
         let mlp_in = self.norm2.curvature(w, grads, &d.n2, mlp_in);
         self.o.curvature(w, grads, &d.mid, &t.attended);
-        let mut qkv = Qkv::zeros_like(&a.qkv);
+        let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
         let (qkv_a, qkv_t, shape) = (a.qkv.parts(), t.qkv.parts(), cx.shape(self.window));
         attention::curvature(to, &d.attended, qkv_a, qkv_t, &a.lse, cx.layout, shape);
@@ -112,10 +113,10 @@ impl Layer {
         a: &LayerActivations,
         d: &LayerGradients,
         t: &LayerTangents,
-    ) -> (Option<Vec<f32>>, Vec<f32>) {
+    ) -> (Option<Buffer>, Buffer) {
         let (w, act) = (cx.weights, cx.config.activation);
         self.mlp.down.curvature(w, grads, &d.out, &t.activated);
-        let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, vec![0.0; a.up.len()]);
+        let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, Buffer::new(a.up.len()));
         self.mlp.up.curvature(w, grads, &d_up, &t.n2);
         let mut s_up = d_up; // same size, no longer needed
         let Some(((gate, mut s_gate), (g, t_g))) =
