@@ -2,27 +2,48 @@
 //! system each time, their pages come back one fault at a time and set to 0 first, which took a fifth of a step.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A slice of f32 on the heap, given back when dropped to whoever asks next.
-#[derive(Default, Debug)]
+use memmap2::MmapMut;
+
+/// A slice of f32, given back when dropped to whoever asks next.
+#[derive(Debug)]
 pub struct Buffer {
-    /// Whole, so that all of it is initialised whatever `len` is.
-    data: Vec<f32>,
+    memory: Memory,
     len: usize,
 }
 
-/// What was given back, in the order of that.
-static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+#[derive(Debug)]
+enum Memory {
+    Small(Vec<f32>),
+    /// `2^class` elements. Pages that were never written to take no memory, so that lengths need not be exact: those of a batch
+    /// follow its tokens.
+    Large(MmapMut),
+}
+
+/// What was given back, by class.
+static FREE: Mutex<Vec<Vec<MmapMut>>> = Mutex::new(Vec::new());
 
 /// Below this many elements the allocator does as well.
 const LEAST: usize = 1 << 12;
 
+fn free() -> MutexGuard<'static, Vec<Vec<MmapMut>>> {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn class(len: usize) -> usize {
+    len.next_power_of_two().trailing_zeros() as usize
+}
+
 impl Buffer {
     /// `len` elements to be written: what stands there is whatever was there before (NaN in debug builds).
+    ///
+    /// # Panics
+    /// If there is no memory.
     pub fn new(len: usize) -> Self {
-        let data = if len < LEAST { vec![0.0; len] } else { take(len) };
-        let mut buffer = Buffer { data, len };
+        let memory =
+            if len < LEAST { Memory::Small(vec![0.0; len]) } else { Memory::Large(take(class(len))) };
+        let mut buffer = Buffer { memory, len };
         if cfg!(debug_assertions) {
             buffer.fill(f32::NAN);
         }
@@ -37,34 +58,32 @@ impl Buffer {
     }
 }
 
-/// The smallest free buffer that fits and is not more than twice as large, of these the one given back last (it is
-/// likeliest to be in a cache). If there is none, a new one, and as much is let go of what has been free for longest: so
-/// no more is ever held than was once in use together.
-fn take(len: usize) -> Vec<f32> {
-    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-    let fits = |b: &Vec<f32>| b.len() >= len && b.len() / 2 <= len;
-    let best = free.iter().enumerate().rev().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len());
-    if let Some((i, _)) = best {
-        return free.remove(i);
+/// A free one of this class or the next; otherwise a new one, for which one of the class below is let go: where batches grow, those
+/// come to nothing. So what lies idle is at most a third of what was in use.
+fn take(class: usize) -> MmapMut {
+    let mut free = free();
+    if free.len() < class + 2 {
+        free.resize_with(class + 2, Vec::new);
     }
-    let mut released = 0;
-    let wanted = |b: &&Vec<f32>| {
-        let more = released < len;
-        released += b.len();
-        more
-    };
-    let oldest = free.iter().take_while(wanted).count();
-    let oldest: Vec<Vec<f32>> = free.drain(..oldest).collect();
-    drop(free);
-    drop(oldest);
-    vec![0.0; len]
+    if let Some(memory) = free[class].pop().or_else(|| free[class + 1].pop()) {
+        return memory;
+    }
+    let smaller = free[class - 1].pop();
+    drop((free, smaller));
+    MmapMut::map_anon(size_of::<f32>() << class).expect("memory for a buffer")
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.data.len() >= LEAST {
-            FREE.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.data));
+        if let Memory::Large(memory) = std::mem::replace(&mut self.memory, Memory::Small(Vec::new())) {
+            free()[class(memory.len() / size_of::<f32>())].push(memory);
         }
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::new(0)
     }
 }
 
@@ -72,13 +91,19 @@ impl Deref for Buffer {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.data[..self.len]
+        match &self.memory {
+            Memory::Small(data) => data,
+            Memory::Large(data) => &bytemuck::cast_slice(data)[..self.len],
+        }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.len]
+        match &mut self.memory {
+            Memory::Small(data) => data,
+            Memory::Large(data) => &mut bytemuck::cast_slice_mut(data)[..self.len],
+        }
     }
 }
 
@@ -104,20 +129,17 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_for_what_fits_well() {
-        // Sizes that no other test of this process has.
-        const N: usize = 7_777_777;
-        let (first, at) = {
-            let buffer = Buffer::zeros(N);
-            (buffer.len(), buffer.as_ptr())
-        };
-        assert_eq!(first, N);
-        let smaller = Buffer::new(N - 7);
-        assert_eq!((smaller.as_ptr(), smaller.len()), (at, N - 7), "a little smaller: the same memory");
+        // A size that no other test of this process has.
+        const N: usize = 5 << 20;
+        let at = Buffer::zeros(N).as_ptr();
+        let smaller = Buffer::new(N / 2);
+        assert_eq!((smaller.as_ptr(), smaller.len()), (at, N / 2), "a little smaller: the same memory");
         drop(smaller);
-        let half = Buffer::new(N / 3);
-        assert!(half.as_ptr() != at, "much smaller: not that");
-        let again = Buffer::zeros(N);
-        assert!(again.as_ptr() == at || again.iter().all(|&x| x == 0.0));
+        assert_ne!(Buffer::new(N / 8).as_ptr(), at, "much smaller: not that");
+        assert!(free()[class(N)].len() == 1);
+        assert_ne!(Buffer::new(2 * N).as_ptr(), at, "larger: not that, which is let go");
+        assert!(free()[class(N)].is_empty());
+        assert!(Buffer::zeros(N).iter().all(|&x| x == 0.0));
     }
 
     #[test]

@@ -43,8 +43,8 @@ const KC: usize = 384;
 const KB: usize = 12 * KC;
 /// Words of packed A and of packed B at a time.
 const PACKED: usize = 6 << 20;
-/// Panels of A and of B in a tile of C.
-const TILE: (usize, usize) = (9, 8);
+/// Most panels of A and of B in a tile of C: few enough that threads share a layer's product evenly.
+const TILE: (usize, usize) = (5, 4);
 /// Below this many multiplications threads cost more than they bring.
 const PARALLEL_FROM: usize = 1 << 20;
 
@@ -241,6 +241,16 @@ fn at_least(buffer: &mut Vec<u32>, len: usize) -> &mut [u32] {
     &mut buffer[..len]
 }
 
+/// Runs both: with threads at the same time, which spares one wait.
+fn both(parallel: bool, first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
+    if parallel {
+        rayon::join(first, second);
+    } else {
+        first();
+        second();
+    }
+}
+
 fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Right) {
     let Product { c_row, accumulate, alpha, threads, precision } = product;
     if m == 0 || n == 0 {
@@ -283,16 +293,18 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
             let rows = m0..(m0 + most(isa.mr)).min(m);
             let a_at = at_least(&mut for_a, rows.len().div_ceil(isa.mr) * isa.mr * span.len());
             let (outer, elements) = (rows.clone(), elements(&span));
-            Packed { width: isa.mr, outer, elements: elements.clone(), words, pack: isa.pack_a }.fill(
-                a_at,
-                &Source::rows(a),
-                parallel,
-            );
+            let in_a = Packed { width: isa.mr, outer, elements: elements.clone(), words, pack: isa.pack_a };
             for n0 in (0..n).step_by(most(isa.nr)) {
                 let cols = n0..(n0 + most(isa.nr)).min(n);
                 let b_at = at_least(&mut for_b, cols.len().div_ceil(isa.nr) * isa.nr * span.len());
                 let (outer, elements) = (cols.clone(), elements.clone());
-                Packed { width: isa.nr, outer, elements, words, pack: isa.pack_b }.fill(b_at, &b, parallel);
+                let in_b = Packed { width: isa.nr, outer, elements, words, pack: isa.pack_b };
+                let fill_a = || {
+                    if n0 == 0 {
+                        in_a.fill(a_at, &Source::rows(a), parallel);
+                    }
+                };
+                both(parallel, fill_a, || in_b.fill(b_at, &b, parallel));
                 let work = Tiles {
                     isa,
                     rows: rows.clone(),
@@ -338,9 +350,10 @@ impl Tiles<'_> {
     fn run(&self, c: C, add: bool, alpha: f32, parallel: bool) {
         let panels = (self.rows.len().div_ceil(self.isa.mr), self.cols.len().div_ceil(self.isa.nr));
         let grid = (panels.0.div_ceil(TILE.0), panels.1.div_ceil(TILE.1));
+        // Tiles of nearly one size: the last thread to finish is waited for.
+        let cut = |panels: usize, of: usize, i: usize| panels * i / of..panels * (i + 1) / of;
         let tile = |t: usize| {
-            let (i, j) = (t % grid.0 * TILE.0, t / grid.0 * TILE.1);
-            self.tile(i..(i + TILE.0).min(panels.0), j..(j + TILE.1).min(panels.1), c, add, alpha);
+            self.tile(cut(panels.0, grid.0, t % grid.0), cut(panels.1, grid.1, t / grid.0), c, add, alpha);
         };
         if parallel {
             (0..grid.0 * grid.1).into_par_iter().for_each(tile);

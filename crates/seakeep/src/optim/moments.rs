@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use rayon::prelude::*;
+
 /// Values that share a scale.
 pub const BLOCK: usize = 256;
 /// Tensors of fewer elements stay in f32, as in `bitsandbytes`: they cost little and matter much.
@@ -91,7 +93,10 @@ impl Moments {
     /// Zeros; `signed`: values may be negative.
     pub fn zeros(len: usize, eight_bits: bool, signed: bool) -> Self {
         if !eight_bits || len < LEAST {
-            return Moments { kept: Kept::F32(vec![0.0; len]) };
+            let mut values = vec![0.0; len];
+            // Written to now, by all threads: read first, every page of it would be fetched twice.
+            values.par_chunks_mut(1 << 16).for_each(|values| values.fill(0.0));
+            return Moments { kept: Kept::F32(values) };
         }
         let table: &'static Table = if signed { &SIGNED } else { &UNSIGNED };
         let zero = table.code(0.0);
