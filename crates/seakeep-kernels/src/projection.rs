@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::linear::{self, Map};
-use crate::simd::{dispatch, dot, exp, max, sum_by};
+use crate::simd::{dispatch, dot, exp, max, sums_by};
 
 /// Most rows of a chunk: 256 rows of 49,152 logits are 50 MB.
 pub const CHUNK: usize = 256;
@@ -117,8 +117,10 @@ fn surprise(z: &mut [f32], p: &Predicted, target: usize) {
 fn predict(z: &[f32], target: usize) -> Predicted {
     let n = z.len();
     let top = max(z);
-    let total = sum_by(n, |i| exp(z[i] - top));
-    let shifted = sum_by(n, |i| exp(z[i] - top) * (z[i] - top));
+    let [total, shifted, sum] = sums_by(n, |i| {
+        let (below, z) = (z[i] - top, z[i]);
+        [exp(below), exp(below) * below, z]
+    });
     let log_total = (total as f64).ln() as f32;
     Predicted {
         // Differences first: z and its maximum are of one size, their distance is what matters.
@@ -126,7 +128,7 @@ fn predict(z: &[f32], target: usize) -> Predicted {
         top,
         log_total,
         entropy: log_total - shifted / total,
-        mean_logit: sum_by(n, |i| z[i]) / n as f32,
+        mean_logit: sum / n as f32,
         is_top1: z[target] >= top,
     }
 }

@@ -87,40 +87,57 @@ const BLOCK: usize = 512;
 /// `sum f(i)` over `0..n` in a fixed order that vectorises.
 #[inline(always)]
 pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut total = 0.0f64;
+    sums_by(n, |i| [f(i)])[0]
+}
+
+/// [`sum_by`] for several sums that have much in common.
+#[inline(always)]
+pub fn sums_by<const K: usize>(n: usize, f: impl Fn(usize) -> [f32; K]) -> [f32; K] {
+    let mut totals = [0.0f64; K];
     let mut start = 0;
     while start < n {
         let end = if n - start > BLOCK { start + BLOCK } else { n };
-        total += block_sum(start, end, &f) as f64;
+        let sums = block_sums(start, end, &f);
+        for k in 0..K {
+            totals[k] += sums[k] as f64;
+        }
         start = end;
     }
-    total as f32
+    totals.map(|total| total as f32)
 }
 
 #[inline(always)]
-fn block_sum(start: usize, end: usize, f: &impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
+fn block_sums<const K: usize>(start: usize, end: usize, f: &impl Fn(usize) -> [f32; K]) -> [f32; K] {
+    let mut lanes = [[0.0f32; LANES]; K];
     let whole = start + (end - start) / LANES * LANES;
     let mut i = start;
     while i < whole {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + l);
+        for l in 0..LANES {
+            let terms = f(i + l);
+            for k in 0..K {
+                lanes[k][l] += terms[k];
+            }
         }
         i += LANES;
     }
-    let mut tail = 0.0;
+    let mut tail = [0.0; K];
     while i < end {
-        tail += f(i);
+        let terms = f(i);
+        for k in 0..K {
+            tail[k] += terms[k];
+        }
         i += 1;
     }
     let mut width = LANES / 2;
     while width > 0 {
-        for l in 0..width {
-            lanes[l] += lanes[l + width];
+        for lanes in &mut lanes {
+            for l in 0..width {
+                lanes[l] += lanes[l + width];
+            }
         }
         width /= 2;
     }
-    lanes[0] + tail
+    std::array::from_fn(|k| lanes[k][0] + tail[k])
 }
 
 /// `sum a_i b_i`.

@@ -1,7 +1,7 @@
 //! Attention: backward, and how it changes along a tangent. Probabilities are recomputed block by block.
 
 use super::forward::probabilities_with_tangent;
-use super::{Layout, Shape, blocks, place, run, tasks};
+use super::{Layout, Shape, place, run, tasks};
 use crate::buffer::Buffer;
 use crate::simd::{dispatch, sum_by};
 
@@ -17,31 +17,26 @@ pub fn backward(
 ) {
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
-        let (d, heads) = (shape.head_dim, shape.per_kv());
-        let mut d_q = Buffer::new(task.rows * heads * d);
-        let (mut d_k, mut d_v) = (Buffer::zeros(task.rows * d), Buffer::zeros(task.rows * d));
-        let (mut p, mut d_s) = (Vec::new(), Vec::new());
-        for block in task.segments.iter().flat_map(blocks) {
+        let (rows, d) = (task.rows, shape.head_dim);
+        let mut d_q = Buffer::new(rows * shape.per_kv() * d);
+        let (mut d_k, mut d_v) = (Buffer::zeros(rows * d), Buffer::zeros(rows * d));
+        for block in task.blocks() {
             let width = block.columns();
-            p.resize(block.rows * width, 0.0);
-            d_s.resize(block.rows * width, 0.0);
-            for (i, head) in task.heads().enumerate() {
-                let d_out = task.query(d_o, &block, head);
-                task.probabilities(&mut p, &block, q, k, lse, head);
-                task.spread(&mut d_v, &block, 1.0, &p, d_out);
-                task.products(&mut d_s, &block, false, 1.0, d_out, v);
-                dispatch(|| {
-                    for (p, d) in p.chunks_exact(width).zip(d_s.chunks_exact_mut(width)) {
-                        let mean = sum_by(width, |i| p[i] * d[i]);
-                        for i in 0..width {
-                            d[i] = p[i] * (d[i] - mean);
-                        }
+            let (mut p, mut d_s) = (Buffer::new(block.scores() * width), Buffer::new(block.scores() * width));
+            let (q, d_out) = (task.queries(q, &block), task.queries(d_o, &block));
+            task.probabilities(&mut p, &block, &q, k, lse);
+            task.spread(&mut d_v, &block, 1.0, &p, &d_out);
+            task.products(&mut d_s, &block, false, 1.0, &d_out, v);
+            dispatch(|| {
+                for (p, d) in p.chunks_exact(width).zip(d_s.chunks_exact_mut(width)) {
+                    let mean = sum_by(width, |i| p[i] * d[i]);
+                    for i in 0..width {
+                        d[i] = p[i] * (d[i] - mean);
                     }
-                });
-                let out = &mut d_q[((block.row - task.first) * heads + i) * d..];
-                task.mix(out, heads * d, &block, false, shape.scale, &d_s, k);
-                task.spread(&mut d_k, &block, shape.scale, &d_s, task.query(q, &block, head));
-            }
+                }
+            });
+            task.mix(task.part(&mut d_q, &block), &block, false, shape.scale, &d_s, k);
+            task.spread(&mut d_k, &block, shape.scale, &d_s, &q);
         }
         (d_q, d_k, d_v)
     });
@@ -65,39 +60,36 @@ pub fn curvature(
 ) {
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
-        let (d, heads) = (shape.head_dim, shape.per_kv());
-        let mut s_q = Buffer::new(task.rows * heads * d);
-        let (mut s_k, mut s_v) = (Buffer::zeros(task.rows * d), Buffer::zeros(task.rows * d));
-        let mut scratch: [Vec<f32>; 4] = Default::default();
-        for block in task.segments.iter().flat_map(blocks) {
+        let (rows, d) = (task.rows, shape.head_dim);
+        let mut s_q = Buffer::new(rows * shape.per_kv() * d);
+        let (mut s_k, mut s_v) = (Buffer::zeros(rows * d), Buffer::zeros(rows * d));
+        for block in task.blocks() {
             let width = block.columns();
-            scratch.iter_mut().for_each(|s| s.resize(block.rows * width, 0.0));
-            let [p, t_p, d_s, s_s] = &mut scratch;
-            for (i, head) in task.heads().enumerate() {
-                let d_out = task.query(d_o, &block, head);
-                probabilities_with_tangent(task, &block, head, (p, t_p), (q, k), (t_q, t_k), lse);
-                task.spread(&mut s_v, &block, 1.0, t_p, d_out);
-                task.products(d_s, &block, false, 1.0, d_out, v);
-                task.products(s_s, &block, false, 1.0, d_out, t_v);
-                dispatch(|| {
-                    for r in 0..block.rows {
-                        let at = r * width..(r + 1) * width;
-                        let (p, t_p) = (&p[at.clone()], &t_p[at.clone()]);
-                        let (d, s) = (&mut d_s[at.clone()], &mut s_s[at]);
-                        let m = sum_by(width, |i| p[i] * d[i]);
-                        let t_m = sum_by(width, |i| t_p[i] * d[i] + p[i] * s[i]);
-                        for i in 0..width {
-                            s[i] = t_p[i] * (d[i] - m) + p[i] * (s[i] - t_m);
-                            d[i] = p[i] * (d[i] - m);
-                        }
+            let [mut p, mut t_p, mut d_s, mut s_s] =
+                std::array::from_fn(|_| Buffer::new(block.scores() * width));
+            let [q, t_q, d_out] = [q, t_q, d_o].map(|x| task.queries(x, &block));
+            probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, k), (&t_q, t_k), lse);
+            task.spread(&mut s_v, &block, 1.0, &t_p, &d_out);
+            task.products(&mut d_s, &block, false, 1.0, &d_out, v);
+            task.products(&mut s_s, &block, false, 1.0, &d_out, t_v);
+            dispatch(|| {
+                for r in 0..block.scores() {
+                    let at = r * width..(r + 1) * width;
+                    let (p, t_p) = (&p[at.clone()], &t_p[at.clone()]);
+                    let (d, s) = (&mut d_s[at.clone()], &mut s_s[at]);
+                    let m = sum_by(width, |i| p[i] * d[i]);
+                    let t_m = sum_by(width, |i| t_p[i] * d[i] + p[i] * s[i]);
+                    for i in 0..width {
+                        s[i] = t_p[i] * (d[i] - m) + p[i] * (s[i] - t_m);
+                        d[i] = p[i] * (d[i] - m);
                     }
-                });
-                let out = &mut s_q[((block.row - task.first) * heads + i) * d..];
-                task.mix(out, heads * d, &block, false, shape.scale, s_s, k);
-                task.mix(out, heads * d, &block, true, shape.scale, d_s, t_k);
-                task.spread(&mut s_k, &block, shape.scale, s_s, task.query(q, &block, head));
-                task.spread(&mut s_k, &block, shape.scale, d_s, task.query(t_q, &block, head));
-            }
+                }
+            });
+            let out = task.part(&mut s_q, &block);
+            task.mix(out, &block, false, shape.scale, &s_s, k);
+            task.mix(out, &block, true, shape.scale, &d_s, t_k);
+            task.spread(&mut s_k, &block, shape.scale, &s_s, &q);
+            task.spread(&mut s_k, &block, shape.scale, &d_s, &t_q);
         }
         (s_q, s_k, s_v)
     });

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::forward::softmax;
 use super::{Segment, Shape, Task, blocks};
+use crate::buffer::Buffer;
 use crate::simd::{exp, max, sum_by};
 
 /// Keys and values of successive positions, each `[len, J, D]`.
@@ -153,21 +154,17 @@ fn matrices(o: &mut [f32], q: &[f32], text: &Cached, shape: Shape) {
     let past = own.k.len() / (shape.kv_heads * d) - text.rows;
     // The cache as one text: the past is the context, the new rows follow it.
     let segment = Segment { start: past, len: text.rows, context: 0..past };
-    let results: Vec<Vec<f32>> = (0..shape.kv_heads)
+    let results: Vec<Buffer> = (0..shape.kv_heads)
         .into_par_iter()
         .map(|kv| {
-            let task = Task { shape, segments: &[], first: 0, rows: text.rows, kv };
-            let mut o = vec![0.0; text.rows * per_kv * d];
-            let mut p = Vec::new();
-            for block in blocks(&segment) {
-                p.resize(block.rows * block.columns(), 0.0);
-                for (i, head) in task.heads().enumerate() {
-                    let q = task.view(q, text.row + block.row - past, head, shape.heads);
-                    task.products(&mut p, &block, false, shape.scale, q, own.k);
-                    softmax(&mut p, &block, shape.window);
-                    let out = &mut o[((block.row - past) * per_kv + i) * d..];
-                    task.mix(out, per_kv * d, &block, false, 1.0, &p, own.v);
-                }
+            let task = Task { shape, segments: &[], first: past, rows: text.rows, kv };
+            let mut o = Buffer::new(text.rows * per_kv * d);
+            for block in blocks(&segment, shape) {
+                let mut p = Buffer::new(block.scores() * block.columns());
+                let q = task.rows(q, text.row + block.row - past, &block);
+                task.products(&mut p, &block, false, shape.scale, &q, own.k);
+                softmax(&mut p, &block, shape.window);
+                task.mix(task.part(&mut o, &block), &block, false, 1.0, &p, own.v);
             }
             o
         })

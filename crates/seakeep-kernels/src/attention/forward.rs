@@ -1,6 +1,6 @@
 //! Attention: forward and tangent.
 
-use super::{Block, Layout, Shape, Task, blocks, place, run, tasks};
+use super::{Block, Layout, Shape, Task, place, run, tasks};
 use crate::buffer::Buffer;
 use crate::simd::{dispatch, exp, max, sum_by};
 
@@ -39,20 +39,16 @@ pub fn forward(
 ) {
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
-        let (d, heads) = (shape.head_dim, shape.per_kv());
-        let (mut o, mut lse) = (Buffer::new(task.rows * heads * d), Buffer::new(task.rows * heads * 2));
-        let mut p = Vec::new();
-        for block in task.segments.iter().flat_map(blocks) {
-            p.resize(block.rows * block.columns(), 0.0);
-            let row = block.row - task.first;
-            for (i, head) in task.heads().enumerate() {
-                task.products(&mut p, &block, false, shape.scale, task.query(q, &block, head), k);
-                for (r, value) in softmax(&mut p, &block, shape.window).into_iter().enumerate() {
-                    let at = 2 * ((row + r) * heads + i);
-                    lse[at..at + 2].copy_from_slice(&value);
-                }
-                task.mix(&mut o[(row * heads + i) * d..], heads * d, &block, false, 1.0, &p, v);
+        let rows = task.rows * shape.per_kv();
+        let (mut o, mut lse) = (Buffer::new(rows * shape.head_dim), Buffer::new(rows * 2));
+        for block in task.blocks() {
+            let mut p = Buffer::new(block.scores() * block.columns());
+            task.products(&mut p, &block, false, shape.scale, &task.queries(q, &block), k);
+            let lse = &mut lse[2 * (block.row - task.first) * block.heads..];
+            for (lse, value) in lse.chunks_exact_mut(2).zip(softmax(&mut p, &block, shape.window)) {
+                lse.copy_from_slice(&value);
             }
+            task.mix(task.part(&mut o, &block), &block, false, 1.0, &p, v);
         }
         (o, lse)
     });
@@ -60,21 +56,20 @@ pub fn forward(
     place(lse, &tasks, results.iter().map(|r| &r.1[..]), shape.per_kv() * 2);
 }
 
-/// Writes `p = softmax` and its tangent `t_p = p (t_s - sum p t_s)`, `t_s = scale (t_q k^T + q t_k^T)`.
-#[allow(clippy::too_many_arguments)]
+/// Writes `p = softmax` and its tangent `t_p = p (t_s - sum p t_s)`, `t_s = scale (t_q k^T + q t_k^T)`; queries are the
+/// block's, `[S, D]`.
 pub(super) fn probabilities_with_tangent(
     task: &Task,
     block: &Block,
-    head: usize,
     (p, t_p): (&mut [f32], &mut [f32]),
     (q, k): (&[f32], &[f32]),
     (t_q, t_k): (&[f32], &[f32]),
     lse: &[f32],
 ) {
     let scale = task.shape.scale;
-    task.probabilities(p, block, q, k, lse, head);
-    task.products(t_p, block, false, scale, task.query(t_q, block, head), k);
-    task.products(t_p, block, true, scale, task.query(q, block, head), t_k);
+    task.probabilities(p, block, q, k, lse);
+    task.products(t_p, block, false, scale, t_q, k);
+    task.products(t_p, block, true, scale, q, t_k);
     let width = block.columns();
     dispatch(|| {
         for (p, t) in p.chunks_exact(width).zip(t_p.chunks_exact_mut(width)) {
@@ -87,7 +82,6 @@ pub(super) fn probabilities_with_tangent(
 }
 
 /// Writes `t_o = t_p v + p t_v` (`[T, H, D]`).
-#[allow(clippy::too_many_arguments)]
 pub fn tangent(
     t_o: &mut [f32],
     (q, k, v): (&[f32], &[f32], &[f32]),
@@ -98,18 +92,15 @@ pub fn tangent(
 ) {
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
-        let (d, heads) = (shape.head_dim, shape.per_kv());
-        let mut t_o = Buffer::new(task.rows * heads * d);
-        let (mut p, mut t_p) = (Vec::new(), Vec::new());
-        for block in task.segments.iter().flat_map(blocks) {
-            p.resize(block.rows * block.columns(), 0.0);
-            t_p.resize(block.rows * block.columns(), 0.0);
-            for (i, head) in task.heads().enumerate() {
-                probabilities_with_tangent(task, &block, head, (&mut p, &mut t_p), (q, k), (t_q, t_k), lse);
-                let out = &mut t_o[((block.row - task.first) * heads + i) * d..];
-                task.mix(out, heads * d, &block, false, 1.0, &t_p, v);
-                task.mix(out, heads * d, &block, true, 1.0, &p, t_v);
-            }
+        let mut t_o = Buffer::new(task.rows * shape.per_kv() * shape.head_dim);
+        for block in task.blocks() {
+            let size = block.scores() * block.columns();
+            let (mut p, mut t_p) = (Buffer::new(size), Buffer::new(size));
+            let (q, t_q) = (task.queries(q, &block), task.queries(t_q, &block));
+            probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, k), (&t_q, t_k), lse);
+            let out = task.part(&mut t_o, &block);
+            task.mix(out, &block, false, 1.0, &t_p, v);
+            task.mix(out, &block, true, 1.0, &p, t_v);
         }
         t_o
     });

@@ -13,13 +13,14 @@
 //!
 //! A *group* is the segments that share keys (one pair); its rows are contiguous. Work is done by
 //! (group, key/value head), so every gradient is summed by one thread in a fixed order. Queries are taken
-//! in blocks of `BLOCK` rows: memory is linear in the length, and no pass stores probabilities; the
-//! backward passes recompute them from the saved log-sum-exp.
+//! in blocks of rows, of all the heads that share keys: a block's products are as large as may be. Memory is linear in
+//! the length, and no pass stores probabilities; the backward passes recompute them from the saved log-sum-exp.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::gemm::{Mat, Threads, gemm};
 use crate::simd::{dispatch, exp};
 
@@ -31,8 +32,8 @@ pub use backward::{backward, curvature};
 pub use cached::{Cached, Span, cached_forward};
 pub use forward::{forward, tangent};
 
-/// Query rows per block.
-const BLOCK: usize = 64;
+/// Rows of scores per block: query rows times query heads.
+const BLOCK: usize = 96;
 
 /// Sizes that all heads share.
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +51,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Query heads per key/value head.
+    /// Query heads per key/value head, `G`.
     fn per_kv(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// Query rows per block: few enough that not much is computed which a causal row does not see.
+    fn block(&self) -> usize {
+        (BLOCK / self.per_kv()).clamp(16, 64)
     }
 }
 
@@ -86,11 +92,13 @@ struct Task<'a> {
     kv: usize,
 }
 
-/// A block of query rows of one segment.
+/// A block of query rows of one segment. Of each row it has the `G` heads of its task, one after another: `S` rows of scores in all.
 struct Block {
     /// First query row.
     row: usize,
     rows: usize,
+    /// `G`
+    heads: usize,
     /// Key rows, in order of position: the context, then the segment's own up to the block's last row.
     spans: [Range<usize>; 2],
     /// Position of the first query row.
@@ -98,15 +106,20 @@ struct Block {
 }
 
 impl Block {
+    /// `S`
+    fn scores(&self) -> usize {
+        self.rows * self.heads
+    }
+
     /// All key columns of the block, seen or not.
     fn columns(&self) -> usize {
         self.spans[0].len() + self.spans[1].len()
     }
 
-    /// The columns (= positions) that row `r` of the block sees.
+    /// The columns (= positions) that row `s` of the scores sees.
     #[inline(always)]
-    fn seen(&self, r: usize, window: Option<usize>) -> Range<usize> {
-        let end = self.position + r + 1;
+    fn seen(&self, s: usize, window: Option<usize>) -> Range<usize> {
+        let end = self.position + s / self.heads + 1;
         end.saturating_sub(window.unwrap_or(end))..end
     }
 
@@ -116,12 +129,13 @@ impl Block {
     }
 }
 
-fn blocks(segment: &Segment) -> impl Iterator<Item = Block> + '_ {
-    (0..segment.len).step_by(BLOCK).map(move |i| {
-        let rows = BLOCK.min(segment.len - i);
+fn blocks(segment: &Segment, shape: Shape) -> impl Iterator<Item = Block> + '_ {
+    (0..segment.len).step_by(shape.block()).map(move |i| {
+        let rows = shape.block().min(segment.len - i);
         Block {
             row: segment.start + i,
             rows,
+            heads: shape.per_kv(),
             spans: [segment.context.clone(), segment.start..segment.start + i + rows],
             position: segment.context.len() + i,
         }
@@ -145,85 +159,87 @@ fn run<'a, R: Send>(tasks: &'a [Task<'a>], each: impl Fn(&'a Task<'a>) -> R + Sy
 }
 
 impl Task<'_> {
-    /// Query heads of this task.
-    fn heads(&self) -> Range<usize> {
-        let n = self.shape.per_kv();
-        self.kv * n..(self.kv + 1) * n
+    /// The task's blocks, in order.
+    fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+        self.segments.iter().flat_map(|segment| blocks(segment, self.shape))
     }
 
-    /// Rows from `row` on of head `head` in a buffer `[.., heads, D]`.
-    fn view<'m>(&self, x: &'m [f32], row: usize, head: usize, heads: usize) -> Mat<'m> {
-        let d = self.shape.head_dim;
-        Mat::new(&x[(row * heads + head) * d..], heads * d)
+    /// The block's rows of the task's query heads in a `[T, H, D]` buffer, `[S, D]`.
+    fn queries(&self, x: &[f32], block: &Block) -> Buffer {
+        self.rows(x, block.row, block)
     }
 
-    /// The block's rows of query head `head` in a `[T, H, D]` buffer.
-    fn query<'m>(&self, x: &'m [f32], block: &Block, head: usize) -> Mat<'m> {
-        self.view(x, block.row, head, self.shape.heads)
+    /// [`queries`](Self::queries) where the block's first row is `first`.
+    fn rows(&self, x: &[f32], first: usize, block: &Block) -> Buffer {
+        let Shape { heads, head_dim, .. } = self.shape;
+        let (width, row) = (block.heads * head_dim, heads * head_dim);
+        let mut out = Buffer::new(block.rows * width);
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            out.copy_from_slice(&x[(first + r) * row + self.kv * width..][..width]);
+        }
+        out
     }
 
     /// Key or value rows from `row` on in a `[T, J, D]` buffer.
     fn key<'m>(&self, x: &'m [f32], row: usize) -> Mat<'m> {
-        self.view(x, row, self.kv, self.shape.kv_heads)
+        let Shape { kv_heads, head_dim, .. } = self.shape;
+        Mat::new(&x[(row * kv_heads + self.kv) * head_dim..], kv_heads * head_dim)
     }
 
-    /// `s[rows, columns] (+)= alpha a k^T` over the block's key columns.
-    fn products(&self, s: &mut [f32], block: &Block, add: bool, alpha: f32, a: Mat, k: &[f32]) {
-        let width = block.columns();
+    /// `s[S, columns] (+)= alpha a k^T` over the block's key columns; `a` is `[S, D]`.
+    fn products(&self, s: &mut [f32], block: &Block, add: bool, alpha: f32, a: &[f32], k: &[f32]) {
+        let (width, d) = (block.columns(), self.shape.head_dim);
         for (column, span) in block.placed() {
             if !span.is_empty() {
-                let size = (block.rows, span.len(), self.shape.head_dim);
-                gemm(size, &mut s[column..], width, add, alpha, a, self.key(k, span.start).t(), Threads::One);
+                let (size, k) = ((block.scores(), span.len(), d), self.key(k, span.start).t());
+                gemm(size, &mut s[column..], width, add, alpha, Mat::new(a, d), k, Threads::One);
             }
         }
     }
 
-    /// `o[rows, D] (+)= alpha s v` with rows of `o` `o_row` apart.
-    #[allow(clippy::too_many_arguments)]
-    fn mix(
-        &self,
-        o: &mut [f32],
-        o_row: usize,
-        block: &Block,
-        mut add: bool,
-        alpha: f32,
-        s: &[f32],
-        v: &[f32],
-    ) {
-        let width = block.columns();
+    /// `o[S, D] (+)= alpha s v`.
+    fn mix(&self, o: &mut [f32], block: &Block, mut add: bool, alpha: f32, s: &[f32], v: &[f32]) {
+        let (width, d) = (block.columns(), self.shape.head_dim);
         for (column, span) in block.placed() {
             if !span.is_empty() {
-                let size = (block.rows, self.shape.head_dim, span.len());
-                let s = Mat::new(&s[column..], width);
-                gemm(size, o, o_row, add, alpha, s, self.key(v, span.start), Threads::One);
+                let (size, s) = ((block.scores(), d, span.len()), Mat::new(&s[column..], width));
+                gemm(size, o, d, add, alpha, s, self.key(v, span.start), Threads::One);
                 add = true;
             }
         }
     }
 
-    /// `d_k[span rows, D] += alpha s^T a` for a buffer `[group rows, D]` of this task alone.
-    fn spread(&self, d_k: &mut [f32], block: &Block, alpha: f32, s: &[f32], a: Mat) {
+    /// `d_k[span rows, D] += alpha s^T a` for a buffer `[group rows, D]` of this task alone; `a` is `[S, D]`.
+    fn spread(&self, d_k: &mut [f32], block: &Block, alpha: f32, s: &[f32], a: &[f32]) {
         let (width, d) = (block.columns(), self.shape.head_dim);
         for (column, span) in block.placed() {
             if !span.is_empty() {
                 let to = &mut d_k[(span.start - self.first) * d..];
-                let s = Mat::new(&s[column..], width).t();
-                gemm((span.len(), d, block.rows), to, d, true, alpha, s, a, Threads::One);
+                let (size, s) = ((span.len(), d, block.scores()), Mat::new(&s[column..], width).t());
+                gemm(size, to, d, true, alpha, s, Mat::new(a, d), Threads::One);
             }
         }
     }
 
-    /// The block's probabilities from the saved log-sum-exp (`lse` is `[T, H, 2]`), zero where unseen.
-    fn probabilities(&self, p: &mut [f32], block: &Block, q: &[f32], k: &[f32], lse: &[f32], head: usize) {
-        self.products(p, block, false, self.shape.scale, self.query(q, block, head), k);
-        for (r, p) in p.chunks_exact_mut(block.columns()).enumerate() {
-            let seen = block.seen(r, self.shape.window);
-            let at = 2 * ((block.row + r) * self.shape.heads + head);
+    /// The block's probabilities from its queries `q`, `[S, D]`, and the saved log-sum-exp (`lse` is `[T, H, 2]`); zero where
+    /// unseen.
+    fn probabilities(&self, p: &mut [f32], block: &Block, q: &[f32], k: &[f32], lse: &[f32]) {
+        self.products(p, block, false, self.shape.scale, q, k);
+        for (s, p) in p.chunks_exact_mut(block.columns()).enumerate() {
+            let seen = block.seen(s, self.shape.window);
+            let (row, head) = (block.row + s / block.heads, self.kv * block.heads + s % block.heads);
+            let at = 2 * (row * self.shape.heads + head);
             let (top, log_total) = (lse[at], lse[at + 1]);
             p[..seen.start].fill(0.0);
             p[seen.end..].fill(0.0);
             dispatch(|| p[seen].iter_mut().for_each(|p| *p = exp((*p - top) - log_total)));
         }
+    }
+
+    /// The part of a `[group rows, G, D]` buffer of this task alone that belongs to the block, `[S, D]`.
+    fn part<'m>(&self, x: &'m mut [f32], block: &Block) -> &'m mut [f32] {
+        let d = self.shape.head_dim;
+        &mut x[(block.row - self.first) * block.heads * d..][..block.scores() * d]
     }
 }
 

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::ops::{Index, IndexMut};
 
 use rayon::prelude::*;
+use seakeep_kernels::simd::{dispatch, dot};
 
 /// Which tensor of a [`Tensors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,12 +250,12 @@ impl Tensors {
         });
     }
 
-    /// Euclidean norm over all parameters; squares are summed in f64 in a fixed order.
+    /// Euclidean norm over all parameters; squares are summed in a fixed order, from 256 on in f64.
     pub fn norm(&self) -> f64 {
         let of = |t: &Vec<f32>| {
             let sums: Vec<f64> = t
                 .par_chunks(1 << 16)
-                .map(|c| c.chunks(256).map(|c| c.iter().map(|&x| (x * x) as f64).sum::<f64>()).sum())
+                .map(|c| dispatch(|| c.chunks(256).map(|c| dot(c, c) as f64).sum()))
                 .collect();
             sums.iter().sum::<f64>()
         };

@@ -82,32 +82,36 @@ impl AdamW {
         let (c1, c2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
         let tensors = weights.iter_mut().zip(grads.iter()).zip(&mut state.mean).zip(&mut state.square);
         let tensors = tensors.zip(&map.params).enumerate().filter(|(_, (_, spec))| spec.trainable);
-        for (tensor, ((((w, g), m), s), spec)) in tensors {
-            let keep = if spec.decays { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
-            let update = |w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32]| {
-                for i in 0..w.len() {
-                    m[i] = b1 * m[i] + c1 * g[i];
-                    s[i] = b2 * s[i] + c2 * g[i] * g[i];
-                    w[i] = keep * w[i] - step_size * m[i] / (s[i].sqrt() / root + eps);
+        // On a thread of the pool: from outside, each tensor would be handed over and waited for.
+        rayon::scope(|_| {
+            for (tensor, ((((w, g), m), s), spec)) in tensors {
+                let keep = if spec.decays { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
+                let update = |w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32]| {
+                    for i in 0..w.len() {
+                        m[i] = b1 * m[i] + c1 * g[i];
+                        s[i] = b2 * s[i] + c2 * g[i] * g[i];
+                        w[i] = keep * w[i] - step_size * m[i] / (s[i].sqrt() / root + eps);
+                    }
+                };
+                let moments =
+                    m.parts_mut(PIECE).into_par_iter().zip(s.parts_mut(PIECE)).zip(g.par_chunks(PIECE));
+                match w {
+                    Stored::F32(w) => w.par_chunks_mut(PIECE).zip(moments).for_each(|(w, ((m, s), g))| {
+                        m.change(|m| s.change(|s| update(w, g, m, s)));
+                    }),
+                    Stored::Bf16(w) => {
+                        w.par_chunks_mut(PIECE).zip(moments).enumerate().for_each(|(p, (w, ((m, s), g)))| {
+                            let mut exact: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
+                            m.change(|m| s.change(|s| update(&mut exact, g, m, s)));
+                            for (i, (w, exact)) in w.iter_mut().zip(exact).enumerate() {
+                                *w = rounded_at_random(exact, [step, tensor as u32, (p * PIECE + i) as u32]);
+                            }
+                        });
+                    }
+                    Stored::Blocks(_) => panic!("`{}` is quantised and cannot be trained", spec.name),
                 }
-            };
-            let moments = m.parts_mut(PIECE).into_par_iter().zip(s.parts_mut(PIECE)).zip(g.par_chunks(PIECE));
-            match w {
-                Stored::F32(w) => w.par_chunks_mut(PIECE).zip(moments).for_each(|(w, ((m, s), g))| {
-                    m.change(|m| s.change(|s| update(w, g, m, s)));
-                }),
-                Stored::Bf16(w) => {
-                    w.par_chunks_mut(PIECE).zip(moments).enumerate().for_each(|(p, (w, ((m, s), g)))| {
-                        let mut exact: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
-                        m.change(|m| s.change(|s| update(&mut exact, g, m, s)));
-                        for (i, (w, exact)) in w.iter_mut().zip(exact).enumerate() {
-                            *w = rounded_at_random(exact, [step, tensor as u32, (p * PIECE + i) as u32]);
-                        }
-                    });
-                }
-                Stored::Blocks(_) => panic!("`{}` is quantised and cannot be trained", spec.name),
             }
-        }
+        });
     }
 }
 

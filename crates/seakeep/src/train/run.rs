@@ -246,7 +246,7 @@ impl<'a> Run<'a> {
         let factor = options.schedule.factor(options.warmup, self.state.step, self.state.total_steps);
         let learning_rate = options.learning_rate * factor;
         let (map, weights, optimizer) = (&self.model.map, &mut self.model.weights, &mut self.optimizer);
-        rayon::scope(|_| options.optimizer.step(map, weights, &grads.total, optimizer, learning_rate));
+        options.optimizer.step(map, weights, &grads.total, optimizer, learning_rate);
         if let Some(groups) = &out.groups {
             self.state.groups = groups.clone();
         }
