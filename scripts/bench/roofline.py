@@ -94,16 +94,19 @@ ROPE = MODEL.layers * (WIDE + NARROW) / WIDE
 FORWARD = (
     linear("linear layers", "forward"),
     attention("attention", "forward", 2, 1),
-    projection("vocabulary projection", "forward", 1),
+    projection("vocabulary projection, and what its inputs' gradient will be made of", "forward with gradient", 2),
     moved("norms", NORMS * 2 * T * MODEL.hidden, ("rmsnorm/forward", NORMS)),
     moved("gated silu", MODEL.layers * 3 * T * MODEL.intermediate, ("gated silu/forward", MODEL.layers)),
     moved("rotary embedding", ROPE * 2 * T * WIDE, ("rope/forward", ROPE)),
+)
+REFERENCE = tuple(
+    projection("vocabulary projection", "forward", 1) if part.name.startswith("vocabulary") else part for part in FORWARD
 )
 BACKWARD = (
     linear("linear layers, inputs", "backward_input"),
     linear("linear layers, weights", "backward_weight"),
     attention("attention (scores again)", "backward", 5, 3),
-    projection("vocabulary projection (logits again)", "backward", 3),
+    projection("vocabulary projection, weight (logits again)", "backward by weight", 2),
     moved("norms", NORMS * 3 * T * MODEL.hidden, ("rmsnorm/backward", NORMS)),
     moved("gated silu", MODEL.layers * 5 * T * MODEL.intermediate, ("gated silu/backward", MODEL.layers)),
     moved("rotary embedding", ROPE * 2 * T * WIDE, ("rope/forward", ROPE)),
@@ -116,15 +119,13 @@ OPTIMIZER = (
 SECOND = (
     linear("first backward pass: linear layers, inputs", "backward_input"),
     attention("first backward pass: attention (scores again)", "backward", 5, 3),
-    Part("first backward pass: vocabulary projection (logits again)", 2 * PROJECTION, 2 * FLOAT * HEAD,
-         (("projection/backward inputs", 1),)),
     linear("tangent: linear layers", "forward"),
     attention("tangent: attention (scores again)", "tangent", 5, 2),
     linear("curvature: linear layers, weights", "backward_weight"),
     attention("curvature: attention (scores and tangents again)", "curvature", 10, 5),
     # In place of DPO's backward pass of the projection, which is counted above.
-    Part("curvature: vocabulary projection, two products more", 2 * PROJECTION, 2 * FLOAT * HEAD,
-         (("projection/backward_with_curvature", 1), ("projection/backward", -1))),
+    Part("curvature: vocabulary projection, three products more", 3 * PROJECTION, 3 * FLOAT * HEAD,
+         (("projection/backward_with_curvature", 1), ("projection/backward by weight", -1))),
     moved("norms, three passes", NORMS * 10 * T * MODEL.hidden,
           *((f"rmsnorm/{kernel}", NORMS) for kernel in ("backward", "tangent", "curvature"))),
     moved("gated silu, three passes", MODEL.layers * 17 * T * MODEL.intermediate,
@@ -181,10 +182,10 @@ def table(rates, times):
     for stage, parts in STAGES.items():
         lines.append(f"| **{stage}** | | | | | |")
         lines += [line(part.name, [part], rates, times) for part in parts]
-    reference, step = FORWARD, (*FORWARD, *BACKWARD, *OPTIMIZER)
+    step = (*FORWARD, *BACKWARD, *OPTIMIZER)
     lines.append("| **sums** | | | | | |")
     lines += [
-        line("the reference's pass", reference, rates, times),
+        line("the reference's pass", REFERENCE, rates, times),
         line("DPO step", step, rates, times),
         line("WDPO step", (*step, *SECOND), rates, times),
     ]

@@ -106,6 +106,7 @@ pub fn sums_by<const K: usize>(n: usize, f: impl Fn(usize) -> [f32; K]) -> [f32;
     totals.map(|total| total as f32)
 }
 
+#[allow(clippy::needless_range_loop)] // one term for all sums, each of which is a vector along `l`
 #[inline(always)]
 fn block_sums<const K: usize>(start: usize, end: usize, f: &impl Fn(usize) -> [f32; K]) -> [f32; K] {
     let mut lanes = [[0.0f32; LANES]; K];

@@ -31,7 +31,11 @@ fn load(directory: &Path, keep: Keep, precision: Precision) -> Model {
 
 /// The same weights, all of them in f32.
 fn in_f32(model: &Model, directory: &Path) -> Model {
-    let mut plain = load(directory, Keep::F32, model.weights.precision);
+    with_values_of(model, load(directory, Keep::F32, model.weights.precision))
+}
+
+/// `plain` with the values of the model's own weights.
+fn with_values_of(model: &Model, mut plain: Model) -> Model {
     let ids: Vec<ParamId> = plain.map.files.iter().flat_map(|f| f.parts.iter().map(|p| p.0)).collect();
     for id in ids {
         plain.weights.set(id, Stored::F32(model.weights.values(id).into_owned()));
@@ -89,7 +93,7 @@ fn adapters_on_a_quantised_base_are_those_on_its_values() {
             model.weights.f32_mut().flatten().for_each(|w| *w += 0.01);
         }
         // What is in f32 on one side alone was not moved on the other.
-        let plain = if keep == Keep::F32 { plain } else { moved_back(plain, &model) };
+        let plain = if keep == Keep::F32 { plain } else { with_values_of(&model, plain) };
         let ((logps, grads, _), want) = (results(&model, 0..2), results(&plain, 0..2));
         assert!(logps == want.0 && grads == want.1, "{keep:?}: the same bits");
         assert!(grads.norm() > 0.0);
@@ -100,14 +104,6 @@ fn adapters_on_a_quantised_base_are_those_on_its_values() {
             assert!((a - b).abs() <= 1e-5 * a.abs(), "{keep:?}: {a} {b}");
         }
     }
-}
-
-fn moved_back(mut plain: Model, model: &Model) -> Model {
-    let ids: Vec<ParamId> = plain.map.files.iter().flat_map(|f| f.parts.iter().map(|p| p.0)).collect();
-    for id in ids {
-        plain.weights.set(id, Stored::F32(model.weights.values(id).into_owned()));
-    }
-    plain
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use clap::{Arg, ArgAction, ArgMatches};
 use seakeep::Result;
+use seakeep::ceiling::Precision;
 use seakeep::model::Keep;
 use seakeep::train::cost::{Cost, SHARES};
 use seakeep::train::{TrainOptions, estimate};
 
+use super::grouped;
 use crate::{output, progress};
 
 /// The flag.
@@ -34,16 +36,16 @@ fn told(cost: &Cost, options: &TrainOptions) -> String {
         if cost.left_out > 0 { format!(", {} more left out", cost.left_out) } else { String::new() };
     let tokens = cost.tokens;
     let mut lines = vec![
-        ("rows", format!("{}{left_out}", count(cost.rows))),
-        ("steps", format!("{} of {batch} rows, {epochs:.2} epochs", count(cost.steps))),
+        ("rows", format!("{}{left_out}", grouped(cost.rows))),
+        ("steps", format!("{} of {batch} rows, {epochs:.2} epochs", grouped(cost.steps))),
         (
             "tokens",
             format!(
                 "{} of prompts, {} of completions, {} predicted; {} positions are computed in an epoch",
-                count(tokens.prompts),
-                count(tokens.completions),
-                count(tokens.predicted),
-                count(tokens.computed)
+                grouped(tokens.prompts),
+                grouped(tokens.completions),
+                grouped(tokens.predicted),
+                grouped(tokens.computed)
             ),
         ),
         (
@@ -79,12 +81,13 @@ fn told(cost: &Cost, options: &TrainOptions) -> String {
     lines.push((
         "time",
         format!(
-            "{} to {}, at {:.0} to {:.0}% of the {:.0} GFLOP/s that this machine's best f32 product reaches",
+            "{} to {}, at {:.0} to {:.0}% of the {:.0} GFLOP/s that this machine's best {} product reaches",
             time(least),
             time(most),
             100.0 * SHARES[0],
             100.0 * SHARES[1],
-            cost.ceiling / 1e9
+            cost.ceiling / 1e9,
+            if options.numbers.precision == Precision::Bf16 { "bfloat16" } else { "float32" }
         ),
     ));
     let there = cost.available.map(|bytes| format!(" of the {} there are", size(bytes as usize)));
@@ -132,19 +135,6 @@ fn advice(options: &TrainOptions) -> Vec<String> {
     advice
 }
 
-/// `1234567` as `1,234,567`.
-fn count(n: usize) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 fn flop(operations: f64) -> String {
     match operations {
         x if x >= 1e15 => format!("{:.2} PFLOP", x * 1e-15),
@@ -177,7 +167,6 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(
             [158.4e9, 2.5e12, 7e15, 3e6].map(flop),
             ["158.4 GFLOP", "2.50 TFLOP", "7.00 PFLOP", "3.000 MFLOP"]

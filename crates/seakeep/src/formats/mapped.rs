@@ -1,8 +1,25 @@
 //! Files that are mapped: what has been read of them need not stay in memory.
 
+use std::fs::File;
+use std::path::Path;
+
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
+
+use crate::{Error, Result};
+
+/// Maps a file to read it.
+///
+/// # Errors
+/// A file that cannot be opened or mapped.
+pub(super) fn open(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    // SAFETY: the map is read-only and private to this process. Should another process truncate the file while we read, the
+    // system raises SIGBUS; that is the accepted risk of mapping model files, and all our writers replace files by rename
+    // instead of truncating them.
+    unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
+}
 
 /// Tells the system that these bytes of `map` will not be needed soon. They are read from the file again if they are; without this a
 /// model that is converted while it is loaded would count twice, as it is in the file and as it is kept.

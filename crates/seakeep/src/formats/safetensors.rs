@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 
 use super::atomic::try_write_atomic_with;
-use super::mapped::release;
+use super::mapped::{self, release};
 use crate::error::{Error, Result};
 
 /// The name of an unsharded checkpoint.
@@ -96,10 +95,7 @@ impl SafeTensorsFiles {
     }
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        // SAFETY: read-only and private; see `GgufFile::open` for the risk of a file truncated by
-        // another process, which is accepted there for the same reason.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = mapped::open(path)?;
         let shard = self.shards.len();
         let parsed = SafeTensors::deserialize(&map).map_err(|e| explain(path, &map, &e))?;
         for (name, view) in parsed.iter() {

@@ -161,12 +161,13 @@ impl Sizes {
 
     /// Bytes of the weights of the model in `source`, without adapters, where they are kept as `keep` says.
     pub fn weight_bytes(&self, source: &ModelSource, keep: Keep) -> usize {
-        let (map, _) = families::tensors(&self.config);
+        let (map, params) = families::tensors(&self.config);
+        let matrices = params.matrices(&map);
         let ggml = |name: &str| (0..64).filter_map(GgmlType::from_id).find(|t| t.name() == name);
         let of_blocks = |n: usize, t: GgmlType| n.div_ceil(t.block().0) * t.block().1;
         let of = |file: &FileTensor| {
             let n: usize = file.shape.iter().product();
-            let is_matrix = file.parts.iter().any(|(id, _)| map.params[id.0].cols > 1);
+            let is_matrix = file.parts.iter().any(|(id, _)| matrices[id.0]);
             let stored = || source.weights.type_name(&file.name).and_then(|name| ggml(&name));
             match keep {
                 _ if !is_matrix => 4 * n,

@@ -61,12 +61,6 @@ pub(super) fn seeds(batch: &Batch, branches: &[f64]) -> Vec<f32> {
 }
 
 impl Model {
-    /// A model with all weights 0, to be loaded or initialised.
-    pub fn zeros(config: ModelConfig) -> Self {
-        let weights = Weights::zeros(&families::tensors(&config).0);
-        Model::with_weights(config, weights)
-    }
-
     /// A model with these weights.
     pub(super) fn with_weights(config: ModelConfig, weights: Weights) -> Self {
         let (map, params) = families::tensors(&config);

@@ -4,6 +4,7 @@
 //! Their files have PEFT's names and shapes. Where one file tensor holds several linear maps (GPT-2's `c_attn`, GPT-NeoX's
 //! `query_key_value`), PEFT sees one layer: the maps share `A`, and their `B`s lie in the file as the maps' biases do.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use rand::{RngExt, SeedableRng};
@@ -17,7 +18,7 @@ use super::tensors::{FileTensor, Pack, ParamId, TensorMap};
 use super::weights::{Stored, Weights};
 use crate::error::nearest;
 use crate::formats::adapter::{self, AdapterFiles, LoraConfig};
-use crate::formats::{SaveDtype, write_atomic, write_safetensors};
+use crate::formats::{SaveDtype, write_atomic, write_safetensors_by};
 use crate::{Error, Result};
 
 /// The random stream of `A`; the order of rows takes those that count epochs.
@@ -262,11 +263,11 @@ impl Model {
     /// If the model has no adapters.
     pub fn save_adapters(&self, directory: &Path, base: &Path, dtype: SaveDtype) -> Result<()> {
         let adapters = self.adapters.as_ref().expect("a model with adapters");
-        let data: Vec<Vec<f32>> = adapters.files.iter().map(|f| self.map.export(f, &self.weights)).collect();
-        let files = adapters.files.iter().zip(&data);
-        let tensors: Vec<(&str, &[usize], &[f32])> =
-            files.map(|(f, d)| (f.name.as_str(), f.shape.as_slice(), d.as_slice())).collect();
-        write_safetensors(directory.join(adapter::TENSORS_FILE), &tensors, dtype)?;
+        let files = &adapters.files;
+        let shapes: Vec<(&str, &[usize])> = files.iter().map(|f| (&*f.name, &*f.shape)).collect();
+        write_safetensors_by(directory.join(adapter::TENSORS_FILE), &shapes, dtype, |i| {
+            Cow::Owned(self.map.export(&files[i], &self.weights))
+        })?;
         let config = &adapters.config;
         let targets = match config.target_modules.as_slice() {
             [] => last_parts(adapters.modules.iter().map(String::as_str)),

@@ -98,12 +98,6 @@ impl Values for Weights {
 }
 
 impl Weights {
-    /// Zeros, in f32.
-    pub fn zeros(map: &TensorMap) -> Self {
-        let tensors = map.params.iter().map(|p| Stored::F32(vec![0.0; p.rows * p.cols])).collect();
-        Weights { tensors, precision: Precision::F32 }
-    }
-
     /// Of tensors in the order of [`TensorMap::params`].
     pub(super) fn of(tensors: Vec<Stored>, precision: Precision) -> Self {
         Weights { tensors, precision }

@@ -132,6 +132,9 @@ impl<'a> Run<'a> {
             }
             None => {
                 let model = Model::load_in(source, options.numbers)?;
+                if options.lora.is_none() {
+                    model.check_trainable()?;
+                }
                 // Adapters come after the reference, and their moments with them: a large model has no room for its own.
                 let optimizer = match options.lora {
                     None => AdamWState::new(&model.map, &options.optimizer),
@@ -212,7 +215,7 @@ impl<'a> Run<'a> {
     /// Gives the model its adapters, if it is to have some and no checkpoint brought them: after the reference has been computed,
     /// which is the model without them.
     fn add_adapters(&mut self, progress: &mut dyn Progress) -> Result<()> {
-        let Some(lora) = &self.options.lora else { return self.model.check_trainable() };
+        let Some(lora) = &self.options.lora else { return Ok(()) };
         if self.model.adapters.is_none() {
             self.model.add_adapters(lora, self.options.seed)?;
             self.optimizer = AdamWState::new(&self.model.map, &self.options.optimizer);

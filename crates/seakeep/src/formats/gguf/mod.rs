@@ -11,7 +11,6 @@ pub mod tensors;
 pub mod tokenizer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -22,7 +21,7 @@ pub use header::{
 pub use seakeep_kernels::blocks::GgmlType;
 use seakeep_kernels::blocks::dequantize;
 
-use super::mapped::release;
+use super::mapped::{self, release};
 use crate::error::{Error, Result};
 
 /// Where a tensor's bytes are, and what they are.
@@ -55,11 +54,7 @@ impl GgufFile {
     /// [`Error::Unsupported`] for a tensor type that cannot be dequantised here.
     pub fn open(path: impl AsRef<Path>) -> Result<GgufFile> {
         let path = path.as_ref().to_path_buf();
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        // SAFETY: the map is read-only and private to this process. Should another process truncate
-        // the file while we read, the system raises SIGBUS; that is the accepted risk of mapping
-        // model files, and all our writers replace files by rename instead of truncating them.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", &path))?;
+        let map = mapped::open(&path)?;
         let header::Header { metadata, tensors } = header::parse(&path, &map)?;
         Ok(GgufFile { path, map, metadata, tensors })
     }
