@@ -118,6 +118,7 @@ fn rows_are_held_out_by_prompt_and_labels_turned() {
     let base = ["prepare", "--input", "rows.jsonl", "--output", "o"];
     place.fail(&[&base[..], &["--test_share", "0.5"]].concat(), 2, &["--test_output"]);
     place.fail(&[&base[..], &["--flip_rate", "2"]].concat(), 2, &["a share from 0 to 1"]);
+    place.fail(&[&base[..], &["--longest", "3"]].concat(), 2, &["o: no row would be in it, of 40 read"]);
 }
 
 #[test]

@@ -116,10 +116,18 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     if let Some(rate) = flip_rate {
         flip(&mut rows, rate, seed)?;
     }
-    if let Some(to) = test_to {
-        write(to, &held_out, read)?;
+    let files: Vec<(&PathBuf, &[Row])> = [(test_to, &held_out), (to, &rows)]
+        .into_iter()
+        .filter_map(|(to, rows)| Some((to?, &rows[..])))
+        .collect();
+    if let Some((to, _)) = files.iter().find(|(_, rows)| rows.is_empty()) {
+        return Err(Error::Usage(format!(
+            "{}: no row would be in it, of {} read; ask for less with --drop, --longest, --prompt_tokens or --test_share",
+            to.display(),
+            grouped(read)
+        )));
     }
-    to.map_or(Ok(()), |to| write(to, &rows, read))
+    files.into_iter().try_for_each(|(to, rows)| write(to, rows, read))
 }
 
 fn write(to: &Path, rows: &[Row], read: usize) -> Result<()> {

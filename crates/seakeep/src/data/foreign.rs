@@ -109,7 +109,7 @@ fn llmbar(row: &Row) -> Result<Columns> {
     Ok(pair(&row.text("input")?, [row.text("output_1")?, row.text("output_2")?], best))
 }
 
-/// With `votes`: for each annotator 1 where they agree with the label, 0 where not, 0.5 for a tie.
+/// `None` where annotators are split or an answer is empty. With `votes`: for each annotator 1 where they agree with the label, 0 where not, 0.5 for a tie.
 fn pandalm(row: &Row) -> Result<Option<Columns>> {
     let keys = ["annotator1", "annotator2", "annotator3"];
     let votes = keys.map(|key| row.choice(key, 0, 2));
@@ -119,9 +119,13 @@ fn pandalm(row: &Row) -> Result<Option<Columns>> {
         return Ok(None);
     }
     let best = if count(1) > count(2) { 1 } else { 2 };
+    let answers = [row.text("response1")?, row.text("response2")?];
+    if answers.iter().any(|answer| answer.trim().is_empty()) {
+        return Ok(None);
+    }
     let (instruction, input) = (row.text("instruction")?, row.text("input")?);
     let prompt = if input.is_empty() { instruction } else { format!("{instruction}\n\n{input}") };
-    let mut columns = pair(&prompt, [row.text("response1")?, row.text("response2")?], best as usize - 1);
+    let mut columns = pair(&prompt, answers, best as usize - 1);
     let vote = |v: &u64| if *v == 0 { 0.5 } else { f64::from(*v == best) };
     columns.insert("votes".into(), votes.iter().map(vote).collect());
     Ok(Some(columns))
@@ -166,7 +170,9 @@ mod tests {
             json!({"instruction": "Do", "input": "x", "response1": "a", "response2": "b",
             "annotator1": votes[0], "annotator2": votes[1], "annotator3": votes[2]})
         };
-        let rows = json!([row([2, 2, 0]), row([1, 2, 0]), row([1, 1, 2])]).to_string();
+        let mut silent = row([1, 1, 1]);
+        silent["response2"] = json!(" ");
+        let rows = json!([row([2, 2, 0]), row([1, 2, 0]), silent, row([1, 1, 2])]).to_string();
         let rows = read("a.json", &rows, &Layout::PandaLm).unwrap();
         assert_eq!(rows.len(), 2);
         assert_eq!(
