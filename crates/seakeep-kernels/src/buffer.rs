@@ -1,6 +1,7 @@
 //! Memory that is used again. A training step asks for the same few hundred buffers as the step before it; asked of the
 //! system each time, their pages come back one fault at a time and set to 0 first, which took a fifth of a step.
 
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,79 +12,85 @@ use memmap2::MmapMut;
 pub struct Buffer {
     memory: Memory,
     len: usize,
+    width: usize,
 }
 
 #[derive(Debug)]
 enum Memory {
     Small(Vec<f32>),
-    /// `2^class` elements. Pages that were never written to take no memory, so that lengths need not be exact: those of a batch
-    /// follow its tokens.
+    /// Has room for more than was asked for. Pages that were never written to take no memory, so this costs none, and a
+    /// batch that is a little longer than the last needs no new ones.
     Large(MmapMut),
 }
 
-/// What was given back, by class.
-static FREE: Mutex<Vec<Vec<MmapMut>>> = Mutex::new(Vec::new());
+/// What was given back, by the width of its rows. A pass asks for as many buffers of each width as the one before: each remains one of
+/// its width, however long batches are, and does not come to have the pages of a wider one.
+static FREE: Mutex<BTreeMap<usize, Vec<MmapMut>>> = Mutex::new(BTreeMap::new());
 
 /// Below this many elements the allocator does as well.
 const LEAST: usize = 1 << 12;
 
-fn free() -> MutexGuard<'static, Vec<Vec<MmapMut>>> {
+fn free() -> MutexGuard<'static, BTreeMap<usize, Vec<MmapMut>>> {
     FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn class(len: usize) -> usize {
-    len.next_power_of_two().trailing_zeros() as usize
-}
-
 impl Buffer {
-    /// `len` elements to be written: what stands there is whatever was there before (NaN in debug builds).
+    /// `len` elements to be written, in rows of `width`: what stands there is whatever was there before (NaN in debug builds).
     ///
     /// # Panics
     /// If there is no memory.
-    pub fn new(len: usize) -> Self {
+    pub fn new(len: usize, width: usize) -> Self {
         let memory =
-            if len < LEAST { Memory::Small(vec![0.0; len]) } else { Memory::Large(take(class(len))) };
-        let mut buffer = Buffer { memory, len };
+            if len < LEAST { Memory::Small(vec![0.0; len]) } else { Memory::Large(take(len, width)) };
+        let mut buffer = Buffer { memory, len, width };
         if cfg!(debug_assertions) {
             buffer.fill(f32::NAN);
         }
         buffer
     }
 
-    /// `len` times 0.
-    pub fn zeros(len: usize) -> Self {
-        let mut buffer = Buffer::new(len);
+    /// [`new`](Self::new) for what has no rows of a constant width.
+    pub fn scratch(len: usize) -> Self {
+        Buffer::new(len, 1)
+    }
+
+    /// [`new`](Self::new), of the shape of another.
+    pub fn like(other: &Buffer) -> Self {
+        Buffer::new(other.len, other.width)
+    }
+
+    /// `len` times 0, in rows of `width`.
+    pub fn zeros(len: usize, width: usize) -> Self {
+        let mut buffer = Buffer::new(len, width);
         buffer.fill(0.0);
         buffer
     }
 }
 
-/// A free one of this class or the next; otherwise a new one, for which one of the class below is let go: where batches grow, those
-/// come to nothing. So what lies idle is at most a third of what was in use.
-fn take(class: usize) -> MmapMut {
+/// The last given back of this width that has room; otherwise a new one, in exchange for one that is too small. So there are never more of a
+/// width than were once in use together.
+fn take(len: usize, width: usize) -> MmapMut {
     let mut free = free();
-    if free.len() < class + 2 {
-        free.resize_with(class + 2, Vec::new);
+    let stack = free.entry(width).or_default();
+    if let Some(at) = stack.iter().rposition(|memory| memory.len() >= size_of::<f32>() * len) {
+        return stack.remove(at);
     }
-    if let Some(memory) = free[class].pop().or_else(|| free[class + 1].pop()) {
-        return memory;
-    }
-    let smaller = free[class - 1].pop();
-    drop((free, smaller));
-    MmapMut::map_anon(size_of::<f32>() << class).expect("memory for a buffer")
+    let too_small = stack.pop();
+    drop((free, too_small));
+    MmapMut::map_anon(size_of::<f32>() * (len + len / 4)).expect("memory for a buffer")
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Memory::Large(memory) = std::mem::replace(&mut self.memory, Memory::Small(Vec::new())) {
-            free()[class(memory.len() / size_of::<f32>())].push(memory);
+            free().entry(self.width).or_default().push(memory);
         }
     }
 }
 
 impl Default for Buffer {
     fn default() -> Self {
-        Buffer::new(0)
+        Buffer::new(0, 1)
     }
 }
 
@@ -109,17 +116,9 @@ impl DerefMut for Buffer {
 
 impl Clone for Buffer {
     fn clone(&self) -> Self {
-        let mut other = Buffer::new(self.len);
+        let mut other = Buffer::like(self);
         other.copy_from_slice(self);
         other
-    }
-}
-
-impl From<&[f32]> for Buffer {
-    fn from(data: &[f32]) -> Self {
-        let mut buffer = Buffer::new(data.len());
-        buffer.copy_from_slice(data);
-        buffer
     }
 }
 
@@ -128,23 +127,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_used_again_for_what_fits_well() {
-        // A size that no other test of this process has.
-        const N: usize = 5 << 20;
-        let at = Buffer::zeros(N).as_ptr();
-        let smaller = Buffer::new(N / 2);
-        assert_eq!((smaller.as_ptr(), smaller.len()), (at, N / 2), "a little smaller: the same memory");
-        drop(smaller);
-        assert_ne!(Buffer::new(N / 8).as_ptr(), at, "much smaller: not that");
-        assert!(free()[class(N)].len() == 1);
-        assert_ne!(Buffer::new(2 * N).as_ptr(), at, "larger: not that, which is let go");
-        assert!(free()[class(N)].is_empty());
-        assert!(Buffer::zeros(N).iter().all(|&x| x == 0.0));
+    fn memory_is_used_again_for_the_same_width() {
+        // A width that no other test of this process has.
+        let (width, at) = (11_111, Buffer::zeros(111_110, 11_111).as_ptr());
+        let longer = Buffer::new(12 * width, width);
+        assert_eq!((longer.as_ptr(), longer.len()), (at, 12 * width), "a little longer: there is room");
+        let (beside, too_long) = (Buffer::like(&longer), 20 * width);
+        assert_ne!(beside.as_ptr(), at);
+        drop((beside, longer));
+        assert_eq!(free()[&width].len(), 2);
+        let longest = Buffer::new(too_long, width);
+        assert_eq!(free()[&width].len(), 1, "a new one, in exchange for one that is too small");
+        assert_eq!(longest.len(), too_long);
+        assert!(Buffer::zeros(width, width).iter().all(|&x| x == 0.0));
     }
 
     #[test]
     fn copies_are_their_own() {
-        let (a, empty) = (Buffer::from(&[1.0, 2.0][..]), Buffer::default());
+        let (mut a, empty) = (Buffer::new(2, 2), Buffer::default());
+        a.copy_from_slice(&[1.0, 2.0]);
         let mut b = a.clone();
         b[0] = 5.0;
         assert_eq!((&a[..], &b[..], empty.len()), (&[1.0, 2.0][..], &[5.0, 2.0][..], 0));

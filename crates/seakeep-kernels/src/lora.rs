@@ -39,7 +39,7 @@ impl Lora<'_> {
     /// `s x a^T`, `[T, R]`.
     fn down(&self, x: &[f32]) -> Buffer {
         let t = x.len() / self.inputs;
-        let mut u = Buffer::new(t * self.rank);
+        let mut u = Buffer::new(t * self.rank, self.rank);
         let (x, a) = (Mat::new(x, self.inputs), Mat::new(self.a, self.inputs).t());
         gemm((t, self.rank, self.inputs), &mut u, self.rank, false, self.scale, x, a, Threads::All);
         u
@@ -48,7 +48,7 @@ impl Lora<'_> {
     /// `s d_y b`, `[T, R]`.
     fn d_down(&self, d_y: &[f32]) -> Buffer {
         let t = d_y.len() / self.outputs;
-        let mut d_u = Buffer::new(t * self.rank);
+        let mut d_u = Buffer::new(t * self.rank, self.rank);
         let (d_y, b) = (Mat::new(d_y, self.outputs), Mat::new(self.b, self.rank));
         gemm((t, self.rank, self.outputs), &mut d_u, self.rank, false, self.scale, d_y, b, Threads::All);
         d_u

@@ -66,7 +66,7 @@ fn logits<'z>(z: &'z mut [f32], x: &[f32], head: Map) -> &'z mut [f32] {
 }
 
 fn buffer(n: usize, vocab: usize) -> Buffer {
-    Buffer::new(chunk_rows(n) * vocab)
+    Buffer::new(chunk_rows(n) * vocab, vocab)
 }
 
 /// Log-probabilities of `targets` (`[N]`).
@@ -150,7 +150,8 @@ pub fn backward_weight(
             let n = chunk.first + r;
             surprise(z, &predicted[n], targets[n] as usize);
         });
-        let mut x = Buffer::from(chunk.x);
+        let mut x = Buffer::new(chunk.x.len(), c);
+        x.copy_from_slice(chunk.x);
         scale_rows(&mut x, &d_logp[chunk.first..], c);
         linear::backward_weight(d_w, z, &x, c, v, head.precision);
     }

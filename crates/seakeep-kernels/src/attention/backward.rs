@@ -18,11 +18,12 @@ pub fn backward(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let (rows, d) = (task.rows, shape.head_dim);
-        let mut d_q = Buffer::new(rows * shape.per_kv() * d);
-        let (mut d_k, mut d_v) = (Buffer::zeros(rows * d), Buffer::zeros(rows * d));
+        let mut d_q = Buffer::scratch(rows * shape.per_kv() * d);
+        let (mut d_k, mut d_v) = (Buffer::zeros(rows * d, d), Buffer::zeros(rows * d, d));
         for block in task.blocks() {
             let width = block.columns();
-            let (mut p, mut d_s) = (Buffer::new(block.scores() * width), Buffer::new(block.scores() * width));
+            let (mut p, mut d_s) =
+                (Buffer::scratch(block.scores() * width), Buffer::scratch(block.scores() * width));
             let (q, d_out) = (task.queries(q, &block), task.queries(d_o, &block));
             task.probabilities(&mut p, &block, &q, k, lse);
             task.spread(&mut d_v, &block, 1.0, &p, &d_out);
@@ -61,12 +62,12 @@ pub fn curvature(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let (rows, d) = (task.rows, shape.head_dim);
-        let mut s_q = Buffer::new(rows * shape.per_kv() * d);
-        let (mut s_k, mut s_v) = (Buffer::zeros(rows * d), Buffer::zeros(rows * d));
+        let mut s_q = Buffer::scratch(rows * shape.per_kv() * d);
+        let (mut s_k, mut s_v) = (Buffer::zeros(rows * d, d), Buffer::zeros(rows * d, d));
         for block in task.blocks() {
             let width = block.columns();
             let [mut p, mut t_p, mut d_s, mut s_s] =
-                std::array::from_fn(|_| Buffer::new(block.scores() * width));
+                std::array::from_fn(|_| Buffer::scratch(block.scores() * width));
             let [q, t_q, d_out] = [q, t_q, d_o].map(|x| task.queries(x, &block));
             probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, k), (&t_q, t_k), lse);
             task.spread(&mut s_v, &block, 1.0, &t_p, &d_out);

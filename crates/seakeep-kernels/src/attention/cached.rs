@@ -158,9 +158,9 @@ fn matrices(o: &mut [f32], q: &[f32], text: &Cached, shape: Shape) {
         .into_par_iter()
         .map(|kv| {
             let task = Task { shape, segments: &[], first: past, rows: text.rows, kv };
-            let mut o = Buffer::new(text.rows * per_kv * d);
+            let mut o = Buffer::scratch(text.rows * per_kv * d);
             for block in blocks(&segment, shape) {
-                let mut p = Buffer::new(block.scores() * block.columns());
+                let mut p = Buffer::scratch(block.scores() * block.columns());
                 let q = task.rows(q, text.row + block.row - past, &block);
                 task.products(&mut p, &block, false, shape.scale, &q, own.k);
                 softmax(&mut p, &block, shape.window);

@@ -40,9 +40,9 @@ pub fn forward(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let rows = task.rows * shape.per_kv();
-        let (mut o, mut lse) = (Buffer::new(rows * shape.head_dim), Buffer::new(rows * 2));
+        let (mut o, mut lse) = (Buffer::scratch(rows * shape.head_dim), Buffer::scratch(rows * 2));
         for block in task.blocks() {
-            let mut p = Buffer::new(block.scores() * block.columns());
+            let mut p = Buffer::scratch(block.scores() * block.columns());
             task.products(&mut p, &block, false, shape.scale, &task.queries(q, &block), k);
             let lse = &mut lse[2 * (block.row - task.first) * block.heads..];
             for (lse, value) in lse.chunks_exact_mut(2).zip(softmax(&mut p, &block, shape.window)) {
@@ -92,10 +92,10 @@ pub fn tangent(
 ) {
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
-        let mut t_o = Buffer::new(task.rows * shape.per_kv() * shape.head_dim);
+        let mut t_o = Buffer::scratch(task.rows * shape.per_kv() * shape.head_dim);
         for block in task.blocks() {
             let size = block.scores() * block.columns();
-            let (mut p, mut t_p) = (Buffer::new(size), Buffer::new(size));
+            let (mut p, mut t_p) = (Buffer::scratch(size), Buffer::scratch(size));
             let (q, t_q) = (task.queries(q, &block), task.queries(t_q, &block));
             probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, k), (&t_q, t_k), lse);
             let out = task.part(&mut t_o, &block);

@@ -173,7 +173,7 @@ impl Task<'_> {
     fn rows(&self, x: &[f32], first: usize, block: &Block) -> Buffer {
         let Shape { heads, head_dim, .. } = self.shape;
         let (width, row) = (block.heads * head_dim, heads * head_dim);
-        let mut out = Buffer::new(block.rows * width);
+        let mut out = Buffer::scratch(block.rows * width);
         for (r, out) in out.chunks_exact_mut(width).enumerate() {
             out.copy_from_slice(&x[(first + r) * row + self.kv * width..][..width]);
         }

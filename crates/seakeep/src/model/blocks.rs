@@ -56,7 +56,7 @@ impl Linear {
     }
 
     pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Buffer {
-        let mut y = Buffer::new(self.rows(x) * self.outputs);
+        let mut y = Buffer::new(self.rows(x) * self.outputs, self.outputs);
         self.map(w).forward(&mut y, x, self.bias.map(|b| &w[b]));
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut y, x);
@@ -65,7 +65,7 @@ impl Linear {
     }
 
     pub(super) fn tangent(&self, w: &Weights, t_x: &[f32]) -> Buffer {
-        let mut t_y = Buffer::new(self.rows(t_x) * self.outputs);
+        let mut t_y = Buffer::new(self.rows(t_x) * self.outputs, self.outputs);
         self.map(w).tangent(&mut t_y, t_x);
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut t_y, t_x);
@@ -75,7 +75,7 @@ impl Linear {
 
     /// Returns `d_x`; adds to `grads`.
     pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Buffer {
-        let mut d_x = Buffer::new(d_y.len() / self.outputs * self.inputs);
+        let mut d_x = Buffer::new(d_y.len() / self.outputs * self.inputs, self.inputs);
         self.backward_to(w, grads, d_y, x, (&mut d_x, false));
         d_x
     }
@@ -139,7 +139,7 @@ pub struct Norm {
 
 impl Norm {
     pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Buffer {
-        let mut y = Buffer::new(x.len());
+        let mut y = Buffer::new(x.len(), w[self.gain].len());
         match self.bias {
             None => rmsnorm::forward(&mut y, x, &w[self.gain], self.eps),
             Some(b) => layernorm::forward(&mut y, x, &w[self.gain], &w[b], self.eps),
@@ -148,7 +148,7 @@ impl Norm {
     }
 
     pub(super) fn tangent(&self, w: &Weights, x: &[f32], t_x: &[f32]) -> Buffer {
-        let mut t_y = Buffer::new(x.len());
+        let mut t_y = Buffer::new(x.len(), w[self.gain].len());
         match self.bias {
             None => rmsnorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
             Some(_) => layernorm::tangent(&mut t_y, x, t_x, &w[self.gain], self.eps),
@@ -158,7 +158,7 @@ impl Norm {
 
     /// Returns `d_x`; adds to `grads`.
     pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Buffer {
-        let mut d_x = Buffer::new(x.len());
+        let mut d_x = Buffer::new(x.len(), w[self.gain].len());
         let gain = &w[self.gain];
         match self.bias {
             None => {
@@ -167,7 +167,7 @@ impl Norm {
                 rmsnorm::backward(&mut d_x, to, d_y, x, gain, self.eps);
             }
             Some(b) => {
-                let mut both = Buffer::zeros(2 * gain.len());
+                let mut both = vec![0.0; 2 * gain.len()];
                 layernorm::backward(&mut d_x, &mut both, d_y, x, gain, self.eps);
                 add_both(grads, self.gain, b, &both);
             }
@@ -183,7 +183,7 @@ impl Norm {
         d_y: &[f32],
         (x, t_x): (&[f32], &[f32]),
     ) -> Buffer {
-        let mut s_x = Buffer::new(x.len());
+        let mut s_x = Buffer::new(x.len(), w[self.gain].len());
         let (gain, mut unused) = (&w[self.gain], Vec::new());
         let to = or_aside(grads.trained(self.gain), &mut unused, gain.len());
         match self.bias {

@@ -136,10 +136,10 @@ impl Model {
     /// The embeddings of tokens (plus learned positions), `[T, C]`.
     pub(super) fn embed(&self, tokens: &[u32], positions: &[u32]) -> Buffer {
         let c = self.config.hidden;
-        let mut x = Buffer::new(tokens.len() * c);
+        let mut x = Buffer::new(tokens.len() * c, c);
         gather(&mut x, self.weights.matrix(self.params.embed), tokens, c);
         if let Some(table) = self.params.positions {
-            let mut p = Buffer::new(x.len());
+            let mut p = Buffer::like(&x);
             gather(&mut p, &self.weights[table], positions, c);
             add(&mut x, &p);
         }
@@ -160,7 +160,7 @@ impl Model {
     /// Some rows of `x`, `[N, C]`.
     pub(super) fn rows_of(&self, x: &[f32], rows: &[u32]) -> Buffer {
         let c = self.config.hidden;
-        let mut out = Buffer::new(rows.len() * c);
+        let mut out = Buffer::new(rows.len() * c, c);
         gather(&mut out, x, rows, c);
         out
     }
@@ -181,7 +181,7 @@ impl Model {
     pub fn forward(&self, batch: &Batch) -> Activations {
         let (layers, last) = self.forward_layers(batch);
         let hidden = self.predicting_hidden(batch, &last);
-        let mut d_predicted = Buffer::new(hidden.len());
+        let mut d_predicted = Buffer::like(&hidden);
         let targets = batch.targets();
         let predicted = projection::forward_with_gradient(&mut d_predicted, &hidden, self.head(), &targets);
         Activations { layers, last, hidden, d_predicted, predicted }
@@ -274,7 +274,7 @@ impl Model {
         if let Some(source) = source {
             add(&mut d_rows, source);
         }
-        let mut d_x = Buffer::zeros(last.len());
+        let mut d_x = Buffer::zeros(last.len(), self.config.hidden);
         scatter_add(&mut d_x, &d_rows, rows, self.config.hidden);
         d_x
     }

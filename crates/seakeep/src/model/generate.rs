@@ -105,7 +105,7 @@ fn spans(new_tokens: &[&[u32]]) -> Vec<Range<usize>> {
 
 /// The rows of panels, `[T, channels]`.
 fn rows_of(panels: &Panels) -> Buffer {
-    let mut rows = Buffer::new(panels.rows() * panels.channels());
+    let mut rows = Buffer::new(panels.rows() * panels.channels(), panels.channels());
     panels.unpack(&mut rows, false);
     rows
 }
@@ -190,7 +190,7 @@ impl Model {
                 .zip(&spans)
                 .map(|(cache, span)| Cached { row: span.start, rows: span.len(), spans: cache.spans(at) })
                 .collect();
-            let mut attended = Buffer::new(qkv.q.len());
+            let mut attended = Buffer::like(&qkv.q);
             cached_forward(&mut attended, &qkv.q, &texts, cx.shape(layer.window));
             layer.cached_rest(&cx, &mut x, &attended);
         }

@@ -97,7 +97,7 @@ impl Qkv {
     }
 
     fn like(other: &Qkv) -> Self {
-        Qkv { q: Buffer::new(other.q.len()), k: Buffer::new(other.k.len()), v: Buffer::new(other.v.len()) }
+        Qkv { q: Buffer::like(&other.q), k: Buffer::like(&other.k), v: Buffer::like(&other.v) }
     }
 
     fn add(&mut self, other: &Qkv) {
@@ -214,7 +214,7 @@ impl Layer {
     }
 
     fn activate(&self, cx: &Context, gate: Option<&[f32]>, up: &[f32]) -> Buffer {
-        let mut y = Buffer::new(up.len());
+        let mut y = Buffer::new(up.len(), cx.config.intermediate);
         match gate {
             Some(gate) => activation::gated_forward(cx.config.activation, &mut y, gate, up),
             None => activation::forward(cx.config.activation, &mut y, up),
@@ -234,8 +234,8 @@ impl Layer {
     pub(super) fn inside(&self, cx: &Context, x: Buffer) -> LayerActivations {
         let w = cx.weights;
         let (qkv, raw) = self.qkv(cx, &self.norm1.forward(w, &x));
-        let mut attended = Buffer::new(qkv.q.len());
-        let mut lse = Buffer::new(cx.positions.len() * cx.config.heads * 2);
+        let mut attended = Buffer::like(&qkv.q);
+        let mut lse = Buffer::new(cx.positions.len() * cx.config.heads * 2, cx.config.heads * 2);
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
         let mut mid = self.o.forward(w, &attended);
@@ -328,7 +328,7 @@ impl Layer {
     ) -> (Option<Buffer>, Buffer) {
         let (act, mut d_up) = (cx.config.activation, buffer);
         let d_gate = a.gate.as_ref().map(|gate| {
-            let mut d_gate = Buffer::new(gate.len());
+            let mut d_gate = Buffer::like(gate);
             activation::gated_backward(act, &mut d_gate, &mut d_up, d_act, gate, &a.up);
             d_gate
         });

@@ -105,7 +105,7 @@ impl Model {
     ) {
         let head = self.params.head;
         let (d, e) = (seeds(batch, &t.d_logps), seeds(batch, e_logps));
-        let (mut e_hidden, to) = (Buffer::new(a.hidden.len()), grads.trained(head));
+        let (mut e_hidden, to) = (Buffer::like(&a.hidden), grads.trained(head));
         projection::backward_with_curvature(
             &mut e_hidden,
             to,

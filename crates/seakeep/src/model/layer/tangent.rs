@@ -55,7 +55,7 @@ impl Layer {
         cx.turn(&mut q, cx.config.heads, Turn::Forth);
         cx.turn(&mut k, cx.config.kv_heads, Turn::Forth);
         let qkv = Qkv { q, k, v };
-        let mut attended = Buffer::new(a.attended.len());
+        let mut attended = Buffer::like(&a.attended);
         let shape = cx.shape(self.window);
         attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
         let mut mid = self.o.tangent(w, &attended);
@@ -64,7 +64,7 @@ impl Layer {
         let n2 = self.norm2.tangent(w, mlp_in.0, mlp_in.1);
         let gate = self.mlp.gate.map(|gate| gate.tangent(w, &n2));
         let up = self.mlp.up.tangent(w, &n2);
-        let mut activated = Buffer::new(up.len());
+        let mut activated = Buffer::like(&up);
         match (&a.gate, &gate) {
             (Some(g), Some(t_g)) => activation::gated_tangent(act, &mut activated, g, &a.up, t_g, &up),
             _ => activation::tangent(act, &mut activated, &a.up, &up),
@@ -116,7 +116,7 @@ impl Layer {
     ) -> (Option<Buffer>, Buffer) {
         let (w, act) = (cx.weights, cx.config.activation);
         self.mlp.down.curvature(w, grads, &d.out, &t.activated);
-        let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, Buffer::new(a.up.len()));
+        let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, Buffer::like(&a.up));
         self.mlp.up.curvature(w, grads, &d_up, &t.n2);
         let mut s_up = d_up; // same size, no longer needed
         let Some(((gate, mut s_gate), (g, t_g))) =
