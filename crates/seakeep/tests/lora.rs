@@ -157,11 +157,18 @@ fn gradients_of_every_adapter_and_of_nothing_else() {
                 let (none, all) = (Tensors::none(&model.map), Tensors::of_trainable(&model.map));
                 assert_eq!(at_embeddings(none)[..], at_embeddings(all)[..]);
             }
+            // With the penalty, parts take another way than the whole (seven products, not six), and these adapters are large: in f32 either
+            // way is up to 2e-5 from the golden gradient.
+            let tolerance = if name == "dpo" { 1e-5 } else { 3e-5 };
             for micro in [1, 2] {
                 let (part, mut got) = case.gradient(&model, name, micro);
                 relative(part.loss, out.loss, 5e-6, &what);
                 got.add_scaled(&grads, -1.0);
-                assert!(got.norm() <= 1e-5 * grads.norm(), "{what}, micro-batch {micro}: {}", got.norm());
+                assert!(
+                    got.norm() <= tolerance * grads.norm(),
+                    "{what}, micro-batch {micro}: {}",
+                    got.norm()
+                );
             }
         }
     }
