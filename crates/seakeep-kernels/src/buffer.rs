@@ -80,6 +80,12 @@ fn take(len: usize, width: usize) -> MmapMut {
     MmapMut::map_anon(size_of::<f32>() * (len + len / 4)).expect("memory for a buffer")
 }
 
+/// Gives all that is free back to the system: for what comes next is of another size.
+pub fn release() {
+    let all = std::mem::take(&mut *free());
+    drop(all);
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Memory::Large(memory) = std::mem::replace(&mut self.memory, Memory::Small(Vec::new())) {

@@ -122,7 +122,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         .collect();
     if let Some((to, _)) = files.iter().find(|(_, rows)| rows.is_empty()) {
         return Err(Error::Usage(format!(
-            "{}: no row would be in it, of {} read; ask for less with --drop, --longest, --prompt_tokens or --test_share",
+            "{}: no row would be in it, of {} read; look at --drop, --longest, --prompt_tokens and --test_share",
             to.display(),
             grouped(read)
         )));

@@ -78,7 +78,7 @@ pub struct Segment {
 pub struct Layout {
     /// In order of rows; a segment's context lies before it in the same group.
     pub segments: Vec<Segment>,
-    /// Ranges of `segments`, in order, together all of them.
+    /// Ranges of `segments`, in order, together all of them; they cover all rows.
     pub groups: Vec<Range<usize>>,
 }
 
@@ -254,6 +254,7 @@ fn place<'r>(out: &mut [f32], tasks: &[Task], results: impl Iterator<Item = &'r 
         groups.push((mine, results));
         rest = after;
     }
+    debug_assert!(rest.is_empty(), "groups cover all rows: what they leave out would stay as it was");
     groups.into_par_iter().for_each(|(out, results)| {
         for (r, row) in out.chunks_exact_mut(kv_heads * width).enumerate() {
             for (out, result) in row.chunks_exact_mut(width).zip(results) {

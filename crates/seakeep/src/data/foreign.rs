@@ -28,7 +28,7 @@ pub enum Layout {
 }
 
 /// The rows of a file (for the layouts in JSON: of a file, directory or pattern), in its order. Pairs on which annotators are
-/// split evenly are left out.
+/// split evenly or of which an answer is empty are left out (PandaLM).
 ///
 /// # Errors
 /// A file that cannot be read; [`Error::Row`] for a row that is not laid out so.

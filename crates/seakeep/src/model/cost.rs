@@ -141,9 +141,11 @@ impl Sizes {
         let activations = 2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed;
         let gradients = 4 * c.hidden + qkv + queries + c.intermediate + normed;
         let sources = 2 * c.hidden + qkv + inner;
+        // They replace each other layer by layer, in buffers of the same width.
+        let either = 4 * c.hidden + qkv + queries + inner + normed;
         let (forward, between) = match gradient_checkpointing {
             true => (c.hidden, 2 * c.hidden),
-            false => (activations, gradients.max(sources)),
+            false => (activations, either),
         };
         // Of the layer whose turn it is: gradients, and what is computed again.
         let mut passing = 6 * c.hidden + qkv + queries + inner + 2 * c.intermediate;
@@ -155,7 +157,9 @@ impl Sizes {
         if gradient_checkpointing {
             passing += activations;
         }
-        let logits = predictions.min(seakeep_kernels::projection::CHUNK) * c.vocab_size;
+        // With the penalty, their tangents beside them.
+        let of_one = predictions.min(seakeep_kernels::projection::CHUNK) * c.vocab_size;
+        let logits = if penalty { 2 * of_one } else { of_one };
         4 * (positions * (kept + passing) + predictions * 2 * c.hidden + logits)
     }
 

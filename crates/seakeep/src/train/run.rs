@@ -209,6 +209,9 @@ impl<'a> Run<'a> {
             }
         }
         progress.finish();
+        if fresh.is_some() {
+            seakeep_kernels::buffer::release();
+        }
         Ok(())
     }
 
