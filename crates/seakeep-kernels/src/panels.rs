@@ -13,6 +13,7 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::buffer::Buffer;
 use crate::gemm::Elements;
 
 /// Outputs of one parallel piece. A constant; no sum depends on it.
@@ -22,10 +23,10 @@ const PARALLEL_FROM: usize = 1 << 15;
 /// Rows of the smallest panel: with so few, half-wide vectors do twice as many weights.
 const FEW: usize = 8;
 
-/// Rows of activations, cut into panels: `[panel, channels, P]`, the last panel filled up with zeros.
-#[derive(Clone, Debug, Default)]
+/// Rows of activations, cut into panels: `[panel, channels, P]`. Where the last panel has no rows, anything may stand.
+#[derive(Debug)]
 pub struct Panels {
-    data: Vec<f32>,
+    data: Buffer,
     rows: usize,
     channels: usize,
     width: usize,
@@ -57,18 +58,28 @@ fn on_vectors<Op: WithSimd>(rows: usize, op: Op) -> Op::Output {
 }
 
 impl Panels {
-    /// Zeros.
-    fn zeros(rows: usize, channels: usize) -> Self {
+    /// To be written.
+    fn new(rows: usize, channels: usize) -> Self {
         let lanes = lanes(rows);
         let width = if rows <= lanes { lanes } else { 2 * lanes };
-        Panels { data: vec![0.0; rows.div_ceil(width) * channels * width], rows, channels, width }
+        let data = Buffer::new(rows.div_ceil(width) * channels * width, channels);
+        Panels { data, rows, channels, width }
+    }
+
+    /// To be written, of the shape of another.
+    pub fn like(other: &Panels) -> Self {
+        Panels { data: Buffer::like(&other.data), ..*other }
     }
 
     /// From `x`, `[T, channels]`.
     pub fn pack(x: &[f32], channels: usize) -> Self {
         let rows = x.len() / channels;
-        let mut panels = Panels::zeros(rows, channels);
+        let mut panels = Panels::new(rows, channels);
         let width = panels.width;
+        if !rows.is_multiple_of(width) {
+            // What is multiplied there counts nothing, but must not be slow, as tiny numbers are.
+            panels.data[rows / width * channels * width..].fill(0.0);
+        }
         let pieces = panels.data.par_chunks_mut(channels * width).zip(x.par_chunks(channels * width));
         pieces.for_each(|(panel, x)| {
             for (r, x) in x.chunks_exact(channels).enumerate() {
@@ -113,13 +124,9 @@ impl Panels {
         &self.data
     }
 
-    /// Panels of the same shape with other elements.
-    ///
-    /// # Panics
-    /// If `data` has another length than [`elements`](Self::elements).
-    pub fn with_elements(&self, data: Vec<f32>) -> Self {
-        assert_eq!(data.len(), self.data.len(), "as many elements");
-        Panels { data, ..*self }
+    /// [`elements`](Self::elements), to be changed.
+    pub fn elements_mut(&mut self) -> &mut [f32] {
+        &mut self.data
     }
 
     /// `y = x w^T + b`: `w` is `[outputs, channels]`, `b` is `[outputs]`.
@@ -127,36 +134,66 @@ impl Panels {
     /// # Panics
     /// If `w` or `b` has another size.
     pub fn product<'w>(&self, w: impl Into<Elements<'w>>, b: Option<&[f32]>, outputs: usize) -> Panels {
-        let w = w.into();
-        assert_eq!(w.len(), outputs * self.channels, "product: w");
-        assert!(b.is_none_or(|b| b.len() == outputs), "product: b");
-        let mut y = Panels { channels: outputs, ..Panels::zeros(self.rows, outputs) };
-        // By outputs, so that a weight is fetched from memory once for all panels.
-        let mut pieces: Vec<Vec<&mut [f32]>> = (0..outputs.div_ceil(PIECE)).map(|_| Vec::new()).collect();
-        for panel in y.data.chunks_mut(outputs * self.width) {
-            panel.chunks_mut(PIECE * self.width).enumerate().for_each(|(i, piece)| pieces[i].push(piece));
+        let [y] = self.products([Factor { w: w.into(), b, outputs }]);
+        y
+    }
+
+    /// Several products of the same rows, which threads share as one.
+    ///
+    /// # Panics
+    /// As [`product`](Self::product).
+    pub fn products<const N: usize>(&self, factors: [Factor; N]) -> [Panels; N] {
+        let (inputs, width) = (self.channels, self.width);
+        let mut all = factors.map(|factor| {
+            assert_eq!(factor.w.len(), factor.outputs * inputs, "product: w");
+            assert!(factor.b.is_none_or(|b| b.len() == factor.outputs), "product: b");
+            Panels::new(self.rows, factor.outputs)
+        });
+        let mut pieces = Vec::new();
+        for (factor, y) in factors.iter().zip(&mut all) {
+            // By outputs, so that a weight is fetched from memory once for all panels.
+            let starts = (0..factor.outputs).step_by(PIECE);
+            let mut of_factor: Vec<_> = starts.map(|first| (factor, first, Vec::new())).collect();
+            for panel in y.data.chunks_mut(factor.outputs * width) {
+                of_factor
+                    .iter_mut()
+                    .zip(panel.chunks_mut(PIECE * width))
+                    .for_each(|(piece, y)| piece.2.push(y));
+            }
+            pieces.extend(of_factor);
         }
-        let work = |(i, y): (usize, Vec<&mut [f32]>)| {
-            let (first, piece) = (i * PIECE, PIECE.min(outputs - i * PIECE));
+        let work = |(factor, first, y): (&Factor, usize, Vec<&mut [f32]>)| {
+            let piece = PIECE.min(factor.outputs - first);
             let mut decoded = Vec::new();
             // Other forms are decoded once for all rows.
-            let w = match w {
-                Elements::F32(w) => &w[first * self.channels..][..piece * self.channels],
+            let w = match factor.w {
+                Elements::F32(w) => &w[first * inputs..][..piece * inputs],
                 stored => {
-                    decoded.resize(piece * self.channels, 0.0);
-                    stored.read(first * self.channels, &mut decoded);
+                    decoded.resize(piece * inputs, 0.0);
+                    stored.read(first * inputs, &mut decoded);
                     &decoded
                 }
             };
-            on_vectors(self.rows, Piece { x: self, w, b: b.map(|b| &b[first..]), y });
+            on_vectors(self.rows, Piece { x: self, w, b: factor.b.map(|b| &b[first..]), y });
         };
-        if w.len() < PARALLEL_FROM {
-            pieces.into_iter().enumerate().for_each(work);
+        if factors.iter().map(|factor| factor.w.len()).sum::<usize>() < PARALLEL_FROM {
+            pieces.into_iter().for_each(work);
         } else {
-            pieces.into_par_iter().enumerate().for_each(work);
+            pieces.into_par_iter().for_each(work);
         }
-        y
+        all
     }
+}
+
+/// What rows are multiplied with.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    /// `[outputs, channels]`
+    pub w: Elements<'a>,
+    /// `[outputs]`, added.
+    pub b: Option<&'a [f32]>,
+    /// Channels of the result.
+    pub outputs: usize,
 }
 
 /// `PIECE` outputs of every panel.
@@ -273,7 +310,9 @@ mod tests {
         let mut y = vec![1.0; x.len()];
         panels.unpack(&mut y, true);
         assert!(y.iter().zip(&x).all(|(y, x)| *y == 1.0 + x));
-        panels.with_elements(panels.elements().to_vec()).unpack(&mut y, false);
+        let mut other = Panels::like(&panels);
+        other.elements_mut().copy_from_slice(panels.elements());
+        other.unpack(&mut y, false);
         assert_eq!(y, x);
     }
 

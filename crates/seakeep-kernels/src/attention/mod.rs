@@ -29,7 +29,7 @@ mod cached;
 mod forward;
 
 pub use backward::{backward, curvature};
-pub use cached::{Cached, Span, cached_forward};
+pub use cached::{Cache, Cached, cached_forward};
 pub use forward::{forward, tangent};
 
 /// Rows of scores per block: query rows times query heads.
@@ -166,16 +166,11 @@ impl Task<'_> {
 
     /// The block's rows of the task's query heads in a `[T, H, D]` buffer, `[S, D]`.
     fn queries(&self, x: &[f32], block: &Block) -> Buffer {
-        self.rows(x, block.row, block)
-    }
-
-    /// [`queries`](Self::queries) where the block's first row is `first`.
-    fn rows(&self, x: &[f32], first: usize, block: &Block) -> Buffer {
         let Shape { heads, head_dim, .. } = self.shape;
         let (width, row) = (block.heads * head_dim, heads * head_dim);
-        let mut out = Buffer::scratch(block.rows * width);
+        let mut out = Buffer::new(block.rows * width, width);
         for (r, out) in out.chunks_exact_mut(width).enumerate() {
-            out.copy_from_slice(&x[(first + r) * row + self.kv * width..][..width]);
+            out.copy_from_slice(&x[(block.row + r) * row + self.kv * width..][..width]);
         }
         out
     }

@@ -135,20 +135,69 @@ fn a_cache_grown_in_steps_gives_the_same_rows() {
     for window in [None, Some(4)] {
         let all = inputs();
         let (q, k, v) = split(&all);
-        // The prompt and its long branch are rows 0..75: one text, fed in steps, at first with a past of its own
-        // alone, then with its first `shared` positions in another span.
+        // The prompt and its long branch are rows 0..75: one text, fed in steps, the first so many as stretches of their own.
         let (want, _) = run_forward(&all, window);
-        for (shared, steps) in [(0, [5, 1, 1, 68]), (5, [5, 1, 1, 68]), (7, [7, 66, 1, 1])] {
-            let mut o = vec![0.0; T * H * D];
+        let mut first = None;
+        let cases: [(usize, &[usize]); 6] = [
+            (0, &[75]),
+            (0, &[5, 1, 1, 68]),
+            (1, &[5, 1, 69]),
+            (2, &[7, 20, 1, 47]),
+            (3, &[1, 16, 17, 41]),
+            (1, &[60, 15]),
+        ];
+        for (shared, steps) in cases {
+            let mut o = vec![0.0; 75 * H * D];
+            let mut stretches = vec![Cache::default()];
             let mut done = 0;
-            for rows in steps {
-                let end = (done + rows) * J * D;
-                let cut = if done < shared { 0 } else { shared * J * D };
-                let spans = [0..cut, cut..end].map(|at| Span { k: &k[at.clone()], v: &v[at] });
-                cached_forward(&mut o, q, &[Cached { row: done, rows, spans }], shape(window));
+            for (i, &rows) in steps.iter().enumerate() {
+                let (own, before) = stretches.split_last_mut().unwrap();
+                let of = |x: &[f32], heads: usize| x[done * heads * D..(done + rows) * heads * D].to_vec();
+                let text = Cached { row: 0, rows, shared: before.iter().collect(), own };
+                let out = &mut o[done * H * D..(done + rows) * H * D];
+                cached_forward(out, (&of(q, H), &of(k, J), &of(v, J)), &mut [text], shape(window));
                 done += rows;
+                if i < shared {
+                    let next = stretches[0].after(20);
+                    stretches.push(next);
+                }
             }
-            close(&o[..75 * H * D], &want[..75 * H * D], 1e-6, "cached");
+            assert_eq!(stretches.iter().map(Cache::len).sum::<usize>(), 75);
+            close(&o, &want[..75 * H * D], 1e-6, "cached");
+            assert!(first.get_or_insert(o.clone()) == &o, "the same bits however it was fed");
         }
+    }
+}
+
+#[test]
+fn texts_of_a_batch_have_the_bits_they_have_alone() {
+    // As many channels as lines have and one more; more rows than one task.
+    let shape = Shape { heads: 6, kv_heads: 2, head_dim: 17, scale: 0.3, window: Some(30) };
+    let (of_q, of_k) = (6 * 17, 2 * 17);
+    let lengths = [1, 40, 3];
+    let total: usize = lengths.iter().sum();
+    let (q, k, v) = (random(total * of_q, 1), random(total * of_k, 2), random(total * of_k, 3));
+    let mut caches = vec![Cache::default(); 3];
+    let mut row = 0;
+    let mut texts = Vec::new();
+    for (own, rows) in caches.iter_mut().zip(lengths) {
+        texts.push(Cached { row, rows, shared: Vec::new(), own });
+        row += rows;
+    }
+    let mut together = vec![0.0; total * of_q];
+    cached_forward(&mut together, (&q, &k, &v), &mut texts, shape);
+    row = 0;
+    for rows in lengths {
+        let [q, k, v] = [(&q, of_q), (&k, of_k), (&v, of_k)].map(|(x, of)| &x[row * of..(row + rows) * of]);
+        let mut alone = vec![0.0; rows * of_q];
+        let text = Cached { row: 0, rows, shared: Vec::new(), own: &mut Cache::default() };
+        cached_forward(&mut alone, (q, k, v), &mut [text], shape);
+        assert!(alone == together[row * of_q..(row + rows) * of_q], "{rows} rows");
+        let layout =
+            Layout { segments: vec![Segment { start: 0, len: rows, context: 0..0 }], groups: vec![0..1] };
+        let (mut want, mut lse) = (vec![0.0; rows * of_q], vec![0.0; rows * 6 * 2]);
+        forward(&mut want, &mut lse, q, k, v, &layout, shape);
+        close(&alone, &want, 1e-6, "as in training");
+        row += rows;
     }
 }

@@ -1,5 +1,6 @@
 //! Many prompts through one batch. Each round every running text gets one token; a text that stops gives its
-//! place to the next one waiting. A prompt is computed once, whatever the number of its samples.
+//! place to the next one waiting. A prompt is computed once, whatever the number of its samples; and what all prompts begin
+//! with, as a chat template's system prompt, once for all of them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,6 +8,7 @@ use std::time::Instant;
 
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use seakeep_kernels::buffer::Buffer;
 use serde::{Deserialize, Serialize};
 
 use super::sample::{adjust, next_token, stream};
@@ -18,6 +20,8 @@ use crate::{Error, Result};
 /// Prompt tokens computed in one pass: enough to keep the matrix products busy, few enough that their
 /// activations stay small beside the weights.
 const PREFILL_ROWS: usize = 4096;
+/// Tokens in common from which on a pass of their own pays.
+const COMMON: usize = 8;
 
 /// A prompt to complete.
 #[derive(Clone, Debug)]
@@ -89,9 +93,10 @@ pub fn generate_each(
         options,
         stop,
         waiting: 0..texts,
+        common: Prefix::default(),
         prefixes: BTreeMap::new(),
         running: Vec::new(),
-        logits: Vec::new(),
+        logits: Buffer::new(0, 1),
         ended: BTreeMap::new(),
         texts: 0,
         tokens: 0,
@@ -107,6 +112,7 @@ pub fn generate_each(
         ));
     }
     progress.start("generate", (texts * options.max_new_tokens) as u64);
+    engine.begin()?;
     while engine.admit()? {
         engine.choose()?;
         engine.retire(progress, done)?;
@@ -162,11 +168,13 @@ struct Engine<'a> {
     stop: Stop<'a>,
     /// Texts not yet started, in order of jobs.
     waiting: Range<usize>,
+    /// What all prompts begin with.
+    common: Prefix,
     /// By job.
     prefixes: BTreeMap<usize, Started>,
     running: Vec<Running>,
     /// Of the next token of each running text, `[B, V]`.
-    logits: Vec<f32>,
+    logits: Buffer,
     /// Samples that have ended, of jobs some of whose samples have not; by job, then sample.
     ended: BTreeMap<usize, BTreeMap<usize, Sample>>,
     /// How many texts have ended.
@@ -182,6 +190,31 @@ impl Engine<'_> {
         self.options.max_new_tokens.min(self.model.config.max_positions - job.prompt.len())
     }
 
+    /// Computes what all prompts begin with. Each keeps a token of its own, whose logits are asked for.
+    fn begin(&mut self) -> Result<()> {
+        let [first, others @ ..] = self.jobs else { return Ok(()) };
+        let shared = |len: usize, job: &Job| {
+            let most = len.min(job.prompt.len() - 1);
+            (0..most).take_while(|&i| job.prompt[i] == first.prompt[i]).count()
+        };
+        let common = others.iter().fold(first.prompt.len() - 1, shared);
+        if !others.is_empty() && common >= COMMON {
+            let mut cache = KvCache::new(&self.model.config);
+            self.model.extend(&mut [&mut cache], &[&first.prompt[..common]])?;
+            self.common = cache.into_prefix();
+        }
+        Ok(())
+    }
+
+    /// A text without tokens but what all prompts begin with, with room for others.
+    fn beginning(&self, room: usize) -> KvCache {
+        if self.common.is_empty() {
+            KvCache::new(&self.model.config)
+        } else {
+            KvCache::after(&self.common, room)
+        }
+    }
+
     /// Starts waiting texts on free places; whether anything runs.
     fn admit(&mut self) -> Result<bool> {
         let samples = self.options.num_return_sequences;
@@ -191,11 +224,20 @@ impl Engine<'_> {
         needed.dedup();
         needed.retain(|job| !self.prefixes.contains_key(job));
         self.prefill(&needed)?;
+        if !starting.is_empty() {
+            let vocab = self.model.config.vocab_size;
+            let before = self.logits.len();
+            let mut logits = Buffer::new(before + starting.len() * vocab, vocab);
+            logits[..before].copy_from_slice(&self.logits);
+            for (text, to) in starting.iter().zip(logits[before..].chunks_exact_mut(vocab)) {
+                to.copy_from_slice(&self.prefixes[&(text / samples)].logits);
+            }
+            self.logits = logits;
+        }
         for text in starting {
             let (at, sample) = (text / samples, text % samples);
             let (job, prefix) = (&self.jobs[at], &self.prefixes[&at]);
             let limit = self.limit(job);
-            self.logits.extend_from_slice(&prefix.logits);
             self.running.push(Running {
                 text,
                 cache: KvCache::after(&prefix.cache, limit),
@@ -215,13 +257,14 @@ impl Engine<'_> {
     fn prefill(&mut self, mut needed: &[usize]) -> Result<()> {
         while !needed.is_empty() {
             let mut rows = 0;
+            let common = self.common.len();
             let fits = |job: &&usize| {
-                rows += self.jobs[**job].prompt.len();
+                rows += self.jobs[**job].prompt.len() - common;
                 rows <= PREFILL_ROWS
             };
             let (now, later) = needed.split_at(needed.iter().take_while(fits).count().max(1));
-            let mut caches = vec![KvCache::new(&self.model.config); now.len()];
-            let tokens: Vec<&[u32]> = now.iter().map(|&job| self.jobs[job].prompt.as_slice()).collect();
+            let tokens: Vec<&[u32]> = now.iter().map(|&job| &self.jobs[job].prompt[common..]).collect();
+            let mut caches: Vec<KvCache> = tokens.iter().map(|new| self.beginning(new.len())).collect();
             let logits = self.model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &tokens)?;
             let each = logits.chunks_exact(self.model.config.vocab_size);
             for ((&job, cache), logits) in now.iter().zip(caches).zip(each) {
@@ -294,8 +337,8 @@ impl Engine<'_> {
 
     /// Feeds every running text its last token.
     fn step(&mut self) -> Result<()> {
-        self.logits.clear();
         if self.running.is_empty() {
+            self.logits = Buffer::new(0, 1);
             return Ok(());
         }
         let tokens: Vec<[u32; 1]> =

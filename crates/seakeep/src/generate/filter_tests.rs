@@ -1,5 +1,7 @@
 //! Filters against transformers' processors, ends of texts, and rows that do not depend on each other.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::tests::{golden, prompts, sampled, tokenizer};
@@ -83,9 +85,9 @@ fn logits_are_the_same_bits_alone_and_among_others_and_after_a_shared_prefix() {
         for (i, prompt) in all.iter().enumerate() {
             let mut alone = [KvCache::new(&model.config)];
             let row = i * vocab..(i + 1) * vocab;
-            assert!(feed(&mut alone, &[prompt]) == together[0][row.clone()], "{case}, prompt {i}");
+            assert!(feed(&mut alone, &[prompt])[..] == together[0][row.clone()], "{case}, prompt {i}");
             let prefix = alone[0].clone().into_prefix();
-            assert!(feed(&mut alone, &[&[7]]) == together[1][row], "{case}, prompt {i}, next");
+            assert!(feed(&mut alone, &[&[7]])[..] == together[1][row], "{case}, prompt {i}, next");
             many.extend((0..20).map(|_| KvCache::after(&prefix, 1)));
         }
         let shared = feed(&mut many, &vec![&[7][..]; 100]);
@@ -111,6 +113,40 @@ fn a_prefix_of_a_prefix_is_the_whole() {
     let (a, b) = logits.split_at(model.config.vocab_size);
     // The same sums over the same keys.
     assert!(a == b);
+}
+
+#[test]
+fn prompts_that_begin_alike_get_what_each_gets_alone() {
+    for case in ["llama", "mistral", "gpt2"] {
+        let model = golden(case);
+        let common = [4, 8, 15, 16, 23, 4, 2, 30, 9];
+        let prompts: Vec<Vec<u32>> =
+            [&[1, 2, 3][..], &[], &[5], &[7, 7]].iter().map(|own| [&common, *own].concat()).collect();
+        let options = GenerateOptions { num_return_sequences: 2, batch_size: 3, ..sampled(5) };
+        let run = |jobs: &[Job]| {
+            let mut all = BTreeMap::new();
+            let done = &mut |row, samples: Vec<Sample>| {
+                all.insert(row, samples);
+                Ok(())
+            };
+            generate_each(&model, jobs, &options, Stop::at(&[]), &mut Silent, done).unwrap();
+            all
+        };
+        let jobs = |rows: std::ops::Range<usize>| -> Vec<Job> {
+            rows.map(|row| Job { row, prompt: prompts[row].clone() }).collect()
+        };
+        let together = run(&jobs(0..4));
+        for row in 0..4 {
+            assert_eq!(run(&jobs(row..row + 1))[&row], together[&row], "{case}, prompt {row}");
+        }
+        // The bits, not only the tokens.
+        let mut whole = KvCache::new(&model.config);
+        let want = model.extend(&mut [&mut whole], &[&prompts[0]]).unwrap();
+        let mut first = KvCache::new(&model.config);
+        model.extend(&mut [&mut first], &[&common[..8]]).unwrap();
+        let mut rest = KvCache::after(&first.into_prefix(), 4);
+        assert!(model.extend(&mut [&mut rest], &[&prompts[0][8..]]).unwrap()[..] == want[..], "{case}");
+    }
 }
 
 #[test]

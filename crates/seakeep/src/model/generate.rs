@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use seakeep_kernels::activation;
-use seakeep_kernels::attention::{Cached, Layout, Span, cached_forward};
+use seakeep_kernels::attention::{Cache, Cached, Layout, cached_forward};
 use seakeep_kernels::buffer::Buffer;
-use seakeep_kernels::panels::Panels;
+use seakeep_kernels::panels::{Factor, Panels};
 
 use super::blocks::Linear;
 use super::config::ModelConfig;
@@ -20,62 +20,44 @@ use crate::{Error, Result};
 /// Keys and values of the tokens of one text so far: what it shares with other texts, and its own after it.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    shared: Option<Prefix>,
-    own: Vec<LayerCache>,
+    shared: Prefix,
+    /// By layer.
+    own: Vec<Cache>,
     len: usize,
 }
 
-/// The beginning that several texts have in common, stored once: a prompt, for all its samples.
-#[derive(Clone, Debug)]
-pub struct Prefix {
-    layers: Arc<Vec<LayerCache>>,
-    len: usize,
-}
-
-/// What one layer remembers; a sliding window is the kernel's business.
+/// The beginning that several texts have in common, stored once: a prompt, for all its samples; what all prompts begin
+/// with. A list of stretches, each by layer; a sliding window is the kernel's business.
 #[derive(Clone, Debug, Default)]
-struct LayerCache {
-    /// `[len, J, D]`
-    k: Vec<f32>,
-    /// `[len, J, D]`
-    v: Vec<f32>,
-}
-
-impl LayerCache {
-    fn span(&self) -> Span<'_> {
-        Span { k: &self.k, v: &self.v }
-    }
+pub struct Prefix {
+    stretches: Vec<Arc<Vec<Cache>>>,
+    len: usize,
 }
 
 impl KvCache {
     /// The cache of a text without tokens.
     pub fn new(config: &ModelConfig) -> Self {
-        KvCache { shared: None, own: vec![LayerCache::default(); config.layers], len: 0 }
+        KvCache { shared: Prefix::default(), own: vec![Cache::default(); config.layers], len: 0 }
     }
 
     /// The cache of a text that goes on after `prefix`, by up to `room` tokens without moving in memory.
+    ///
+    /// # Panics
+    /// If the prefix has no tokens.
     pub fn after(prefix: &Prefix, room: usize) -> Self {
-        let own = |layer: &LayerCache| {
-            let size = room * layer.k.len() / prefix.len.max(1);
-            LayerCache { k: Vec::with_capacity(size), v: Vec::with_capacity(size) }
-        };
-        KvCache {
-            own: prefix.layers.iter().map(own).collect(),
-            len: prefix.len,
-            shared: Some(prefix.clone()),
-        }
+        let last = prefix.stretches.last().expect("a prefix has tokens");
+        let own = last.iter().map(|layer| layer.after(room)).collect();
+        KvCache { own, len: prefix.len, shared: prefix.clone() }
     }
 
     /// The text so far as the beginning of others.
     pub fn into_prefix(self) -> Prefix {
-        let mut layers = self.own;
-        if let Some(shared) = self.shared {
-            for (own, shared) in layers.iter_mut().zip(shared.layers.iter()) {
-                own.k.splice(..0, shared.k.iter().copied());
-                own.v.splice(..0, shared.v.iter().copied());
-            }
+        let mut prefix = self.shared;
+        if self.len > prefix.len {
+            prefix.stretches.push(Arc::new(self.own));
+            prefix.len = self.len;
         }
-        Prefix { layers: Arc::new(layers), len: self.len }
+        prefix
     }
 
     /// Tokens so far: the position of the next.
@@ -88,8 +70,22 @@ impl KvCache {
         self.len == 0
     }
 
-    fn spans(&self, layer: usize) -> [Span<'_>; 2] {
-        [self.shared.as_ref().map(|p| p.layers[layer].span()).unwrap_or_default(), self.own[layer].span()]
+    /// What the layer's attention needs of it for the new rows `span`.
+    fn of_layer(&mut self, layer: usize, span: &Range<usize>) -> Cached<'_> {
+        let shared = self.shared.stretches.iter().map(|stretch| &stretch[layer]).collect();
+        Cached { row: span.start, rows: span.len(), shared, own: &mut self.own[layer] }
+    }
+}
+
+impl Prefix {
+    /// Tokens.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -110,14 +106,21 @@ fn rows_of(panels: &Panels) -> Buffer {
     rows
 }
 
-impl Linear {
-    fn panels(&self, w: &Weights, x: &Panels) -> Panels {
-        let y = x.product(w.matrix(self.weight), self.bias.map(|b| &w[b]), self.outputs);
-        let Some((lora, _)) = self.lora(w) else { return y };
-        let low = x.product(lora.a, None, lora.rank).product(lora.b, None, self.outputs);
-        let sum = y.elements().iter().zip(low.elements()).map(|(y, low)| y + lora.scale * low).collect();
-        y.with_elements(sum)
+/// The products of `linears`, which threads share as one.
+fn products<const N: usize>(linears: [Linear; N], w: &Weights, x: &Panels) -> [Panels; N] {
+    let factor = |linear: Linear| Factor {
+        w: w.matrix(linear.weight),
+        b: linear.bias.map(|b| &w[b]),
+        outputs: linear.outputs,
+    };
+    let mut all = x.products(linears.map(factor));
+    for (linear, y) in linears.iter().zip(&mut all) {
+        if let Some((lora, _)) = linear.lora(w) {
+            let low = x.product(lora.a, None, lora.rank).product(lora.b, None, linear.outputs);
+            y.elements_mut().iter_mut().zip(low.elements()).for_each(|(y, low)| *y += lora.scale * low);
+        }
     }
+    all
 }
 
 /// A layer's forward pass by products whose rows do not depend on each other.
@@ -125,35 +128,41 @@ impl Layer {
     fn cached_qkv(&self, cx: &Context, x: &[f32]) -> Qkv {
         let w = cx.weights;
         let n1 = Panels::pack(&self.norm1.forward(w, x), cx.config.hidden);
-        let [q, k, v] = [self.q, self.k, self.v].map(|linear| rows_of(&linear.panels(w, &n1)));
+        let [q, k, v] = products([self.q, self.k, self.v], w, &n1).map(|panels| rows_of(&panels));
         self.turned(cx, q, k, v).0
     }
 
     /// Everything after attention; `x` becomes the layer's output.
     fn cached_rest(&self, cx: &Context, x: &mut [f32], attended: &[f32]) {
-        let (w, c) = (cx.weights, cx.config.hidden);
+        let (w, c, act) = (cx.weights, cx.config.hidden, cx.config.activation);
         let before = cx.config.parallel_residual.then(|| self.norm2.forward(w, x));
-        self.o.panels(w, &Panels::pack(attended, self.o.inputs)).unpack(x, true);
+        let [o] = products([self.o], w, &Panels::pack(attended, self.o.inputs));
+        o.unpack(x, true);
         let n2 = before.unwrap_or_else(|| self.norm2.forward(w, x));
         let n2 = Panels::pack(&n2, c);
-        let up = self.mlp.up.panels(w, &n2);
-        let mut y = vec![0.0; up.elements().len()];
-        match self.mlp.gate {
+        let mid = match self.mlp.gate {
             Some(gate) => {
-                let gate = gate.panels(w, &n2);
-                activation::gated_forward(cx.config.activation, &mut y, gate.elements(), up.elements());
+                let [gate, up] = products([gate, self.mlp.up], w, &n2);
+                let mut mid = Panels::like(&up);
+                activation::gated_forward(act, mid.elements_mut(), gate.elements(), up.elements());
+                mid
             }
-            None => activation::forward(cx.config.activation, &mut y, up.elements()),
-        }
-        self.mlp.down.panels(w, &up.with_elements(y)).unpack(x, true);
+            None => {
+                let [up] = products([self.mlp.up], w, &n2);
+                let mut mid = Panels::like(&up);
+                activation::forward(act, mid.elements_mut(), up.elements());
+                mid
+            }
+        };
+        let [down] = products([self.mlp.down], w, &mid);
+        down.unpack(x, true);
     }
 }
 
 impl Model {
     /// Continues every sequence by its `new_tokens` (a whole prompt, or the one token just chosen; lengths may
-    /// differ) in one flat batch without padding. A text's numbers are the same bits whatever else is in the batch, as
-    /// long as it is fed in the same pieces. Returns the logits of the token after the last new one,
-    /// `[B, V]`.
+    /// differ) in one flat batch without padding. A text's numbers are the same bits whatever else is in the batch and
+    /// in whatever pieces it is fed. Returns the logits of the token after the last new one, `[B, V]`.
     ///
     /// # Errors
     /// A token outside the vocabulary, or a sequence longer than the model's positions; the caches are as
@@ -161,7 +170,7 @@ impl Model {
     ///
     /// # Panics
     /// If there is not one cache for each sequence, or a sequence has no new token.
-    pub fn extend(&self, caches: &mut [&mut KvCache], new_tokens: &[&[u32]]) -> Result<Vec<f32>> {
+    pub fn extend(&self, caches: &mut [&mut KvCache], new_tokens: &[&[u32]]) -> Result<Buffer> {
         assert_eq!(caches.len(), new_tokens.len(), "one cache for each sequence");
         assert!(new_tokens.iter().all(|new| !new.is_empty()), "every sequence has a new token");
         for (cache, new) in caches.iter().zip(new_tokens) {
@@ -177,21 +186,12 @@ impl Model {
         let layout = Layout::default();
         let cx = self.context_at(&positions, &layout);
         let mut x = self.embed(&tokens, &positions);
-        let width = self.config.kv_heads * self.config.head_dim;
         for (at, layer) in self.params.layers.iter().enumerate() {
             let qkv = layer.cached_qkv(&cx, &x);
-            for (cache, span) in caches.iter_mut().zip(&spans) {
-                let new = span.start * width..span.end * width;
-                cache.own[at].k.extend_from_slice(&qkv.k[new.clone()]);
-                cache.own[at].v.extend_from_slice(&qkv.v[new]);
-            }
-            let texts: Vec<Cached> = caches
-                .iter()
-                .zip(&spans)
-                .map(|(cache, span)| Cached { row: span.start, rows: span.len(), spans: cache.spans(at) })
-                .collect();
+            let texts = caches.iter_mut().zip(&spans);
+            let mut texts: Vec<Cached> = texts.map(|(cache, span)| cache.of_layer(at, span)).collect();
             let mut attended = Buffer::like(&qkv.q);
-            cached_forward(&mut attended, &qkv.q, &texts, cx.shape(layer.window));
+            cached_forward(&mut attended, (&qkv.q, &qkv.k, &qkv.v), &mut texts, cx.shape(layer.window));
             layer.cached_rest(&cx, &mut x, &attended);
         }
         for (cache, span) in caches.iter_mut().zip(&spans) {
@@ -202,15 +202,11 @@ impl Model {
     }
 
     /// Logits of the given rows of the residual stream `x` (`[T, C]`), `[rows, V]`.
-    fn logits(&self, x: &[f32], rows: &[u32]) -> Vec<f32> {
-        let (c, v) = (self.config.hidden, self.config.vocab_size);
+    fn logits(&self, x: &[f32], rows: &[u32]) -> Buffer {
         let picked = self.rows_of(x, rows);
         let hidden = self.params.final_norm.forward(&self.weights, &picked);
-        let mut logits = vec![0.0; rows.len() * v];
-        Panels::pack(&hidden, c)
-            .product(self.weights.matrix(self.params.head), None, v)
-            .unpack(&mut logits, false);
-        logits
+        let head = self.weights.matrix(self.params.head);
+        rows_of(&Panels::pack(&hidden, self.config.hidden).product(head, None, self.config.vocab_size))
     }
 
     fn check_room(&self, len: usize) -> Result<()> {
