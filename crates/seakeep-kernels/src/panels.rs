@@ -20,6 +20,8 @@ use crate::gemm::Elements;
 const PIECE: usize = 48;
 /// Weights that few rows are worth sharing among threads for.
 const PARALLEL_FROM: usize = 1 << 15;
+/// Floats of a cache line.
+const LINE: usize = 16;
 /// Rows of the smallest panel: with so few, half-wide vectors do twice as many weights.
 const FEW: usize = 8;
 
@@ -93,8 +95,7 @@ impl Panels {
 
     /// Writes (or with `add` adds) the rows to `y`, `[T, channels]`.
     pub fn unpack(&self, y: &mut [f32], add: bool) {
-        /// Channels at a time: a cache line of each row.
-        const LINE: usize = 16;
+        // Channels at a time: a cache line of each row.
         let (channels, width) = (self.channels, self.width);
         let pieces = y.par_chunks_mut(channels * width).zip(self.data.par_chunks(channels * width));
         pieces.for_each(|(y, panel)| {
@@ -229,30 +230,30 @@ impl Piece<'_> {
         let whole = outputs / R * R;
         let mut y = self.y;
         for o in (0..whole).step_by(R).chain(whole..outputs) {
-            for (x, y) in self.x.data.chunks_exact(inputs * width).zip(&mut y) {
-                let (x, y) = (S::as_simd_f32s(x).0, S::as_mut_simd_f32s(y).0);
+            let (w, b) = (&self.w[o * inputs..], self.b.map(|b| &b[o..]));
+            let panels = self.x.data.chunks_exact(inputs * width).zip(&mut y);
+            for (x, y) in panels {
+                let (x, y) = (S::as_simd_f32s(x).0, &mut S::as_mut_simd_f32s(y).0[o * V..]);
                 if o < whole {
-                    tile::<S, R, V>(
-                        simd,
-                        &self.w[o * inputs..],
-                        self.b.map(|b| &b[o..]),
-                        inputs,
-                        x,
-                        &mut y[o * V..],
-                    );
+                    tile::<S, R, V>(simd, w, b, inputs, x, y);
                 } else {
-                    tile::<S, 1, V>(
-                        simd,
-                        &self.w[o * inputs..],
-                        self.b.map(|b| &b[o..]),
-                        inputs,
-                        x,
-                        &mut y[o * V..],
-                    );
+                    tile::<S, 1, V>(simd, w, b, inputs, x, y);
                 }
             }
         }
     }
+}
+
+/// Asks for the cache line at `from` ahead of time.
+#[inline(always)]
+fn prefetch(from: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing: any address will do.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = from;
 }
 
 #[inline(always)]
@@ -264,10 +265,15 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     x: &[S::f32s],
     y: &mut [S::f32s],
 ) {
+    // The rows of the next tile lie behind this one's: a line of them for as many operations as its weights are good for.
+    let next = w[(R * inputs).min(w.len())..].as_ptr();
     let w: [&[f32]; R] = std::array::from_fn(|r| &w[r * inputs..(r + 1) * inputs]);
     let mut sums: [[S::f32s; V]; R] = std::array::from_fn(|r| [simd.splat_f32s(b.map_or(0.0, |b| b[r])); V]);
     for (i, x) in (0..inputs).zip(x.chunks_exact(V)) {
         let x: &[S::f32s; V] = x.try_into().expect("V vectors");
+        if (i * R).is_multiple_of(LINE) {
+            prefetch(next.wrapping_add(i * R));
+        }
         for r in 0..R {
             let weight = simd.splat_f32s(w[r][i]);
             for v in 0..V {
