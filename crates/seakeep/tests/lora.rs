@@ -246,7 +246,8 @@ fn generation_sees_adapters() {
             model.extend(&mut [&mut cache], &[&case.pairs[0].prompt]).unwrap()
         };
         let plain = logits(&case.base());
-        for ((beside, merged), plain) in logits(&beside).iter().zip(logits(&merged)).zip(plain) {
+        for ((beside, merged), plain) in logits(&beside).iter().zip(logits(&merged).iter()).zip(plain.iter())
+        {
             assert!((beside - merged).abs() <= 2e-5 * merged.abs().max(1.0), "{beside} {merged}");
             assert!((beside - plain).abs() > 1e-4, "{}: the adapter counts", case.name);
         }

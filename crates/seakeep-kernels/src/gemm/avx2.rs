@@ -5,7 +5,7 @@ use std::arch::x86_64::{
     _mm256_storeu_ps,
 };
 
-use super::isa::Tile;
+use super::isa::{Side, Tile};
 
 pub(super) const MR: usize = 6;
 pub(super) const NR: usize = 16;
@@ -14,21 +14,19 @@ pub(super) const NR: usize = 16;
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn kernel(words: usize, a: *const u32, b: *const u32, tile: Tile) {
-    let Tile { c, c_row, rows, cols, .. } = tile;
-    // SAFETY: the caller vouches for sizes and instructions; a part of a tile goes through one of its own.
+pub(super) unsafe fn kernel(words: usize, a: Side, b: *const u32, tile: Tile) {
+    let Tile { c, c_row, c_col, rows, cols, .. } = tile;
+    // SAFETY: the caller vouches for sizes and instructions; a part of a tile, and one of columns, goes through one of its own.
     unsafe {
-        if (rows, cols) == (MR, NR) {
-            whole(words, a.cast(), b.cast(), tile);
+        if (rows, cols, c_col) == (MR, NR, 1) {
+            whole(words, a, b, tile);
         } else {
             let mut own = [0.0f32; MR * NR];
-            for r in 0..rows {
-                std::ptr::copy_nonoverlapping(c.add(r * c_row), own.as_mut_ptr().add(r * NR), cols);
-            }
-            whole(words, a.cast(), b.cast(), Tile { c: own.as_mut_ptr(), c_row: NR, ..tile });
-            for r in 0..rows {
-                std::ptr::copy_nonoverlapping(own.as_ptr().add(r * NR), c.add(r * c_row), cols);
-            }
+            let places =
+                || (0..rows).flat_map(|r| (0..cols).map(move |j| (r * NR + j, r * c_row + j * c_col)));
+            places().for_each(|(mine, at)| own[mine] = *c.add(at));
+            whole(words, a, b, Tile { c: own.as_mut_ptr(), c_row: NR, ..tile });
+            places().for_each(|(mine, at)| *c.add(at) = own[mine]);
         }
     }
 }
@@ -38,19 +36,20 @@ pub(super) unsafe fn kernel(words: usize, a: *const u32, b: *const u32, tile: Ti
 /// # Safety
 /// The panels hold `words` words, `c` a whole tile.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn whole(words: usize, mut a: *const f32, mut b: *const f32, tile: Tile) {
-    let Tile { c, c_row, add, alpha, .. } = tile;
-    // SAFETY: every address lies within what the caller vouches for.
+unsafe fn whole(words: usize, a: Side, b: *const u32, tile: Tile) {
+    let Tile { c, c_row, rows, add, alpha, .. } = tile;
+    // SAFETY: every address lies within what the caller vouches for: for rows that the tile has not, its last is read again.
     unsafe {
+        let rows: [*const f32; MR] = std::array::from_fn(|r| a.at.add(r.min(rows - 1) * a.outer).cast());
         let mut sums: [[__m256; 2]; MR] = [[_mm256_setzero_ps(); 2]; MR];
-        for _ in 0..words {
-            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let a = _mm256_set1_ps(*a.add(r));
+        for w in 0..words {
+            let at: *const f32 = b.add(w * NR).cast();
+            let (b0, b1) = (_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8)));
+            for (row, sums) in rows.iter().zip(&mut sums) {
+                let a = _mm256_set1_ps(*row.add(w * a.inner));
                 sums[0] = _mm256_fmadd_ps(a, b0, sums[0]);
                 sums[1] = _mm256_fmadd_ps(a, b1, sums[1]);
             }
-            (a, b) = (a.add(MR), b.add(NR));
         }
         let alpha = _mm256_set1_ps(alpha);
         for (r, sums) in sums.iter().enumerate() {

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::Tile;
+use super::isa::{Side, Tile};
 use super::pack::{Panel, Words};
 
 pub(super) const MR: usize = 14;
@@ -203,24 +203,24 @@ fn across_pairs<const P: usize>(to: &mut [u32], panel: &Panel) {
     }
 }
 
-/// Calls `$kernel::<R>` for the number of rows.
+/// Calls `$kernel::<R, $packed>` for the number of rows.
 macro_rules! by_rows {
-    ($kernel:ident, $rows:expr, $($argument:expr),*) => {
+    ($kernel:ident, $packed:literal, $rows:expr, $($argument:expr),*) => {
         match $rows {
-            1 => $kernel::<1>($($argument),*),
-            2 => $kernel::<2>($($argument),*),
-            3 => $kernel::<3>($($argument),*),
-            4 => $kernel::<4>($($argument),*),
-            5 => $kernel::<5>($($argument),*),
-            6 => $kernel::<6>($($argument),*),
-            7 => $kernel::<7>($($argument),*),
-            8 => $kernel::<8>($($argument),*),
-            9 => $kernel::<9>($($argument),*),
-            10 => $kernel::<10>($($argument),*),
-            11 => $kernel::<11>($($argument),*),
-            12 => $kernel::<12>($($argument),*),
-            13 => $kernel::<13>($($argument),*),
-            _ => $kernel::<14>($($argument),*),
+            1 => $kernel::<1, $packed>($($argument),*),
+            2 => $kernel::<2, $packed>($($argument),*),
+            3 => $kernel::<3, $packed>($($argument),*),
+            4 => $kernel::<4, $packed>($($argument),*),
+            5 => $kernel::<5, $packed>($($argument),*),
+            6 => $kernel::<6, $packed>($($argument),*),
+            7 => $kernel::<7, $packed>($($argument),*),
+            8 => $kernel::<8, $packed>($($argument),*),
+            9 => $kernel::<9, $packed>($($argument),*),
+            10 => $kernel::<10, $packed>($($argument),*),
+            11 => $kernel::<11, $packed>($($argument),*),
+            12 => $kernel::<12, $packed>($($argument),*),
+            13 => $kernel::<13, $packed>($($argument),*),
+            _ => $kernel::<14, $packed>($($argument),*),
         }
     };
 }
@@ -229,35 +229,43 @@ macro_rules! by_rows {
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn kernel_f32(words: usize, a: *const u32, b: *const u32, tile: Tile) {
+pub(super) unsafe fn kernel_f32(words: usize, a: Side, b: *const u32, tile: Tile) {
     // SAFETY: the caller vouches for all of it.
-    unsafe { by_rows!(of_f32, tile.rows, words, a.cast(), b.cast(), tile) }
+    unsafe {
+        if (a.outer, a.inner) == (1, MR) {
+            by_rows!(of_f32, true, tile.rows, words, a, b, tile)
+        } else {
+            by_rows!(of_f32, false, tile.rows, words, a, b, tile)
+        }
+    }
 }
 
-/// [`Kernel`](super::isa::Kernel) for pairs of bf16.
+/// [`Kernel`](super::isa::Kernel) for pairs of bf16: always of packed panels.
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn kernel_bf16(words: usize, a: *const u32, b: *const u32, tile: Tile) {
+pub(super) unsafe fn kernel_bf16(words: usize, a: Side, b: *const u32, tile: Tile) {
     // SAFETY: the caller vouches for all of it.
-    unsafe { by_rows!(of_pairs, tile.rows, words, a, b, tile) }
+    unsafe { by_rows!(of_pairs, true, tile.rows, words, a, b, tile) }
 }
 
 /// # Safety
-/// As [`kernel_f32`], with `R` rows.
+/// As [`kernel_f32`], with `R` rows. If `PACKED`, `a` has the strides of a packed panel: distances are known when compiled.
 #[target_feature(enable = "avx512f")]
-unsafe fn of_f32<const R: usize>(words: usize, mut a: *const f32, mut b: *const f32, tile: Tile) {
-    // SAFETY: every address lies within the panels that the caller vouches for.
+unsafe fn of_f32<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *const u32, tile: Tile) {
+    let (outer, inner) = if PACKED { (1, MR) } else { (a.outer, a.inner) };
+    let (mut a, mut b): (*const f32, *const f32) = (a.at.cast(), b.cast());
+    // SAFETY: every address that is read lies within the panels that the caller vouches for.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         for _ in 0..words {
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(L)));
             for (r, sums) in sums.iter_mut().enumerate() {
-                let a = _mm512_set1_ps(*a.add(r));
+                let a = _mm512_set1_ps(*a.add(r * outer));
                 sums[0] = _mm512_fmadd_ps(a, b0, sums[0]);
                 sums[1] = _mm512_fmadd_ps(a, b1, sums[1]);
             }
-            (a, b) = (a.add(MR), b.add(NR));
+            (a, b) = (a.wrapping_add(inner), b.add(NR));
         }
         write(&sums, tile);
     }
@@ -266,8 +274,9 @@ unsafe fn of_f32<const R: usize>(words: usize, mut a: *const f32, mut b: *const 
 /// # Safety
 /// As [`kernel_bf16`], with `R` rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn of_pairs<const R: usize>(words: usize, mut a: *const u32, mut b: *const u32, tile: Tile) {
-    // SAFETY: every address lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
+unsafe fn of_pairs<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *const u32, tile: Tile) {
+    let (mut a, mut b) = (a.at, b);
+    // SAFETY: every address that is read lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
     unsafe {
         let pairs = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
@@ -292,21 +301,55 @@ unsafe fn of_pairs<const R: usize>(words: usize, mut a: *const u32, mut b: *cons
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn write<const R: usize>(sums: &[[__m512; 2]; R], tile: Tile) {
-    let Tile { c, c_row, cols, add, alpha, .. } = tile;
-    let alpha = _mm512_set1_ps(alpha);
-    let masks = [lanes(cols), lanes(cols.saturating_sub(L))];
-    for (r, sums) in sums.iter().enumerate() {
-        for (half, sum) in sums.iter().enumerate() {
-            // SAFETY: the mask leaves out what lies beyond `cols`.
-            unsafe {
-                let at = c.add(r * c_row + half * L);
-                let value = if add {
-                    _mm512_fmadd_ps(alpha, *sum, _mm512_maskz_loadu_ps(masks[half], at))
-                } else {
-                    _mm512_mul_ps(alpha, *sum)
-                };
-                _mm512_mask_storeu_ps(at, masks[half], value);
+    let Tile { c, c_row, c_col, cols, .. } = tile;
+    if c_col == 1 {
+        for (r, sums) in sums.iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                // SAFETY: the mask leaves out what lies beyond `cols`.
+                unsafe {
+                    write_row(c.add(r * c_row + half * L), lanes(cols.saturating_sub(half * L)), *sum, tile);
+                }
             }
         }
+        return;
+    }
+    // SAFETY: the caller vouches for the columns. (Halves by constant index: sums must not come to lie in memory.)
+    unsafe {
+        write_columns(sums.map(|sums| sums[0]), 0, tile);
+        write_columns(sums.map(|sums| sums[1]), L, tile);
+    }
+}
+
+/// Writes rows whose elements are not consecutive in C: columns from `first` on.
+///
+/// # Safety
+/// As [`write`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn write_columns<const R: usize>(sums: [__m512; R], first: usize, tile: Tile) {
+    let mut rows = [_mm512_setzero_si512(); L];
+    rows.iter_mut().zip(sums).for_each(|(row, sum)| *row = _mm512_castps_si512(sum));
+    for (j, col) in transpose(rows).into_iter().enumerate().take(tile.cols.saturating_sub(first)) {
+        // SAFETY: the mask leaves out what lies beyond `R`.
+        unsafe { write_row(tile.c.add((first + j) * tile.c_col), lanes(R), _mm512_castsi512_ps(col), tile) };
+    }
+}
+
+/// Writes the masked lanes of what is consecutive in C.
+///
+/// # Safety
+/// They lie in C.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn write_row(at: *mut f32, mask: __mmask16, sum: __m512, tile: Tile) {
+    let alpha = _mm512_set1_ps(tile.alpha);
+    // SAFETY: the caller vouches for the lanes.
+    unsafe {
+        let value = if tile.add {
+            _mm512_fmadd_ps(alpha, sum, _mm512_maskz_loadu_ps(mask, at))
+        } else {
+            _mm512_mul_ps(alpha, sum)
+        };
+        _mm512_mask_storeu_ps(at, mask, value);
     }
 }

@@ -7,11 +7,19 @@ use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
-/// Multiplies a panel of A by a panel of B: `(words, a, b, tile)`. `a` is `[words, MR]`, `b` is `[words, NR]`.
+/// Multiplies a panel of A by a panel of B: `(words, a, b, tile)`. `b` is `[words, NR]`; of `a` only the tile's rows are read.
 ///
 /// # Safety
 /// The panels and what the tile names of C must be as large as that, and the processor must have the instructions.
-pub(super) type Kernel = unsafe fn(usize, *const u32, *const u32, Tile);
+pub(super) type Kernel = unsafe fn(usize, Side, *const u32, Tile);
+
+/// A panel of A: word `w` of row `r` is `at[r * outer + w * inner]`.
+#[derive(Clone, Copy)]
+pub(super) struct Side {
+    pub at: *const u32,
+    pub outer: usize,
+    pub inner: usize,
+}
 
 /// What becomes of the product of two panels: `c = alpha a b` or, with `add`, `c += alpha a b`.
 #[derive(Clone, Copy)]
@@ -20,6 +28,8 @@ pub(super) struct Tile {
     pub c: *mut f32,
     /// Distance between rows of C.
     pub c_row: usize,
+    /// Distance between columns of C: this or the other is 1.
+    pub c_col: usize,
     /// Rows that are written, up to MR.
     pub rows: usize,
     /// Columns that are written, up to NR.

@@ -25,8 +25,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::blocks::Blocks;
-use isa::{Isa, Tile};
-use pack::{Packed, Source, Words};
+use isa::{Isa, Side, Tile};
+use pack::{Packed, Source, Strided, Words};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -241,18 +241,8 @@ fn at_least(buffer: &mut Vec<u32>, len: usize) -> &mut [u32] {
     &mut buffer[..len]
 }
 
-/// Runs both: with threads at the same time, which spares one wait.
-fn both(parallel: bool, first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
-    if parallel {
-        rayon::join(first, second);
-    } else {
-        first();
-        second();
-    }
-}
-
 fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Right) {
-    let Product { c_row, accumulate, alpha, threads, precision } = product;
+    let Product { c_row, accumulate, .. } = product;
     if m == 0 || n == 0 {
         return;
     }
@@ -266,6 +256,7 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
         return;
     }
     assert!(end(m, k, a.row, a.col) <= a.data.len(), "gemm: a too short");
+    let a = Source::rows(a);
     let b = match b {
         Right::Mat(b) => {
             assert!(end(k, n, b.row, b.col) <= b.data.len(), "gemm: b too short");
@@ -278,41 +269,65 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
             Source::weight(w)
         }
     };
-    let words = Words::of(precision, isa.pairs);
+    let words = Words::of(product.precision, isa.pairs);
+    let c = C { at: c.as_mut_ptr(), row: c_row, col: 1 };
+    // A plain B along whose columns `k` runs would have to be transposed; as the left operand of the transposed product
+    // it is read from where it lies.
+    if words == Words::F32 && m >= isa.nr && matches!(b, Source::Plain(Strided { inner: 1, .. })) {
+        multiply_sources(isa, (n, m, k), C { row: 1, col: c_row, ..c }, product, words, (b, a));
+    } else {
+        multiply_sources(isa, (m, n, k), c, product, words, (a, b));
+    }
+}
+
+/// [`run`] with everything checked.
+fn multiply_sources(
+    isa: &Isa,
+    (m, n, k): (usize, usize, usize),
+    c: C,
+    product: Product,
+    words: Words,
+    (a, b): (Source, Source),
+) {
+    let Product { accumulate, alpha, threads, .. } = product;
     let parallel = threads == Threads::All && m * n * k >= PARALLEL_FROM && rayon::current_num_threads() > 1;
-    let c = C { at: c.as_mut_ptr(), row: c_row };
     let total = words.of_elements(k);
     let elements = |span: &Range<usize>| span.start * words.each()..(span.end * words.each()).min(k);
+    let a_lies = a.in_place(words);
     let (mut for_a, mut for_b) = BUFFERS.take();
     for k0 in (0..total).step_by(KB) {
         let span = k0..(k0 + KB).min(total);
         let add = accumulate || k0 > 0;
         // As many whole panels as may be packed at a time.
         let most = |width: usize| (PACKED / (span.len() * width)).max(TILE.1) * width;
-        for m0 in (0..m).step_by(most(isa.mr)) {
-            let rows = m0..(m0 + most(isa.mr)).min(m);
-            let a_at = at_least(&mut for_a, rows.len().div_ceil(isa.mr) * isa.mr * span.len());
-            let (outer, elements) = (rows.clone(), elements(&span));
-            let in_a = Packed { width: isa.mr, outer, elements: elements.clone(), words, pack: isa.pack_a };
+        let m_step = if a_lies.is_some() { m } else { most(isa.mr) };
+        for m0 in (0..m).step_by(m_step) {
+            let rows = m0..(m0 + m_step).min(m);
+            let a_panels = match a_lies {
+                Some(from) => Left::Lies { from, first: (rows.start, span.start) },
+                None => {
+                    let at = at_least(&mut for_a, rows.len().div_ceil(isa.mr) * isa.mr * span.len());
+                    let (width, pack) = (isa.mr, isa.pack_a);
+                    let packed =
+                        Packed { width, outer: rows.clone(), elements: elements(&span), words, pack };
+                    packed.fill(at, &a, parallel);
+                    Left::Packed(at)
+                }
+            };
             for n0 in (0..n).step_by(most(isa.nr)) {
                 let cols = n0..(n0 + most(isa.nr)).min(n);
-                let b_at = at_least(&mut for_b, cols.len().div_ceil(isa.nr) * isa.nr * span.len());
-                let (outer, elements) = (cols.clone(), elements.clone());
-                let in_b = Packed { width: isa.nr, outer, elements, words, pack: isa.pack_b };
-                let fill_a = || {
-                    if n0 == 0 {
-                        in_a.fill(a_at, &Source::rows(a), parallel);
-                    }
-                };
-                both(parallel, fill_a, || in_b.fill(b_at, &b, parallel));
+                let b_panels = at_least(&mut for_b, cols.len().div_ceil(isa.nr) * isa.nr * span.len());
+                let (width, pack) = (isa.nr, isa.pack_b);
+                let packed = Packed { width, outer: cols.clone(), elements: elements(&span), words, pack };
+                packed.fill(b_panels, &b, parallel);
                 let work = Tiles {
                     isa,
                     rows: rows.clone(),
                     cols,
                     words: span.len(),
                     bf16: words == Words::Pairs,
-                    a: a_at,
-                    b: b_at,
+                    a: a_panels,
+                    b: b_panels,
                 };
                 work.run(c, add, alpha, parallel);
             }
@@ -326,6 +341,7 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
 struct C {
     at: *mut f32,
     row: usize,
+    col: usize,
 }
 
 // SAFETY: threads write through it to tiles that do not overlap, while `run` holds the slice borrowed mutably.
@@ -333,15 +349,28 @@ unsafe impl Send for C {}
 // SAFETY: as above.
 unsafe impl Sync for C {}
 
-/// Packed operands, and the part of C that they make.
+/// Rows of A as the micro-kernel reads them.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    /// `[panels][words][MR]`
+    Packed(&'a [u32]),
+    /// Where they lie, f32 being words: any strides will do. Packing a weight for some hundred rows of activations would be a
+    /// tenth of their product.
+    Lies {
+        from: Strided<'a>,
+        /// The first row and the first word.
+        first: (usize, usize),
+    },
+}
+
+/// Operands, and the part of C that they make.
 struct Tiles<'a> {
     isa: &'a Isa,
     rows: Range<usize>,
     cols: Range<usize>,
     words: usize,
     bf16: bool,
-    /// `[panels][words][MR]`
-    a: &'a [u32],
+    a: Left<'a>,
     /// `[panels][words][NR]`
     b: &'a [u32],
 }
@@ -362,6 +391,18 @@ impl Tiles<'_> {
         }
     }
 
+    /// A panel of A from word `w0` on.
+    fn left(&self, panel: usize, w0: usize) -> Side {
+        let mr = self.isa.mr;
+        match self.a {
+            Left::Packed(a) => Side { at: a[(panel * self.words + w0) * mr..].as_ptr(), outer: 1, inner: mr },
+            Left::Lies { from: Strided { data, outer, inner }, first } => {
+                let at = (first.0 + panel * mr) * outer + (first.1 + w0) * inner;
+                Side { at: data[at..].as_ptr().cast(), outer, inner }
+            }
+        }
+    }
+
     /// The tile of C that these panels of A and of B make.
     fn tile(&self, a_panels: Range<usize>, b_panels: Range<usize>, c: C, add: bool, alpha: f32) {
         let Isa { mr, nr, .. } = *self.isa;
@@ -369,18 +410,23 @@ impl Tiles<'_> {
         for w0 in (0..self.words).step_by(KC) {
             let words = KC.min(self.words - w0);
             for i in a_panels.clone() {
-                let (row, a) =
-                    (self.rows.start + i * mr, &self.a[(i * self.words + w0) * mr..][..words * mr]);
+                let (row, a) = (self.rows.start + i * mr, self.left(i, w0));
                 for j in b_panels.clone() {
                     let col = self.cols.start + j * nr;
                     let b = &self.b[(j * self.words + w0) * nr..][..words * nr];
                     let (rows, cols) = (mr.min(self.rows.end - row), nr.min(self.cols.end - col));
                     // SAFETY: `rows` and `cols` from (row, col) on lie in C, whose length `run` checked, and in
-                    // this tile alone; the panels hold `words` words; `Isa::best` found the instructions.
+                    // this tile alone; the panels hold `words` words of these rows, as `run` checked of what is not
+                    // packed; `Isa::best` found the instructions.
                     unsafe {
-                        let at = c.at.add(row * c.row + col);
-                        let tile = Tile { c: at, c_row: c.row, rows, cols, add: add || w0 > 0, alpha };
-                        kernel(words, a.as_ptr(), b.as_ptr(), tile);
+                        let at = c.at.add(row * c.row + col * c.col);
+                        let add = add || w0 > 0;
+                        kernel(
+                            words,
+                            a,
+                            b.as_ptr(),
+                            Tile { c: at, c_row: c.row, c_col: c.col, rows, cols, add, alpha },
+                        );
                     }
                 }
             }

@@ -125,6 +125,14 @@ const DECODED: usize = 1024;
 const ROWS: usize = 64;
 
 impl<'a> Source<'a> {
+    /// The elements, if they are the words.
+    pub fn in_place(self, words: Words) -> Option<Strided<'a>> {
+        match self {
+            Source::Plain(from) if words == Words::F32 => Some(from),
+            _ => None,
+        }
+    }
+
     /// The rows of A.
     pub fn rows(a: Mat<'a>) -> Self {
         Source::Plain(Strided { data: a.data, outer: a.row, inner: a.col })

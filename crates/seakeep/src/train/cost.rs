@@ -2,6 +2,7 @@
 
 use super::data::{self, Visits};
 use super::machine::{measured_ceiling, memory};
+use super::step::runs;
 use super::{Every, TrainOptions, prepare};
 use crate::Result;
 use crate::batch::Batch;
@@ -120,8 +121,10 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         if options.gradient_checkpointing || (objective.couples_pairs() && rows.len() > micro) {
             again += rows.iter().map(|&i| costs[i].operations.forward).sum::<f64>();
         }
-        for part in rows.chunks(micro) {
-            let sum = |of: fn(&RowCost) -> usize| part.iter().map(|&i| of(&costs[i])).sum::<usize>();
+        let computed: Vec<usize> = rows.iter().map(|&i| costs[i].computed).collect();
+        for run in runs(objective, micro, &computed) {
+            let sum =
+                |of: fn(&RowCost) -> usize| rows[run.clone()].iter().map(|&i| of(&costs[i])).sum::<usize>();
             largest = largest.max((sum(|c| c.computed), sum(|c| c.predictions)));
         }
     }
@@ -201,7 +204,7 @@ fn peak(
     let gradients = F32 * sizes.trainable * if apart { 2 } else { 1 };
     let penalty = options.objective.penalty.is_some();
     let activations = sizes.activation_bytes(largest, penalty, options.gradient_checkpointing);
-    let largest = ("activations of the largest micro-batch, logits", activations);
+    let largest = ("activations of what is run at a time, logits", activations);
     let common = [("weights", weights + adapters), ("program, tokenizer, rows", PROGRAM + ROW * rows)];
     // In 8 bits with a scale for each block.
     let moments = 2 * sizes.trainable * if options.optimizer.eight_bits { 1 } else { F32 };

@@ -1,5 +1,7 @@
 //! The training step: the loss of a global batch, and its exact gradient.
 
+use std::ops::Range;
+
 use seakeep_kernels::buffer::Buffer;
 
 use crate::batch::Batch;
@@ -53,7 +55,7 @@ pub struct StepOutput {
     pub groups: Option<Groups>,
 }
 
-/// Computes the loss of a global batch and, into `grads`, its gradient. `micro_batch` pairs are run at a time, which
+/// Computes the loss of a global batch and, into `grads`, its gradient. At most `micro_batch` pairs are run at a time, which
 /// does not change the result.
 ///
 /// # Errors
@@ -94,18 +96,21 @@ fn gradient_with(
     grads.total.clear();
     grads.penalty.iter_mut().for_each(Tensors::clear);
 
-    // Pairs that are coupled must all be seen before any backward pass; others go by micro-batch.
-    let together = if objective.couples_pairs() { global.pairs.len() } else { micro_batch };
-    for (i, coupled) in global.pairs.chunks(together.max(1)).enumerate() {
-        let micro: Vec<&[&TokenizedPair]> = coupled.chunks(micro_batch).collect();
-        let batches: Vec<Batch> = micro.iter().map(|p| step.layout.lay_out(p.iter().copied())).collect();
-        let (policy, mut kept) = step.forward(&micro, &batches)?;
-        let range = i * together..i * together + coupled.len();
-        let (reference, facts) = (&global.reference.slice(range.clone()), &global.facts[range]);
+    let rows: Vec<usize> = global.pairs.iter().map(|pair| step.layout.lay_out([*pair]).rows()).collect();
+    let runs = runs(objective, micro_batch, &rows);
+    // Pairs that are coupled must all be seen before any backward pass.
+    let together = if objective.couples_pairs() { runs.len() } else { 1 };
+    for runs in runs.chunks(together) {
+        let of_run = |run: &Range<usize>| &global.pairs[run.clone()];
+        let batches: Vec<Batch> =
+            runs.iter().map(|run| step.layout.lay_out(of_run(run).iter().copied())).collect();
+        let (policy, mut kept) = step.forward(&runs.iter().map(of_run).collect::<Vec<_>>(), &batches)?;
+        let all = runs[0].start..runs[runs.len() - 1].end;
+        let (reference, facts) = (&global.reference.slice(all.clone()), &global.facts[all.clone()]);
         let evaluation = objective.evaluate(&Scored { policy: &policy, reference, facts }, &context);
-        for (b, batch) in batches.iter().enumerate() {
+        for (batch, run) in batches.iter().zip(runs) {
             let activations = kept.take().unwrap_or_else(|| model.forward(batch));
-            let range = b * micro_batch..b * micro_batch + micro[b].len();
+            let range = run.start - all.start..run.end - all.start;
             step.backward(batch, &activations, &Part::of(&evaluation, range), grads);
         }
         out.add(evaluation);
@@ -120,6 +125,29 @@ fn gradient_with(
             out.loss
         )))
     }
+}
+
+/// Rows with which products are as fast as they become: more at a time would need more memory and bring nothing.
+const FULL: usize = 512;
+
+/// The pairs that go through the model at a time: `micro_batch`, and fewer where fewer are enough rows (`rows`, of each pair)
+/// and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
+/// there is a penalty, an unknown factor on its gradient costs a product more.
+pub(super) fn runs(objective: &Objective, micro_batch: usize, rows: &[usize]) -> Vec<Range<usize>> {
+    let may_be_cut = !objective.couples_pairs() && objective.penalty.is_none();
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut filled = 0;
+    for (i, &rows) in rows.iter().enumerate() {
+        filled += rows;
+        match runs.last_mut() {
+            Some(run) if run.len() < micro_batch && !(may_be_cut && filled > FULL) => run.end = i + 1,
+            _ => {
+                runs.push(i..i + 1);
+                filled = rows;
+            }
+        }
+    }
+    runs
 }
 
 fn tokens(pairs: &[&TokenizedPair]) -> usize {
@@ -152,7 +180,7 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    fn of(evaluation: &'a Evaluation, range: std::ops::Range<usize>) -> Self {
+    fn of(evaluation: &'a Evaluation, range: Range<usize>) -> Self {
         Part {
             pairs: &evaluation.pairs[range.clone()],
             weights: &evaluation.weights[range.clone()],
