@@ -267,7 +267,7 @@ unsafe fn of_f32<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *
             }
             (a, b) = (a.wrapping_add(inner), b.add(NR));
         }
-        write(&sums, tile);
+        write(sums, tile);
     }
 }
 
@@ -290,17 +290,18 @@ unsafe fn of_pairs<const R: usize, const PACKED: bool>(words: usize, a: Side, b:
             }
             (a, b) = (a.add(MR), b.add(NR));
         }
-        write(&sums, tile);
+        write(sums, tile);
     }
 }
 
-/// Writes a tile, or its first `cols` columns.
+/// Writes a tile, or its first `cols` columns. (By value: were `sums` borrowed, they would lie in memory and be written there for
+/// each word.)
 ///
 /// # Safety
 /// `c` has `R` rows of `cols` elements.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn write<const R: usize>(sums: &[[__m512; 2]; R], tile: Tile) {
+unsafe fn write<const R: usize>(sums: [[__m512; 2]; R], tile: Tile) {
     let Tile { c, c_row, c_col, cols, .. } = tile;
     if c_col == 1 {
         for (r, sums) in sums.iter().enumerate() {
@@ -313,25 +314,18 @@ unsafe fn write<const R: usize>(sums: &[[__m512; 2]; R], tile: Tile) {
         }
         return;
     }
-    // SAFETY: the caller vouches for the columns. (Halves by constant index: sums must not come to lie in memory.)
-    unsafe {
-        write_columns(sums.map(|sums| sums[0]), 0, tile);
-        write_columns(sums.map(|sums| sums[1]), L, tile);
+    let mut halves = [[_mm512_setzero_si512(); L]; 2];
+    for (r, sums) in sums.iter().enumerate() {
+        halves[0][r] = _mm512_castps_si512(sums[0]);
+        halves[1][r] = _mm512_castps_si512(sums[1]);
     }
-}
-
-/// Writes rows whose elements are not consecutive in C: columns from `first` on.
-///
-/// # Safety
-/// As [`write`].
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn write_columns<const R: usize>(sums: [__m512; R], first: usize, tile: Tile) {
-    let mut rows = [_mm512_setzero_si512(); L];
-    rows.iter_mut().zip(sums).for_each(|(row, sum)| *row = _mm512_castps_si512(sum));
-    for (j, col) in transpose(rows).into_iter().enumerate().take(tile.cols.saturating_sub(first)) {
-        // SAFETY: the mask leaves out what lies beyond `R`.
-        unsafe { write_row(tile.c.add((first + j) * tile.c_col), lanes(R), _mm512_castsi512_ps(col), tile) };
+    for (half, rows) in halves.into_iter().enumerate() {
+        for (j, col) in transpose(rows).into_iter().enumerate().take(cols.saturating_sub(half * L)) {
+            // SAFETY: the mask leaves out what lies beyond `R`.
+            unsafe {
+                write_row(c.add((half * L + j) * c_col), lanes(R), _mm512_castsi512_ps(col), tile);
+            }
+        }
     }
 }
 
