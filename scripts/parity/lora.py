@@ -31,26 +31,29 @@ CASES = {
     "llama_some": ("llama", dict(r=1, lora_alpha=2, use_rslora=True, target_modules=["q_proj", "v_proj", "down_proj"])),
     "gpt2": ("gpt2", dict(r=2, lora_alpha=3, target_modules="all-linear", fan_in_fan_out=True)),
     "gpt_neox": ("gpt_neox", dict(r=2, lora_alpha=2, use_rslora=True, target_modules=["query_key_value", "dense"])),
+    "llama_dora": ("llama", dict(r=2, lora_alpha=4, use_dora=True, target_modules="all-linear")),
+    "gpt2_dora": ("gpt2", dict(r=2, lora_alpha=3, use_dora=True, target_modules="all-linear", fan_in_fan_out=True)),
 }
 OBJECTIVES = ("dpo", "wdpo_shared")
 
 
 def adapted(base, settings, seed):
-    """A PEFT model in float32 whose A and B are random and about as large as the weights."""
+    """A PEFT model in float32 whose A and B are random and about as large as the weights; DoRA's magnitudes are some way off."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(golden.OUT / base, attn_implementation="eager", dtype=torch.float32)
     peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in peft.parameters():
+        for name, parameter in peft.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+                noise = 0.3 * torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(parameter * (1 + noise) if "magnitude" in name else noise)
     return peft.eval()
 
 
 def saved_name(name):
     """PEFT's name of a parameter in its file; `name` is that within the causal model."""
-    return "base_model.model." + name.replace(".default.", ".")
+    return "base_model.model." + name.replace("magnitude_vector.default.weight", "magnitude_vector").replace(".default.", ".")
 
 
 def make(case, base, settings, seed):

@@ -99,8 +99,8 @@ fn a_configuration_file_is_checked() {
     );
     place.write("broken.toml", "beta = \n");
     place.fail(&train(&["--config", "broken.toml"]), 2, &["broken.toml", "line 1"]);
-    place.write("peft.toml", "use_dora = true\n");
-    place.fail(&train(&["--config", "peft.toml"]), 2, &["peft.toml: `use_dora` is true", "DoRA"]);
+    place.write("peft.toml", "fp16 = true\n");
+    place.fail(&train(&["--config", "peft.toml"]), 2, &["peft.toml: `fp16` is true", "bf16"]);
 }
 
 #[test]

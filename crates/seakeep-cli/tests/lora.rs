@@ -60,9 +60,32 @@ fn an_adapter_is_trained_read_and_merged() {
 }
 
 #[test]
+fn magnitudes_and_dropout_are_trained_with_read_and_merged() {
+    let place = Place::new();
+    let special = ["--use_dora", "--lora_dropout", "0.2", "--disable_dropout", "false"];
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &ADAPTERS, &special, &["--output_dir", "dora"]].concat());
+    let config: Value = serde_json::from_str(&place.read("dora/adapter_config.json")).unwrap();
+    assert_eq!(
+        (&config["use_dora"], &config["lora_dropout"]),
+        (&serde_json::json!(true), &serde_json::json!(0.2))
+    );
+    place.succeed(&["merge", "--model_name_or_path", "dora", "--output_dir", "merged"]);
+    close(&logps(&place, "dora"), &logps(&place, "merged"));
+    let first = |run: &str| place.lines(&format!("{run}/metrics.jsonl"))[1]["loss"].as_f64().unwrap();
+    // Dropout alone, without `disable_dropout`, changes nothing: as in TRL's DPO.
+    place.succeed(
+        &[&TRAIN[..], &FOUR_STEPS, &ADAPTERS, &special[1..3], &["--output_dir", "disabled"]].concat(),
+    );
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &ADAPTERS, &["--output_dir", "plain"]].concat());
+    assert_eq!(first("disabled"), first("plain"));
+    assert!(first("dora") != first("plain"));
+}
+
+#[test]
 fn a_resumed_run_is_the_uninterrupted_one() {
     let place = Place::new();
-    let all = |more: &[&'static str]| [&TRAIN[..], &FOUR_STEPS, &ADAPTERS, more].concat();
+    let dropout = ["--use_dora", "--disable_dropout", "false"];
+    let all = |more: &[&'static str]| [&TRAIN[..], &FOUR_STEPS, &ADAPTERS, &dropout, more].concat();
     place.succeed(&all(&["--output_dir", "whole", "--weight_decay", "0.1"]));
     place.succeed(&all(&["--output_dir", "halves", "--weight_decay", "0.1"]));
     std::fs::remove_dir_all(place.path("halves/checkpoint-4")).unwrap();
@@ -110,7 +133,7 @@ fn what_cannot_be_is_refused() {
         &["`q_porj` is no linear layer", "did you mean `q_proj`?"],
     );
     place.fail(&train(&["--lora_r", "4"]), 2, &["--lora_r has no meaning without adapters"]);
-    place.fail(&train(&["--use_peft", "--lora_dropout", "0.05"]), 2, &["dropout is never applied"]);
+    place.fail(&train(&["--use_peft", "--lora_dropout", "1.5"]), 2, &["--lora_dropout is 1.5; expected"]);
     place.succeed(&train(&[&ADAPTERS[..], &["--output_dir", "lora"]].concat()));
     place.fail(
         &train(&[&ADAPTERS[..], &["--model_name_or_path", "lora"]].concat()),

@@ -39,6 +39,8 @@ pub mod attention;
 pub mod blocks;
 pub mod buffer;
 pub mod ceiling;
+pub mod dora;
+pub mod dropout;
 pub mod embedding;
 pub mod gemm;
 pub mod layernorm;

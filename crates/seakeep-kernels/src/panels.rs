@@ -130,6 +130,17 @@ impl Panels {
         &mut self.data
     }
 
+    /// Multiplies channels by `c` and adds `b`, `[channels]` both.
+    pub fn scale_channels(&mut self, c: &[f32], b: Option<&[f32]>) {
+        let width = self.width;
+        for panel in self.data.chunks_exact_mut(self.channels * width) {
+            for (i, rows) in panel.chunks_exact_mut(width).enumerate() {
+                let b = b.map_or(0.0, |b| b[i]);
+                rows.iter_mut().for_each(|y| *y = *y * c[i] + b);
+            }
+        }
+    }
+
     /// `y = x w^T + b`: `w` is `[outputs, channels]`, `b` is `[outputs]`.
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! The flat batch: real tokens only, prompts once, and which rows predict what.
 
 use seakeep_kernels::attention::{Layout, Segment};
+use seakeep_kernels::dropout::mix;
 
 /// Whether the branches of a prompt share its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,18 @@ pub struct Batch {
     pub branches: usize,
     /// Pair (call of [`push`](Self::push)) of each row, `[T]`.
     pub pair_of_row: Vec<u32>,
+    /// Dropout of what goes into adapters, in training.
+    pub dropout: Option<Dropout>,
     pairs: usize,
+}
+
+/// Dropout in the passes over a batch: which elements are dropped follows from the keys of their rows.
+#[derive(Clone, Debug)]
+pub struct Dropout {
+    /// Probability of being dropped.
+    pub p: f32,
+    /// `[T]`
+    pub rows: Vec<u32>,
 }
 
 impl Batch {
@@ -99,6 +111,18 @@ impl Batch {
                 prediction.weight = if position[b] > shared { alpha } else { 1.0 };
             }
         }
+    }
+
+    /// Sets dropout. A row's key is that of its pair (of the pair's number, counted from `first` on) and its place in it, so that
+    /// it does not depend on what else is in the batch.
+    pub fn drop_out(&mut self, p: f32, key: u32, first: usize) {
+        let (mut rows, mut before, mut place) = (Vec::with_capacity(self.rows()), None, 0);
+        for &pair in &self.pair_of_row {
+            place = if before == Some(pair) { place + 1 } else { 0 };
+            before = Some(pair);
+            rows.push(mix(mix(key ^ mix(first as u32 + pair)) ^ place));
+        }
+        self.dropout = Some(Dropout { p, rows });
     }
 
     fn segment(&mut self, tokens: &[u32], context: std::ops::Range<usize>) -> std::ops::Range<usize> {

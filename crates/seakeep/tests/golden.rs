@@ -107,7 +107,8 @@ fn run(case: &Case, objective: &Objective, micro_batch: usize) -> (StepOutput, T
     let mut grads = Gradients::new(&case.model);
     let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
     let (reference, groups) = (&case.reference, Groups::default());
-    let global = GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups };
+    let global =
+        GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups, dropout: None };
     let out = gradient(&case.model, objective, &global, micro_batch, &mut grads).unwrap();
     (out, grads.total)
 }

@@ -19,7 +19,7 @@ use seakeep::scoring::{Layout, score};
 use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use serde_json::{Value, json};
 
-const CASES: [&str; 4] = ["llama", "llama_some", "gpt2", "gpt_neox"];
+const CASES: [&str; 6] = ["llama", "llama_some", "gpt2", "gpt_neox", "llama_dora", "gpt2_dora"];
 
 struct Case {
     name: &'static str,
@@ -90,11 +90,21 @@ impl Case {
     }
 
     fn gradient(&self, model: &Model, name: &str, micro_batch: usize) -> (StepOutput, Tensors) {
+        self.gradient_with(model, name, micro_batch, None)
+    }
+
+    fn gradient_with(
+        &self,
+        model: &Model,
+        name: &str,
+        micro_batch: usize,
+        dropout: Option<(f32, u32)>,
+    ) -> (StepOutput, Tensors) {
         let objective = self.objective(name);
         let pairs: Vec<&TokenizedPair> = self.pairs.iter().collect();
         let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
         let (reference, groups) = (&self.reference, Groups::default());
-        let global = GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups };
+        let global = GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups, dropout };
         let mut grads = Gradients::new(model);
         let out = gradient(model, &objective, &global, micro_batch, &mut grads).unwrap();
         (out, grads.total)
@@ -107,7 +117,7 @@ fn relative(got: f64, want: f64, tolerance: f64, what: &str) {
 
 fn config(r: usize, target_modules: &[&str]) -> LoraConfig {
     let target_modules = target_modules.iter().map(|t| t.to_string()).collect();
-    LoraConfig { r, lora_alpha: 4.0, use_rslora: false, target_modules }
+    LoraConfig { target_modules, ..LoraConfig::plain(r, 4.0) }
 }
 
 #[test]
@@ -219,6 +229,46 @@ fn fresh_adapters_change_nothing_and_follow_the_seed() {
 }
 
 #[test]
+fn fresh_magnitudes_are_the_lengths_of_rows() {
+    for case in CASES.map(case) {
+        let (base, mut model) = (case.base(), case.base());
+        model.add_adapters(&LoraConfig { use_dora: true, ..config(2, &[]) }, 1).unwrap();
+        for (got, want) in case.logps(&model).iter().zip(case.logps(&base)) {
+            // Where there is a bias it is added after the product, not before.
+            relative(*got, want, 1e-6, case.name);
+        }
+        let files = &model.adapters.as_ref().unwrap().files;
+        let lengths = files.iter().filter(|file| file.name.ends_with("magnitude_vector"));
+        assert_eq!(lengths.clone().count() * 3, files.len());
+        assert!(lengths.flat_map(|file| model.map.export(file, &model.weights)).all(|m| m > 0.0));
+    }
+}
+
+#[test]
+fn dropout_does_not_depend_on_what_is_computed_together() {
+    for case in ["llama", "gpt2_dora"].map(case) {
+        let model = case.adapted();
+        for name in ["dpo", "wdpo_shared"] {
+            let of = |micro, dropout| case.gradient_with(&model, name, micro, dropout);
+            let (plain, _) = of(3, None);
+            let (whole, want) = of(3, Some((0.3, 5)));
+            assert!((whole.loss - plain.loss).abs() > 1e-3, "it drops something");
+            assert!(
+                (of(3, Some((0.3, 6))).0.loss - whole.loss).abs() > 1e-4,
+                "something else in another step"
+            );
+            for micro in [1, 2] {
+                let (part, mut got) = of(micro, Some((0.3, 5)));
+                relative(part.loss, whole.loss, 5e-6, case.name);
+                got.add_scaled(&want, -1.0);
+                // As without dropout.
+                assert!(got.norm() <= 3e-5 * want.norm(), "{}: {name}, {micro}: {}", case.name, got.norm());
+            }
+        }
+    }
+}
+
+#[test]
 fn saved_adapters_come_back() {
     for case in CASES.map(case) {
         let (model, place) = (case.adapted(), tempfile::tempdir().unwrap());
@@ -229,7 +279,8 @@ fn saved_adapters_come_back() {
         assert_eq!(files.weights.names(), theirs.weights.names());
         assert_eq!((files.config.r, files.config.scale()), (theirs.config.r, theirs.config.scale()));
         let json = read(place.path().join("adapter_config.json"));
-        assert_eq!(json["fan_in_fan_out"], json!(case.name == "gpt2"));
+        assert_eq!(json["fan_in_fan_out"], json!(case.name.starts_with("gpt2")));
+        assert_eq!(json["use_dora"], json!(case.name.ends_with("dora")));
         let mut again = case.base();
         again.load_adapters(&files).unwrap();
         assert!(again.weights == model.weights, "{}", case.name);
@@ -307,9 +358,10 @@ fn adapters_that_do_not_fit_are_refused() {
     config["r"] = json!(1u64 << 60);
     let text = open(&config);
     assert!(text.contains("ask for [1152921504606846976, 16]"), "{text}");
+    config["r"] = json!(3);
     config["use_dora"] = json!(true);
     let text = open(&config);
-    assert!(text.contains("`use_dora` is true"), "{text}");
+    assert!(text.contains("lora_magnitude_vector` is missing"), "{text}");
     std::fs::write(place.path().join("config.json"), "{}").unwrap();
     let text = open(&config);
     assert!(text.contains("move one of them elsewhere"), "{text}");

@@ -140,7 +140,8 @@ impl Place {
         };
         let facts: Vec<Facts> = pairs.iter().enumerate().map(of).collect();
         let groups = Groups::of(facts.iter().map(|f| f.labels.group.clone()));
-        let global = GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups };
+        let global =
+            GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups, dropout: None };
         let mut grads = Gradients::new(&self.model);
         (gradient(&self.model, objective, &global, micro_batch, &mut grads).unwrap(), grads.total)
     }

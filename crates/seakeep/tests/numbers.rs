@@ -83,7 +83,7 @@ fn a_form_computes_what_its_values_do_in_f32() {
 #[test]
 fn adapters_on_a_quantised_base_are_those_on_its_values() {
     let place = directory();
-    let config = LoraConfig { r: 4, lora_alpha: 8.0, use_rslora: false, target_modules: Vec::new() };
+    let config = LoraConfig::plain(4, 8.0);
     for keep in FORMS {
         let mut model = load(place.path(), keep, Precision::F32);
         let mut plain = in_f32(&model, place.path());

@@ -71,7 +71,8 @@ impl Place {
         let zeros = |p: &&TokenizedPair| Layout::of(&objective).no_reference(p);
         let reference = &BranchLogps(rows.iter().map(zeros).collect());
         let groups = Groups::default();
-        let global = GlobalBatch { pairs: &rows, facts: &facts, reference, progress: 0.0, groups };
+        let global =
+            GlobalBatch { pairs: &rows, facts: &facts, reference, progress: 0.0, groups, dropout: None };
         let out = gradient(&self.model, &objective, &global, micro_batch, &mut grads).unwrap();
         (out, grads.total)
     }

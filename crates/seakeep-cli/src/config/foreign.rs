@@ -31,7 +31,6 @@ const fn foreign(name: &'static str, fate: Fate, why: &'static str) -> Foreign {
 const OFF: &[&str] = &["false"];
 const PRECISION: &str =
     "products are in float32, or with bf16 in bfloat16; to save in 16 bits use save_dtype";
-const ADAPTER_DROPOUT: &str = "dropout is never applied; in DPO TRL's disable_dropout, which is true by default, switches this one off too";
 const LOADING: &str = "rows are read and tokenised in parallel before training starts";
 const ONE_PROCESS: &str = "training runs in one process";
 const DETERMINISTIC: &str = "the same seed, machine and threads always give the same bits";
@@ -49,11 +48,9 @@ const OWN_MEMORY: &str = "changes memory, never results, and memory is managed b
 pub const FOREIGN: &[Foreign] = &[
     foreign("fp16", Only(OFF), PRECISION),
     foreign("tf32", Only(OFF), PRECISION),
-    foreign("lora_dropout", Only(&["0.0", "0"]), ADAPTER_DROPOUT),
     foreign("lora_modules_to_save", Only(&["[]"]), "beside adapters nothing is trained"),
     foreign("lora_target_parameters", Only(&["[]"]), "adapters stand beside linear layers; use lora_target_modules"),
     foreign("lora_task_type", Only(&["CAUSAL_LM"]), "models trained with adapters are language models"),
-    foreign("use_dora", Only(OFF), "adapters are LoRA's (or rank-stabilised, use_rslora); DoRA also divides by norms of the merged weights"),
     foreign("gradient_checkpointing_kwargs", Nil, OWN_MEMORY),
     foreign("activation_offloading", Nil, OWN_MEMORY),
     foreign("padding_free", Nil, "nothing is ever padded"),
@@ -74,7 +71,6 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("use_cpu", Nil, "the processor computes anyway"),
     foreign("no_cuda", Nil, "the processor computes anyway"),
 
-    foreign("disable_dropout", Only(&["true"]), "dropout is never applied"),
     foreign("precompute_ref_log_probs", Nil, "they always are, and kept for other runs in reference_cache_dir"),
     foreign("precompute_ref_batch_size", Nil, "use per_device_eval_batch_size; it does not change the result"),
     foreign("reference_free", Only(OFF), "use loss_type simpo, cpo or orpo, which have no reference"),
@@ -252,8 +248,7 @@ mod tests {
         assert!(accepts("activation_offloading", json!(true)));
         assert!(accepts("max_prompt_length", json!(null)));
         assert!(!accepts("max_prompt_length", json!(128)));
-        assert!(accepts("lora_dropout", json!(0)) && !accepts("lora_dropout", json!(0.05)));
-        let text = find("use_dora").unwrap().refusal("a.toml: `use_dora`", &json!(true));
-        assert!(text.contains("a.toml: `use_dora` is true") && text.contains("adapters"), "{text}");
+        let text = find("fp16").unwrap().refusal("a.toml: `fp16`", &json!(true));
+        assert!(text.contains("a.toml: `fp16` is true") && text.contains("bf16"), "{text}");
     }
 }

@@ -169,6 +169,12 @@ fn lora(settings: &Settings) -> Result<Option<LoraConfig>> {
         r: count(settings, "lora_r"),
         lora_alpha: number(settings, "lora_alpha"),
         use_rslora: switch(settings, "use_rslora"),
+        use_dora: switch(settings, "use_dora"),
+        lora_dropout: if switch(settings, "disable_dropout") {
+            0.0
+        } else {
+            number(settings, "lora_dropout")
+        },
         target_modules: if all { Vec::new() } else { targets },
     }))
 }

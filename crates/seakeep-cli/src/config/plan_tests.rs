@@ -95,8 +95,8 @@ fn a_file_is_refused_with_file_key_and_what_was_expected() {
         ("a.yaml", "- beta", "expected keys and values"),
         (
             "a.toml",
-            "use_dora = true",
-            "`use_dora` is true: Seakeep does not do that (yet): adapters are LoRA's",
+            "reference_free = true",
+            "`reference_free` is true: Seakeep does not do that (yet): use loss_type simpo",
         ),
         ("a.txt", "beta = 0.1", "expected .toml, .yaml"),
     ] {
@@ -114,7 +114,8 @@ fn flags_are_refused_with_key_value_and_what_was_expected() {
         ("--lora_r 8", "--lora_r has no meaning without adapters; add use_peft = true"),
         ("--use_peft --lora_r 0", "--lora_r is 0; expected a whole number, 1 or above"),
         ("--use_peft --lora_target_modules all-linear,q_proj", "names all-linear and others"),
-        ("--use_peft --lora_dropout 0.05", "dropout is never applied"),
+        ("--use_peft --lora_dropout 1", "--lora_dropout is 1.0; expected a number from 0 to below 1"),
+        ("--use_dora", "--use_dora has no meaning without adapters; add use_peft = true"),
         ("--label_smoothing 0.5", "expected a number from 0 to below 0.5"),
         ("--kldpo_tau -1 --method kldpo", "--kldpo_tau is -1.0; expected a number above 0"),
         ("--wdpo_rho -0.5 --method wdpo", "expected a number, 0 or above"),

@@ -131,7 +131,7 @@ fn adapters(c: &mut Criterion) {
     let mut group = c.benchmark_group("lora");
     let (inputs, outputs, rank) = (CHANNELS, INTERMEDIATE, 16);
     let (a, b) = (numbers(rank * inputs), numbers(outputs * rank));
-    let lora = Lora { a: &a, b: &b, scale: 2.0, inputs, outputs, rank };
+    let lora = Lora { a: &a, b: &b, scale: 2.0, inputs, outputs, rank, dropout: None };
     let (x, d_y) = (numbers(TOKENS * inputs), numbers(TOKENS * outputs));
     let (mut y, mut d_x) = (zeros(TOKENS * outputs), zeros(TOKENS * inputs));
     let (mut d_a, mut d_b) = (zeros(a.len()), zeros(b.len()));

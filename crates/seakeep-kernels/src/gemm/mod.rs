@@ -36,9 +36,9 @@ mod isa;
 mod pack;
 mod portable;
 
-/// Words of `k` that one call of the micro-kernel sums: its panel of A fits the first-level cache, a tile's panels of B
-/// the second.
-const KC: usize = 384;
+/// Words of `k` that one call of the micro-kernel sums: a tile's panels of B fit the second-level cache, and C is read and
+/// written once for each block (once in all for products of 576 channels or 512 rows).
+const KC: usize = 576;
 /// Words of `k` that are packed at a time: a multiple of `KC` and of the largest block of a quantised type.
 const KB: usize = 12 * KC;
 /// Words of packed A and of packed B at a time.

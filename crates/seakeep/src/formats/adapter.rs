@@ -26,11 +26,27 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Whether by `lora_alpha / sqrt(r)` instead (Kalajdzievski, arXiv 2312.03732).
     pub use_rslora: bool,
+    /// Whether the rows of a layer's weight get lengths of their own (DoRA; Liu et al., arXiv 2402.09353).
+    pub use_dora: bool,
+    /// Dropout of what goes into the path while it is trained.
+    pub lora_dropout: f64,
     /// The linear layers that have one, by the last parts of their names; empty: all of the model's blocks.
     pub target_modules: Vec<String>,
 }
 
 impl LoraConfig {
+    /// On all linear layers of the blocks, without anything special.
+    pub fn plain(r: usize, lora_alpha: f64) -> Self {
+        LoraConfig {
+            r,
+            lora_alpha,
+            use_rslora: false,
+            use_dora: false,
+            lora_dropout: 0.0,
+            target_modules: Vec::new(),
+        }
+    }
+
     /// The factor of the path.
     pub fn scale(&self) -> f32 {
         let r = self.r as f64;
@@ -107,6 +123,9 @@ impl AdapterFiles {
                 lora_alpha: number("lora_alpha")
                     .ok_or_else(|| wrong("`lora_alpha` is not a number above 0"))?,
                 use_rslora: object.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+                use_dora: object.get("use_dora").and_then(Value::as_bool).unwrap_or(false),
+                // Of a finished adapter it means nothing.
+                lora_dropout: 0.0,
                 target_modules: match object.get("target_modules") {
                     Some(Value::Array(names)) => names.iter().filter_map(text).collect(),
                     other => other.and_then(text).into_iter().collect(),
@@ -159,7 +178,7 @@ fn check(path: &Path, object: &Map<String, Value>) -> Result<()> {
                 let instead = "true, gaussian: starts that leave the base as it is (PEFT converts others when it saves)";
                 return refuse(key, value, instead);
             }
-            "peft_type" | "bias" | "init_lora_weights" | "r" | "lora_alpha" | "use_rslora" => {}
+            "peft_type" | "bias" | "init_lora_weights" | "r" | "lora_alpha" | "use_rslora" | "use_dora" => {}
             known if WITHOUT_EFFECT.contains(&known) => {}
             _ if nothing => {}
             _ => return refuse(key, value, "plain LoRA, without this"),
@@ -180,14 +199,14 @@ pub fn config_json(config: &LoraConfig, targets: &[&str], base: &Path, fan_in_fa
         "inference_mode": true,
         "init_lora_weights": true,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.lora_dropout,
         "modules_to_save": null,
         "peft_type": "LORA",
         "r": config.r,
         "revision": null,
         "target_modules": targets,
         "task_type": "CAUSAL_LM",
-        "use_dora": false,
+        "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     })
 }
@@ -197,12 +216,7 @@ mod tests {
     use super::*;
 
     fn checked(key: &str, value: Value) -> std::result::Result<(), String> {
-        let base = config_json(
-            &LoraConfig { r: 2, lora_alpha: 4.0, use_rslora: false, target_modules: Vec::new() },
-            &["q_proj"],
-            Path::new("base"),
-            false,
-        );
+        let base = config_json(&LoraConfig::plain(2, 4.0), &["q_proj"], Path::new("base"), false);
         let mut object = base.as_object().unwrap().clone();
         object.insert(key.into(), value);
         check(Path::new("adapter_config.json"), &object).map_err(|e| e.to_string())
@@ -213,7 +227,6 @@ mod tests {
         for (key, value) in [
             ("peft_type", json!("IA3")),
             ("bias", json!("all")),
-            ("use_dora", json!(true)),
             ("modules_to_save", json!(["lm_head"])),
             ("rank_pattern", json!({"q_proj": 4})),
             ("init_lora_weights", json!("pissa")),
@@ -234,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_factor_follows_rank_or_its_root() {
-        let of = |use_rslora| LoraConfig { r: 16, lora_alpha: 32.0, use_rslora, target_modules: Vec::new() };
+        let of = |use_rslora| LoraConfig { use_rslora, ..LoraConfig::plain(16, 32.0) };
         assert_eq!((of(false).scale(), of(true).scale()), (2.0, 8.0));
     }
 }

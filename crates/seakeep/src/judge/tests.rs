@@ -153,6 +153,7 @@ fn input_gradients_are_those_of_the_training_step() {
         reference: &logps,
         progress: 1.0,
         groups: Groups::default(),
+        dropout: None,
     };
     let step = gradient(&policy, &penalised, &global, 2, &mut Gradients::new(&policy)).unwrap();
     let metric = step.metrics.iter().find(|m| m.0 == "wdpo/input_gradient_norm").unwrap().1;

@@ -1,13 +1,39 @@
 //! The two building blocks with weights: linear maps, perhaps with an adapter, and norms, each with its four passes.
-//! Shapes as in `seakeep_kernels`; every function returns a fresh buffer. What is not trained gets no gradient.
+//! Shapes as in `seakeep_kernels`; results are in buffers of their own. What is not trained gets no gradient.
+
+use std::ops::Deref;
 
 use seakeep_kernels::buffer::Buffer;
-use seakeep_kernels::{layernorm, linear, lora, rmsnorm};
+use seakeep_kernels::dropout::Dropout;
+use seakeep_kernels::{dora, layernorm, linear, lora, rmsnorm};
 
 use super::tensors::{ParamId, Tensors};
 use super::weights::Weights;
+use crate::batch;
 
-/// The low-rank path beside a linear map, `s (x a^T) b^T`: [`seakeep_kernels::lora`].
+/// What a pass reads: the weights, and in training the dropout of what goes into adapters.
+#[derive(Clone, Copy)]
+pub(super) struct Params<'a> {
+    pub weights: &'a Weights,
+    pub dropout: Option<&'a batch::Dropout>,
+}
+
+impl<'a> Params<'a> {
+    /// Without dropout.
+    pub fn plain(weights: &'a Weights) -> Self {
+        Params { weights, dropout: None }
+    }
+}
+
+impl Deref for Params<'_> {
+    type Target = Weights;
+    fn deref(&self) -> &Weights {
+        self.weights
+    }
+}
+
+/// The low-rank path beside a linear map, `s (x a^T) b^T`: [`seakeep_kernels::lora`]; with a magnitude
+/// [`seakeep_kernels::dora`].
 #[derive(Clone, Copy, Debug)]
 pub struct Adapter {
     /// `[rank, inputs]`; maps that are fused on disk share it.
@@ -18,6 +44,17 @@ pub struct Adapter {
     pub rank: usize,
     /// The factor `s`.
     pub scale: f32,
+    /// `[outputs]`: the lengths that the sum's rows are given, where they are.
+    pub magnitude: Option<ParamId>,
+}
+
+/// What a magnitude makes of a map's outputs.
+struct Rescaled {
+    /// `[outputs]`
+    factors: Vec<f32>,
+    /// Lengths of the rows of the weight with its path, `[outputs]`.
+    lengths: Vec<f32>,
+    magnitude: ParamId,
 }
 
 /// `y = x w^T + b`, with an adapter `y = x w^T + b + s (x a^T) b^T`.
@@ -46,35 +83,70 @@ impl Linear {
         linear::Map { w, inputs: self.inputs, outputs: self.outputs, precision }
     }
 
-    /// The low-rank path and the places of its two matrices.
-    pub(super) fn lora<'a>(&self, w: &'a Weights) -> Option<(lora::Lora<'a>, Adapter)> {
+    /// The low-rank path and the places of its tensors.
+    pub(super) fn lora<'a>(&self, w: Params<'a>) -> Option<(lora::Lora<'a>, Adapter)> {
         let of = |adapter: Adapter| {
-            let (a, b, scale, rank) = (&w[adapter.a], &w[adapter.b], adapter.scale, adapter.rank);
-            (lora::Lora { a, b, scale, inputs: self.inputs, outputs: self.outputs, rank }, adapter)
+            let Adapter { a, b, scale, rank, .. } = adapter;
+            let dropout =
+                w.dropout.map(|dropout| Dropout { p: dropout.p, rows: &dropout.rows, module: a.0 as u32 });
+            let (a, b) = (&w.weights[a], &w.weights[b]);
+            (lora::Lora { a, b, scale, inputs: self.inputs, outputs: self.outputs, rank, dropout }, adapter)
         };
         self.adapter.map(of)
     }
 
-    pub(super) fn forward(&self, w: &Weights, x: &[f32]) -> Buffer {
+    /// What its magnitude makes of its outputs, if it has one.
+    fn rescaled(&self, w: Params) -> Option<Rescaled> {
+        let (lora, Adapter { magnitude, .. }) = self.lora(w)?;
+        let magnitude = magnitude?;
+        let lengths = dora::lengths(&self.map(w.weights), &lora);
+        let factors = w.weights[magnitude].iter().zip(&lengths).map(|(m, n)| m / n).collect();
+        Some(Rescaled { factors, lengths, magnitude })
+    }
+
+    /// The factors on its outputs that a magnitude comes to, if it has one, `[outputs]`.
+    pub(super) fn factors(&self, w: Params) -> Option<Vec<f32>> {
+        self.rescaled(w).map(|rescaled| rescaled.factors)
+    }
+
+    /// Weight and path, without magnitude and bias.
+    fn directions(&self, w: Params, x: &[f32]) -> Buffer {
         let mut y = Buffer::new(self.rows(x) * self.outputs, self.outputs);
-        self.map(w).forward(&mut y, x, self.bias.map(|b| &w[b]));
+        self.map(w.weights).forward(&mut y, x, None);
         if let Some((lora, _)) = self.lora(w) {
             lora.forward(&mut y, x);
         }
         y
     }
 
-    pub(super) fn tangent(&self, w: &Weights, t_x: &[f32]) -> Buffer {
-        let mut t_y = Buffer::new(self.rows(t_x) * self.outputs, self.outputs);
-        self.map(w).tangent(&mut t_y, t_x);
+    pub(super) fn forward(&self, w: Params, x: &[f32]) -> Buffer {
+        let bias = self.bias.map(|b| &w.weights[b]);
+        if let Some(Rescaled { factors, .. }) = self.rescaled(w) {
+            let mut y = self.directions(w, x);
+            dora::scale(&mut y, &factors);
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(self.outputs).for_each(|y| add(y, bias));
+            }
+            return y;
+        }
+        let mut y = Buffer::new(self.rows(x) * self.outputs, self.outputs);
+        self.map(w.weights).forward(&mut y, x, bias);
         if let Some((lora, _)) = self.lora(w) {
-            lora.forward(&mut t_y, t_x);
+            lora.forward(&mut y, x);
+        }
+        y
+    }
+
+    pub(super) fn tangent(&self, w: Params, t_x: &[f32]) -> Buffer {
+        let mut t_y = self.directions(w, t_x);
+        if let Some(factors) = self.factors(w) {
+            dora::scale(&mut t_y, &factors);
         }
         t_y
     }
 
     /// Returns `d_x`; adds to `grads`.
-    pub(super) fn backward(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Buffer {
+    pub(super) fn backward(&self, w: Params, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Buffer {
         let mut d_x = Buffer::new(d_y.len() / self.outputs * self.inputs, self.inputs);
         self.backward_to(w, grads, d_y, x, (&mut d_x, false));
         d_x
@@ -83,7 +155,7 @@ impl Linear {
     /// As [`backward`](Self::backward), but adds to `d_x`, the gradient that other maps of the same input gave.
     pub(super) fn backward_adding(
         &self,
-        w: &Weights,
+        w: Params,
         grads: &mut Tensors,
         d_y: &[f32],
         x: &[f32],
@@ -94,27 +166,43 @@ impl Linear {
 
     fn backward_to(
         &self,
-        w: &Weights,
+        w: Params,
         grads: &mut Tensors,
         d_y: &[f32],
         x: &[f32],
         (d_x, adding): (&mut [f32], bool),
     ) {
-        if let Some(to) = grads.trained(self.weight) {
-            linear::backward_weight(to, d_y, x, self.inputs, self.outputs, w.precision);
-        }
         if let Some(to) = self.bias.and_then(|b| grads.trained(b)) {
             linear::backward_bias(to, d_y);
         }
-        self.map(w).backward_input(d_x, d_y, adding);
+        let before = self.before_magnitude(w, grads, d_y, x);
+        let d_y = before.as_deref().unwrap_or(d_y);
+        if let Some(to) = grads.trained(self.weight) {
+            linear::backward_weight(to, d_y, x, self.inputs, self.outputs, w.precision);
+        }
+        self.map(w.weights).backward_input(d_x, d_y, adding);
         if let Some((lora, at)) = self.lora(w) {
             lora.backward(d_x, grads.both_trained(at.a, at.b), d_y, x);
         }
     }
 
+    /// Where there is a magnitude, the gradient before it; adds the magnitude's own, from the input `x` (or its tangent).
+    fn before_magnitude(&self, w: Params, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Option<Buffer> {
+        let Rescaled { factors, lengths, magnitude } = self.rescaled(w)?;
+        if let Some(to) = grads.trained(magnitude) {
+            dora::backward_magnitude(to, d_y, self.directions(w, x), &lengths);
+        }
+        let mut before = Buffer::new(d_y.len(), self.outputs);
+        before.copy_from_slice(d_y);
+        dora::scale(&mut before, &factors);
+        Some(before)
+    }
+
     /// Adds how [`backward`](Self::backward) changes the gradients along `t_x`, `d_y` held. `d_x` and the bias' gradient do
     /// not change: the map is linear.
-    pub(super) fn curvature(&self, w: &Weights, grads: &mut Tensors, d_y: &[f32], t_x: &[f32]) {
+    pub(super) fn curvature(&self, w: Params, grads: &mut Tensors, d_y: &[f32], t_x: &[f32]) {
+        let before = self.before_magnitude(w, grads, d_y, t_x);
+        let d_y = before.as_deref().unwrap_or(d_y);
         if let Some(to) = grads.trained(self.weight) {
             linear::backward_weight(to, d_y, t_x, self.inputs, self.outputs, w.precision);
         }

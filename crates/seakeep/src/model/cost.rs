@@ -236,8 +236,7 @@ mod tests {
 
     #[test]
     fn adapters_train_themselves_alone() {
-        let lora =
-            LoraConfig { r: 2, lora_alpha: 4.0, use_rslora: false, target_modules: vec!["q_proj".into()] };
+        let lora = LoraConfig { target_modules: vec!["q_proj".into()], ..LoraConfig::plain(2, 4.0) };
         let (all, own) = (
             Sizes::of(&config(json!({})), None).unwrap(),
             Sizes::of(&config(json!({})), Some(&lora)).unwrap(),

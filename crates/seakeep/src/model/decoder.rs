@@ -7,7 +7,7 @@ use seakeep_kernels::linear;
 use seakeep_kernels::projection::{self, Predicted};
 use seakeep_kernels::rope::Table;
 
-use super::blocks::add;
+use super::blocks::{Params, add};
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
 use super::layer::Context;
@@ -74,7 +74,9 @@ impl Model {
     }
 
     pub(super) fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
-        self.context_at(&batch.positions, &batch.layout)
+        let context = self.context_at(&batch.positions, &batch.layout);
+        let weights = Params { dropout: batch.dropout.as_ref(), ..context.weights };
+        Context { weights, ..context }
     }
 
     /// What every pass reads besides activations, for rows that are no batch: generation's.
@@ -83,7 +85,8 @@ impl Model {
         positions: &'a [u32],
         layout: &'a seakeep_kernels::attention::Layout,
     ) -> Context<'a> {
-        Context { config: &self.config, weights: &self.weights, rope: self.rope.as_ref(), positions, layout }
+        let weights = Params::plain(&self.weights);
+        Context { config: &self.config, weights, rope: self.rope.as_ref(), positions, layout }
     }
 
     /// Checks that every token and position of a batch exists in this model.

@@ -10,11 +10,10 @@ use seakeep_kernels::attention::{Cache, Cached, Layout, cached_forward};
 use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::panels::{Factor, Panels};
 
-use super::blocks::Linear;
+use super::blocks::{Linear, Params};
 use super::config::ModelConfig;
 use super::decoder::Model;
 use super::layer::{Context, Layer, Qkv};
-use super::weights::Weights;
 use crate::{Error, Result};
 
 /// Keys and values of the tokens of one text so far: what it shares with other texts, and its own after it.
@@ -107,10 +106,12 @@ fn rows_of(panels: &Panels) -> Buffer {
 }
 
 /// The products of `linears`, which threads share as one.
-fn products<const N: usize>(linears: [Linear; N], w: &Weights, x: &Panels) -> [Panels; N] {
+fn products<const N: usize>(linears: [Linear; N], w: Params, x: &Panels) -> [Panels; N] {
+    let has_magnitude = |linear: Linear| linear.adapter.is_some_and(|adapter| adapter.magnitude.is_some());
+    let bias = |linear: Linear| linear.bias.map(|b| &w.weights[b]);
     let factor = |linear: Linear| Factor {
-        w: w.matrix(linear.weight),
-        b: linear.bias.map(|b| &w[b]),
+        w: w.weights.matrix(linear.weight),
+        b: bias(linear).filter(|_| !has_magnitude(linear)),
         outputs: linear.outputs,
     };
     let mut all = x.products(linears.map(factor));
@@ -118,6 +119,9 @@ fn products<const N: usize>(linears: [Linear; N], w: &Weights, x: &Panels) -> [P
         if let Some((lora, _)) = linear.lora(w) {
             let low = x.product(lora.a, None, lora.rank).product(lora.b, None, linear.outputs);
             y.elements_mut().iter_mut().zip(low.elements()).for_each(|(y, low)| *y += lora.scale * low);
+        }
+        if let Some(factors) = linear.factors(w) {
+            y.scale_channels(&factors, bias(*linear));
         }
     }
     all
@@ -127,7 +131,7 @@ fn products<const N: usize>(linears: [Linear; N], w: &Weights, x: &Panels) -> [P
 impl Layer {
     fn cached_qkv(&self, cx: &Context, x: &[f32]) -> Qkv {
         let w = cx.weights;
-        let n1 = Panels::pack(&self.norm1.forward(w, x), cx.config.hidden);
+        let n1 = Panels::pack(&self.norm1.forward(&w, x), cx.config.hidden);
         let [q, k, v] = products([self.q, self.k, self.v], w, &n1).map(|panels| rows_of(&panels));
         self.turned(cx, q, k, v).0
     }
@@ -135,10 +139,10 @@ impl Layer {
     /// Everything after attention; `x` becomes the layer's output.
     fn cached_rest(&self, cx: &Context, x: &mut [f32], attended: &[f32]) {
         let (w, c, act) = (cx.weights, cx.config.hidden, cx.config.activation);
-        let before = cx.config.parallel_residual.then(|| self.norm2.forward(w, x));
+        let before = cx.config.parallel_residual.then(|| self.norm2.forward(&w, x));
         let [o] = products([self.o], w, &Panels::pack(attended, self.o.inputs));
         o.unpack(x, true);
-        let n2 = before.unwrap_or_else(|| self.norm2.forward(w, x));
+        let n2 = before.unwrap_or_else(|| self.norm2.forward(&w, x));
         let n2 = Panels::pack(&n2, c);
         let mid = match self.mlp.gate {
             Some(gate) => {

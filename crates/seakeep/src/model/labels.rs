@@ -3,7 +3,7 @@
 
 use seakeep_kernels::buffer::Buffer;
 
-use super::blocks::Linear;
+use super::blocks::{Linear, Params};
 use super::recompute::Kept;
 use super::{Model, Tensors};
 use crate::batch::Batch;
@@ -46,13 +46,13 @@ impl Model {
 
     /// The head on hidden states `[N, C]`: logits, `[N, L]`.
     pub fn label_logits(&self, hidden: &[f32]) -> Buffer {
-        self.label_head().forward(&self.weights, hidden)
+        self.label_head().forward(Params::plain(&self.weights), hidden)
     }
 
     /// From the derivative of a loss with respect to the logits, `[N, L]`: adds the head's gradient to `grads`, returns
     /// that of the hidden states, `[N, C]`.
     pub fn backward_labels(&self, hidden: &[f32], d_logits: &[f32], grads: &mut Tensors) -> Buffer {
-        self.label_head().backward(&self.weights, grads, d_logits, hidden)
+        self.label_head().backward(Params::plain(&self.weights), grads, d_logits, hidden)
     }
 
     fn label_head(&self) -> Linear {

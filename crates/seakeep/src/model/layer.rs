@@ -18,10 +18,9 @@ use seakeep_kernels::attention::{self, Layout, Shape};
 use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::rope::{self, Table, Turn};
 
-use super::blocks::{Linear, Norm, add};
+use super::blocks::{Linear, Norm, Params, add};
 use super::config::ModelConfig;
 use super::tensors::Tensors;
-use super::weights::Weights;
 
 mod tangent;
 
@@ -64,7 +63,7 @@ pub struct Mlp {
 /// What every pass of a layer reads besides activations.
 pub(super) struct Context<'a> {
     pub config: &'a ModelConfig,
-    pub weights: &'a Weights,
+    pub weights: Params<'a>,
     pub rope: Option<&'a Table>,
     pub positions: &'a [u32],
     pub layout: &'a Layout,
@@ -200,7 +199,7 @@ impl Layer {
     ) -> (Qkv, Option<RawQk>) {
         let w = cx.weights;
         let raw = self.qk_norm.map(|(q_norm, k_norm)| {
-            let normed = (q_norm.forward(w, &q), k_norm.forward(w, &k));
+            let normed = (q_norm.forward(&w, &q), k_norm.forward(&w, &k));
             RawQk { q: std::mem::replace(&mut q, normed.0), k: std::mem::replace(&mut k, normed.1) }
         });
         cx.turn(&mut q, cx.config.heads, Turn::Forth);
@@ -233,14 +232,14 @@ impl Layer {
     /// [`forward`](Self::forward) short of the output.
     pub(super) fn inside(&self, cx: &Context, x: Buffer) -> LayerActivations {
         let w = cx.weights;
-        let (qkv, raw) = self.qkv(cx, &self.norm1.forward(w, &x));
+        let (qkv, raw) = self.qkv(cx, &self.norm1.forward(&w, &x));
         let mut attended = Buffer::like(&qkv.q);
         let mut lse = Buffer::new(cx.positions.len() * cx.config.heads * 2, cx.config.heads * 2);
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
         let mut mid = self.o.forward(w, &attended);
         add(&mut mid, &x);
-        let n2 = self.norm2.forward(w, self.mlp_input(cx, &x, &mid));
+        let n2 = self.norm2.forward(&w, self.mlp_input(cx, &x, &mid));
         let gate = self.mlp.gate.map(|gate| gate.forward(w, &n2));
         let up = self.mlp.up.forward(w, &n2);
         LayerActivations { x, raw, qkv, attended, lse, mid, gate, up }
@@ -259,7 +258,7 @@ impl Layer {
         let w = cx.weights;
         let mlp_in = self.mlp_input(cx, &a.x, &a.mid);
         let (act, n2) = self.backward_mlp(cx, grads, a, mlp_in, &out, sources);
-        let mut d_mlp_in = self.norm2.backward(w, grads, &n2, mlp_in);
+        let mut d_mlp_in = self.norm2.backward(&w, grads, &n2, mlp_in);
         if let Some(s) = sources {
             add(&mut d_mlp_in, &s.mlp_in);
         }
@@ -276,11 +275,11 @@ impl Layer {
         if let Some(s) = sources {
             qkv.add(&s.qkv);
         }
-        let n1 = self.norm1.forward(w, &a.x);
+        let n1 = self.norm1.forward(&w, &a.x);
         let mut d_n1 = self.q.backward(w, grads, &qkv.q, &n1);
         self.k.backward_adding(w, grads, &qkv.k, &n1, &mut d_n1);
         self.v.backward_adding(w, grads, &qkv.v, &n1, &mut d_n1);
-        let mut d_x = self.norm1.backward(w, grads, &d_n1, &a.x);
+        let mut d_x = self.norm1.backward(&w, grads, &d_n1, &a.x);
         add(&mut d_x, &mid);
         if cx.config.parallel_residual {
             add(&mut d_x, &d_mlp_in);
@@ -304,7 +303,7 @@ impl Layer {
         let w = cx.weights;
         let activated = self.activate(cx, a.gate.as_deref(), &a.up);
         let d_act = self.mlp.down.backward(w, grads, d_out, &activated);
-        let n2 = self.norm2.forward(w, mlp_in);
+        let n2 = self.norm2.forward(&w, mlp_in);
         // `activated` is of the same size, and no longer needed.
         let (mut d_gate, mut d_up) = self.activate_backward(cx, a, &d_act, activated);
         if let Some(s) = sources {
@@ -350,8 +349,8 @@ impl Layer {
         cx.turn(&mut d.q, cx.config.heads, Turn::Back);
         cx.turn(&mut d.k, cx.config.kv_heads, Turn::Back);
         self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
-            let q = q_norm.backward(cx.weights, grads, &d.q, &raw.q);
-            let k = k_norm.backward(cx.weights, grads, &d.k, &raw.k);
+            let q = q_norm.backward(&cx.weights, grads, &d.q, &raw.q);
+            let k = k_norm.backward(&cx.weights, grads, &d.k, &raw.k);
             RawQk { q: std::mem::replace(&mut d.q, q), k: std::mem::replace(&mut d.k, k) }
         })
     }

@@ -3,15 +3,19 @@
 //! The matrices `A` and `B` are further tensors of the model, behind its own in the map, and the only trainable ones.
 //! Their files have PEFT's names and shapes. Where one file tensor holds several linear maps (GPT-2's `c_attn`, GPT-NeoX's
 //! `query_key_value`), PEFT sees one layer: the maps share `A`, and their `B`s lie in the file as the maps' biases do.
+//!
+//! With `use_dora` every layer has a third tensor, the lengths of the rows of its weight with the path added
+//! ([`seakeep_kernels::dora`]).
 
 use std::borrow::Cow;
 use std::path::Path;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use seakeep_kernels::dora;
 
 use super::Model;
-use super::blocks::{Adapter, Linear};
+use super::blocks::{Adapter, Linear, Params};
 use super::config::{Family, ModelConfig};
 use super::families::{self, DecoderParams};
 use super::tensors::{FileTensor, Pack, ParamId, TensorMap};
@@ -29,7 +33,7 @@ const STREAM: u64 = u64::MAX;
 pub struct Adapters {
     /// What they are.
     pub config: LoraConfig,
-    /// Their tensors on disk: of each layer `A`, then `B`.
+    /// Their tensors on disk: of each layer `A`, then `B`, then with DoRA the magnitudes.
     pub files: Vec<FileTensor>,
     /// The layers that have one.
     modules: Vec<String>,
@@ -104,10 +108,20 @@ fn choose(modules: Vec<Module>, config: &LoraConfig) -> Result<Vec<Module>> {
     Ok(modules.into_iter().filter(wanted).collect())
 }
 
-/// The shapes of a layer's two tensors, of rank `r`.
-fn shapes(map: &TensorMap, module: &Module, r: usize) -> [[usize; 2]; 2] {
+/// PEFT's names of a layer's tensors, and their shapes: `A`, `B`, and with DoRA the magnitudes.
+fn tensors(map: &TensorMap, module: &Module, config: &LoraConfig) -> Vec<(String, Vec<usize>)> {
     let parts = module.parts.iter().map(|(weight, ..)| &map.params[weight.0]);
-    [[r, parts.clone().map(|p| p.cols).max().unwrap_or(0)], [parts.map(|p| p.rows).sum(), r]]
+    let inputs = parts.clone().map(|p| p.cols).max().unwrap_or(0);
+    let outputs = parts.map(|p| p.rows).sum();
+    let name = |what: &str| format!("base_model.model.{}.{what}", module.name);
+    let mut all = vec![
+        (name("lora_A.weight"), vec![config.r, inputs]),
+        (name("lora_B.weight"), vec![outputs, config.r]),
+    ];
+    if config.use_dora {
+        all.push((name("lora_magnitude_vector"), vec![outputs]));
+    }
+    all
 }
 
 /// Checks that a model of this configuration has the layers that `lora` names, and is not smaller than its rank.
@@ -117,7 +131,9 @@ fn shapes(map: &TensorMap, module: &Module, r: usize) -> [[usize; 2]; 2] {
 pub fn check_targets(config: &ModelConfig, lora: &LoraConfig) -> Result<()> {
     let (map, params) = families::tensors(config);
     let chosen = choose(modules(&map, &params), lora)?;
-    let widest = chosen.iter().flat_map(|m| shapes(&map, m, 0)).flatten().max().unwrap_or(0);
+    let of_rank_0 = LoraConfig { r: 0, ..lora.clone() };
+    let sizes = chosen.iter().flat_map(|m| tensors(&map, m, &of_rank_0)).flat_map(|(_, shape)| shape);
+    let widest = sizes.max().unwrap_or(0);
     if lora.r > widest {
         return Err(Error::Usage(format!(
             "lora_r is {}, but no layer is wider than {widest}: a rank beyond the layer's own is no saving; expected mostly 4 to 64",
@@ -134,18 +150,16 @@ pub fn check_targets(config: &ModelConfig, lora: &LoraConfig) -> Result<()> {
 pub(super) fn adapter_parameters(config: &ModelConfig, lora: &LoraConfig) -> Result<usize> {
     check_targets(config, lora)?;
     let (map, params) = families::tensors(config);
-    let size = |module| shapes(&map, module, lora.r).iter().map(|[rows, cols]| rows * cols).sum::<usize>();
+    let size = |module: &Module| {
+        tensors(&map, module, lora).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>()
+    };
     Ok(choose(modules(&map, &params), lora)?.iter().map(size).sum())
-}
-
-/// PEFT's names of a layer's two tensors.
-fn names(module: &str) -> [String; 2] {
-    ["lora_A", "lora_B"].map(|matrix| format!("base_model.model.{module}.{matrix}.weight"))
 }
 
 impl Model {
     /// Gives the model fresh adapters, the only parameters that are trained from then on: `A` uniform within
-    /// `1 / sqrt(inputs)` by `seed` (Kaiming with a = sqrt(5), as PEFT), `B` zero, so that the model computes what it did.
+    /// `1 / sqrt(inputs)` by `seed` (Kaiming with a = sqrt(5), as PEFT), `B` zero, so that the model computes what it did; magnitudes
+    /// are the lengths that rows have.
     ///
     /// # Errors
     /// As [`check_targets`].
@@ -158,11 +172,20 @@ impl Model {
         self.attach(config, &chosen);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(STREAM);
-        let files = &self.adapters.as_ref().expect("just attached").files;
-        for a in files.iter().step_by(2).map(|file| file.parts[0].0) {
-            let bound = 1.0 / (self.map.params[a.0].cols as f64).sqrt();
-            let draw = |x: &mut f32| *x = (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
-            self.weights[a].iter_mut().for_each(draw);
+        let mut drawn = None;
+        for linear in self.params.layers.iter().flat_map(|layer| layer.linears()) {
+            let Some(Adapter { a, magnitude, .. }) = linear.adapter else { continue };
+            // Maps that are fused on disk share it, and follow each other.
+            if drawn.replace(a) != Some(a) {
+                let bound = 1.0 / (self.map.params[a.0].cols as f64).sqrt();
+                let draw = |x: &mut f32| *x = (bound * (2.0 * rng.random::<f64>() - 1.0)) as f32;
+                self.weights[a].iter_mut().for_each(draw);
+            }
+            if let Some(magnitude) = magnitude {
+                let w = Params::plain(&self.weights);
+                let lengths = linear.lora(w).map(|(lora, _)| dora::lengths(&linear.map(w.weights), &lora));
+                self.weights[magnitude].copy_from_slice(&lengths.expect("it has an adapter"));
+            }
         }
         Ok(())
     }
@@ -176,11 +199,12 @@ impl Model {
     /// If the model has adapters.
     pub fn load_adapters(&mut self, files: &AdapterFiles) -> Result<()> {
         let there = files.weights.names();
-        let has = |m: &Module| names(&m.name).iter().any(|name| files.weights.shape(name).is_some());
+        let of = |m: &Module| tensors(&self.map, m, &files.config);
+        let has = |m: &Module| of(m).iter().any(|(name, _)| files.weights.shape(name).is_some());
         let chosen: Vec<Module> = modules(&self.map, &self.params).into_iter().filter(has).collect();
         let wrong = |what| Err(Error::format(files.weights.path(), what));
-        let known: Vec<String> = chosen.iter().flat_map(|m| names(&m.name)).collect();
-        if let Some(unknown) = there.iter().find(|name| !known.iter().any(|known| known == *name)) {
+        let known: Vec<(String, Vec<usize>)> = chosen.iter().flat_map(of).collect();
+        if let Some(unknown) = there.iter().find(|name| !known.iter().any(|(known, _)| known == *name)) {
             return wrong(format!(
                 "tensor `{unknown}` belongs to no linear layer of the blocks of {}; either the adapter is of another model, or it \
                  changes more than these, which Seakeep does not read",
@@ -188,14 +212,12 @@ impl Model {
             ));
         }
         // Before any memory is taken: a wrong `r` must not cost it.
-        for module in &chosen {
-            for (name, want) in names(&module.name).iter().zip(shapes(&self.map, module, files.config.r)) {
-                let shape = files.weights.shape(name).unwrap_or_default();
-                if shape != want {
-                    return wrong(format!(
-                        "tensor `{name}` is missing or has shape {shape:?}; the model and `r` ask for {want:?}"
-                    ));
-                }
+        for (name, want) in &known {
+            let shape = files.weights.shape(name).unwrap_or_default();
+            if shape != *want {
+                return wrong(format!(
+                    "tensor `{name}` is missing or has shape {shape:?}; the model and `r` ask for {want:?}"
+                ));
             }
         }
         self.attach(&files.config, &chosen);
@@ -214,22 +236,27 @@ impl Model {
         self.map.params.iter_mut().for_each(|p| p.trainable = false);
         let mut files = Vec::new();
         for module in chosen {
-            let [name_a, name_b] = names(&module.name);
-            let [shape_a, shape_b] = shapes(&self.map, module, rank);
-            let inputs = shape_a[1];
-            let a = self.map.param(name_a.clone(), rank, inputs);
-            let mut parts = Vec::new();
+            let of_module = tensors(&self.map, module, config);
+            let a = self.map.param(of_module[0].0.clone(), rank, of_module[0].1[1]);
+            let mut parts = vec![vec![(a, Pack::Whole)]];
+            parts.resize(of_module.len(), Vec::new());
             for (weight, label, pack) in &module.parts {
                 let rows = self.map.params[weight.0].rows;
-                let b = self.map.param(format!("{name_b}{label}"), rows, rank);
-                // Of rank 1 they are still no biases.
-                self.map.params[b.0].decays = true;
-                self.linear_mut(*weight).adapter = Some(Adapter { a, b, rank, scale });
-                parts.push((b, *pack));
+                let mut own = of_module.iter().zip(&mut parts).skip(1).map(|((name, shape), parts)| {
+                    let id =
+                        self.map.param(format!("{name}{label}"), rows, shape.get(1).copied().unwrap_or(1));
+                    parts.push((id, *pack));
+                    id
+                });
+                let (b, magnitude) = (own.next().expect("there is B"), own.next());
+                drop(own);
+                self.linear_mut(*weight).adapter = Some(Adapter { a, b, rank, scale, magnitude });
             }
-            self.map.params[a.0].decays = true;
-            files.push(FileTensor { name: name_a, shape: shape_a.to_vec(), parts: vec![(a, Pack::Whole)] });
-            files.push(FileTensor { name: name_b, shape: shape_b.to_vec(), parts });
+            for ((name, shape), parts) in of_module.into_iter().zip(parts) {
+                // Of rank 1 they are still no biases; and PEFT's magnitudes decay.
+                parts.iter().for_each(|(id, _)| self.map.params[id.0].decays = true);
+                files.push(FileTensor { name, shape, parts });
+            }
         }
         self.weights.fit(&self.map);
         let modules = chosen.iter().map(|m| m.name.clone()).collect();
@@ -282,9 +309,14 @@ impl Model {
 }
 
 fn merge(linear: &mut Linear, weights: &mut Weights) {
-    let Some((lora, _)) = linear.lora(weights) else { return };
-    let mut merged = weights.stored(linear.weight).to_f32().into_owned();
+    let w = Params::plain(weights);
+    let Some((lora, _)) = linear.lora(w) else { return };
+    let mut merged = w.stored(linear.weight).to_f32().into_owned();
     lora.merge(&mut merged);
+    if let Some(factors) = linear.factors(w) {
+        let rows = merged.chunks_exact_mut(linear.inputs).zip(factors);
+        rows.for_each(|(row, factor)| row.iter_mut().for_each(|w| *w *= factor));
+    }
     weights.set(linear.weight, Stored::F32(merged));
     linear.adapter = None;
 }

@@ -168,7 +168,13 @@ pub(super) fn settings(options: &TrainOptions, tokenizer: &Tokenizer, train: &Ro
             ("use_rslora", json!(lora.use_rslora)),
         ]
     });
-    let adapters = adapters.map(|(k, v)| (k.to_string(), v));
+    // As it was before there was a choice, where none is made.
+    let more = options.lora.iter().flat_map(|lora| {
+        let dora = lora.use_dora.then(|| ("use_dora", json!(true)));
+        let dropout = (lora.lora_dropout > 0.0).then(|| ("lora_dropout", json!(lora.lora_dropout)));
+        dora.into_iter().chain(dropout)
+    });
+    let adapters = adapters.chain(more).map(|(k, v)| (k.to_string(), v));
     let optim = options.optimizer.eight_bits.then(|| ("optim".to_string(), json!("adamw_8bit")));
     // As it was before there was a choice, where none is made.
     let numbers = (options.numbers != Numbers::default()).then(|| {

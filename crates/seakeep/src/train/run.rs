@@ -10,6 +10,8 @@ use super::log::MetricsLog;
 use super::machine::{Speed, measured_ceiling};
 use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use super::{Every, Resume, TrainOptions, prepare};
+use seakeep_kernels::dropout::mix;
+
 use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceRows, ReferenceScores, TrainerState};
 use crate::data::{Rows, TokenizedPair};
 use crate::environments::Environments;
@@ -244,6 +246,7 @@ impl<'a> Run<'a> {
             reference: &reference,
             progress: self.progress(),
             groups: self.state.groups.clone(),
+            dropout: self.dropout(),
         };
         let out =
             gradient(&self.model, &options.objective, &global, options.per_device_train_batch_size, grads)?;
@@ -263,6 +266,14 @@ impl<'a> Run<'a> {
     /// What the reference says of rows, for an objective that asks for one.
     fn known_of<'r>(&self, rows: &'r ReferenceRows) -> Option<&'r ReferenceRows> {
         self.options.objective.needs_reference().then_some(rows)
+    }
+
+    /// Dropout of this step.
+    fn dropout(&self) -> Option<(f32, u32)> {
+        let p = self.options.lora.as_ref().map_or(0.0, |lora| lora.lora_dropout);
+        let seed = self.options.seed;
+        let key = mix(self.state.step as u32 ^ mix(seed as u32 ^ mix((seed >> 32) as u32)));
+        (p > 0.0).then_some((p as f32, key))
     }
 
     /// Share of the optimizer steps done.

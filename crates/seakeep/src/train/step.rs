@@ -40,6 +40,8 @@ pub struct GlobalBatch<'a> {
     pub progress: f64,
     /// The groups as they stand.
     pub groups: Groups,
+    /// Dropout of what goes into adapters: its probability, and what sets this step's masks apart from others'.
+    pub dropout: Option<(f32, u32)>,
 }
 
 /// What a step found.
@@ -102,8 +104,14 @@ fn gradient_with(
     let together = if objective.couples_pairs() { runs.len() } else { 1 };
     for runs in runs.chunks(together) {
         let of_run = |run: &Range<usize>| &global.pairs[run.clone()];
-        let batches: Vec<Batch> =
-            runs.iter().map(|run| step.layout.lay_out(of_run(run).iter().copied())).collect();
+        let lay_out = |run: &Range<usize>| {
+            let mut batch = step.layout.lay_out(of_run(run).iter().copied());
+            if let Some((p, key)) = global.dropout {
+                batch.drop_out(p, key, run.start);
+            }
+            batch
+        };
+        let batches: Vec<Batch> = runs.iter().map(lay_out).collect();
         let (policy, mut kept) = step.forward(&runs.iter().map(of_run).collect::<Vec<_>>(), &batches)?;
         let all = runs[0].start..runs[runs.len() - 1].end;
         let (reference, facts) = (&global.reference.slice(all.clone()), &global.facts[all.clone()]);

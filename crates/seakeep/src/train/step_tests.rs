@@ -17,7 +17,7 @@ fn model(name: &str) -> Model {
 fn adapted(name: &str) -> Model {
     let mut model = model(name);
     let target_modules = Vec::new();
-    let config = LoraConfig { r: 2, lora_alpha: 4.0, use_rslora: false, target_modules };
+    let config = LoraConfig { target_modules, ..LoraConfig::plain(2, 4.0) };
     model.add_adapters(&config, 1).unwrap();
     for (k, x) in model.weights.f32_mut().skip(1).flatten().enumerate() {
         *x += 0.02 * ((k % 101) as f32 * 0.37).sin();
@@ -55,8 +55,14 @@ fn run(model: &Model, objective: &Objective, micro_batch: usize, at_once: bool) 
     let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
     let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
     let reference = &BranchLogps::of_pairs(&[-9.0, -8.0, -14.0], &[-11.0, -16.0, -15.0]);
-    let global =
-        GlobalBatch { pairs: &pairs, facts: &facts, reference, progress: 1.0, groups: Groups::default() };
+    let global = GlobalBatch {
+        pairs: &pairs,
+        facts: &facts,
+        reference,
+        progress: 1.0,
+        groups: Groups::default(),
+        dropout: None,
+    };
     let out = gradient_with(model, objective, &global, micro_batch, at_once, &mut grads).unwrap();
     assert_eq!(
         grads.penalty.is_some(),

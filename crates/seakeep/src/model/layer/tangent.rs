@@ -45,11 +45,11 @@ impl Layer {
         x: Buffer,
     ) -> LayerTangents {
         let (w, act) = (cx.weights, cx.config.activation);
-        let n1 = self.norm1.tangent(w, &a.x, &x);
+        let n1 = self.norm1.tangent(&w, &a.x, &x);
         let (mut q, mut k) = (self.q.tangent(w, &n1), self.k.tangent(w, &n1));
         let v = self.v.tangent(w, &n1);
         let raw = self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
-            let (n_q, n_k) = (q_norm.tangent(w, &raw.q, &q), k_norm.tangent(w, &raw.k, &k));
+            let (n_q, n_k) = (q_norm.tangent(&w, &raw.q, &q), k_norm.tangent(&w, &raw.k, &k));
             RawQk { q: std::mem::replace(&mut q, n_q), k: std::mem::replace(&mut k, n_k) }
         });
         cx.turn(&mut q, cx.config.heads, Turn::Forth);
@@ -61,7 +61,7 @@ impl Layer {
         let mut mid = self.o.tangent(w, &attended);
         add(&mut mid, &x);
         let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &x, &mid));
-        let n2 = self.norm2.tangent(w, mlp_in.0, mlp_in.1);
+        let n2 = self.norm2.tangent(&w, mlp_in.0, mlp_in.1);
         let gate = self.mlp.gate.map(|gate| gate.tangent(w, &n2));
         let up = self.mlp.up.tangent(w, &n2);
         let mut activated = Buffer::like(&up);
@@ -85,7 +85,7 @@ impl Layer {
         let w = cx.weights;
         let (gate, up) = self.curvature_mlp(cx, grads, a, &d, &t);
         let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
-        let mlp_in = self.norm2.curvature(w, grads, &d.n2, mlp_in);
+        let mlp_in = self.norm2.curvature(&w, grads, &d.n2, mlp_in);
         self.o.curvature(w, grads, &d.mid, &t.attended);
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
@@ -95,13 +95,13 @@ impl Layer {
         if let (Some((q_norm, k_norm)), Some(raw), Some(t), Some(d)) =
             (self.qk_norm, &a.raw, &t.raw, &d.normed)
         {
-            add(&mut qkv.q, &q_norm.curvature(w, grads, &d.q, (&raw.q, &t.q)));
-            add(&mut qkv.k, &k_norm.curvature(w, grads, &d.k, (&raw.k, &t.k)));
+            add(&mut qkv.q, &q_norm.curvature(&w, grads, &d.q, (&raw.q, &t.q)));
+            add(&mut qkv.k, &k_norm.curvature(&w, grads, &d.k, (&raw.k, &t.k)));
         }
         for (linear, d) in [(&self.q, &d.qkv.q), (&self.k, &d.qkv.k), (&self.v, &d.qkv.v)] {
             linear.curvature(w, grads, d, &t.n1);
         }
-        let x = self.norm1.curvature(w, grads, &d.n1, (&a.x, &t.x));
+        let x = self.norm1.curvature(&w, grads, &d.n1, (&a.x, &t.x));
         LayerSources { gate, up, mlp_in, qkv, x }
     }
 
