@@ -94,12 +94,6 @@ impl Drop for Buffer {
     }
 }
 
-impl Default for Buffer {
-    fn default() -> Self {
-        Buffer::new(0, 1)
-    }
-}
-
 impl Deref for Buffer {
     type Target = [f32];
 
@@ -150,7 +144,7 @@ mod tests {
 
     #[test]
     fn copies_are_their_own() {
-        let (mut a, empty) = (Buffer::new(2, 2), Buffer::default());
+        let (mut a, empty) = (Buffer::new(2, 2), Buffer::new(0, 1));
         a.copy_from_slice(&[1.0, 2.0]);
         let mut b = a.clone();
         b[0] = 5.0;

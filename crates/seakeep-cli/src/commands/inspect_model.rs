@@ -54,7 +54,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     if let Some(adapter) = &source.adapter {
         let (config, base) = (&adapter.config, &adapter.base_model_name_or_path);
         let text = format!(
-            "LoRA of rank {}, multiplied by {}, on {base}; below: the model's own tensors",
+            "{} of rank {}, multiplied by {}, on {base}; below: the model's own tensors",
+            if config.use_dora { "DoRA" } else { "LoRA" },
             config.r,
             config.scale()
         );

@@ -31,6 +31,9 @@ mod recompute;
 mod tensors;
 mod weights;
 
+/// What passes return: memory that is used again when it is dropped.
+pub use seakeep_kernels::buffer::Buffer;
+
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
 pub use cost::{Operations, Sizes};
 pub use decoder::{Activations, Model};

@@ -140,6 +140,11 @@ impl Weights {
         })
     }
 
+    /// Whether all are in f32, and multiplied so: products then read them from where they lie.
+    pub fn are_plain(&self) -> bool {
+        self.precision == Precision::F32 && self.iter().all(|stored| matches!(stored, Stored::F32(_)))
+    }
+
     /// The bytes of memory that they take.
     pub fn bytes(&self) -> usize {
         self.tensors.iter().map(Stored::bytes).sum()

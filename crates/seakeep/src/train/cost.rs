@@ -1,5 +1,7 @@
 //! What a run will cost, before it starts: tokens, steps, operations, memory and time. Nothing is trained or written.
 
+use seakeep_kernels::gemm::Precision;
+
 use super::data::{self, Visits};
 use super::machine::{measured_ceiling, memory};
 use super::step::runs;
@@ -8,7 +10,7 @@ use crate::Result;
 use crate::batch::Batch;
 use crate::data::{Rows, TokenizedPair};
 use crate::formats::ModelSource;
-use crate::model::{Model, Operations, Sizes};
+use crate::model::{Keep, Model, Operations, Sizes};
 use crate::objective::Objective;
 use crate::progress::Progress;
 use crate::scoring::Layout;
@@ -114,6 +116,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let eval_forward: f64 =
         of_rows(&eval, objective, &sizes, None)?.iter().map(|c| c.operations.forward).sum();
     let (mut run, mut again, mut largest) = (Operations::default(), 0.0, (0, 0));
+    let plain = (options.numbers.keep, options.numbers.precision) == (Keep::F32, Precision::F32);
     for rows in visits.steps(0, steps) {
         let micro = options.per_device_train_batch_size;
         rows.iter().for_each(|&i| run += costs[i].operations);
@@ -122,7 +125,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
             again += rows.iter().map(|&i| costs[i].operations.forward).sum::<f64>();
         }
         let computed: Vec<usize> = rows.iter().map(|&i| costs[i].computed).collect();
-        for run in runs(objective, micro, &computed) {
+        for run in runs(objective, micro, &computed, plain) {
             let sum =
                 |of: fn(&RowCost) -> usize| rows[run.clone()].iter().map(|&i| of(&costs[i])).sum::<usize>();
             largest = largest.max((sum(|c| c.computed), sum(|c| c.predictions)));

@@ -99,7 +99,7 @@ fn gradient_with(
     grads.penalty.iter_mut().for_each(Tensors::clear);
 
     let rows: Vec<usize> = global.pairs.iter().map(|pair| step.layout.lay_out([*pair]).rows()).collect();
-    let runs = runs(objective, micro_batch, &rows);
+    let runs = runs(objective, micro_batch, &rows, model.weights.are_plain());
     // Pairs that are coupled must all be seen before any backward pass.
     let together = if objective.couples_pairs() { runs.len() } else { 1 };
     for runs in runs.chunks(together) {
@@ -135,14 +135,20 @@ fn gradient_with(
     }
 }
 
-/// Rows with which products are as fast as they become: more at a time would need more memory and bring nothing.
+/// Rows with which products of f32 are as fast as they become: more at a time would need more memory and bring nothing.
 const FULL: usize = 512;
 
 /// The pairs that go through the model at a time: `micro_batch`, and fewer where fewer are enough rows (`rows`, of each pair)
 /// and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
-/// there is a penalty, an unknown factor on its gradient costs a product more.
-pub(super) fn runs(objective: &Objective, micro_batch: usize, rows: &[usize]) -> Vec<Range<usize>> {
-    let may_be_cut = !objective.couples_pairs() && objective.penalty.is_none();
+/// there is a penalty, an unknown factor on its gradient costs a product more; where weights are not `plain`, they are packed or
+/// decoded for every run.
+pub(super) fn runs(
+    objective: &Objective,
+    micro_batch: usize,
+    rows: &[usize],
+    plain: bool,
+) -> Vec<Range<usize>> {
+    let may_be_cut = plain && !objective.couples_pairs() && objective.penalty.is_none();
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
     for (i, &rows) in rows.iter().enumerate() {

@@ -129,11 +129,12 @@ fn what_is_computed_again_has_the_same_bits() {
 fn more_rows_than_fill_the_products_are_run_apart_where_that_costs_nothing() {
     let rows = [300, 200, 100, 600, 20, 30, 40, 50];
     let dpo = Objective::dpo(0.1);
-    assert_eq!(runs(&dpo, 8, &rows), [0..2, 2..3, 3..4, 4..8]);
-    assert_eq!(runs(&dpo, 2, &rows), [0..2, 2..3, 3..4, 4..6, 6..8]);
+    assert_eq!(runs(&dpo, 8, &rows, true), [0..2, 2..3, 3..4, 4..8]);
+    assert_eq!(runs(&dpo, 2, &rows, true), [0..2, 2..3, 3..4, 4..6, 6..8]);
+    assert_eq!(runs(&dpo, 3, &rows, false), [0..3, 3..6, 6..8], "weights in another form");
     let coupled = Objective { rule: Rule::Kldpo(crate::objective::rule::Kldpo::Tau(0.5)), ..dpo.clone() };
     for whole in [coupled, penalised(Form::Paper, PromptGradient::Shared, Rule::Mean)] {
-        assert_eq!(runs(&whole, 3, &rows), [0..3, 3..6, 6..8], "{whole:?}");
+        assert_eq!(runs(&whole, 3, &rows, true), [0..3, 3..6, 6..8], "{whole:?}");
     }
-    assert!(runs(&dpo, 2, &[]).is_empty());
+    assert!(runs(&dpo, 2, &[], true).is_empty());
 }
