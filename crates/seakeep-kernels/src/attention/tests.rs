@@ -193,8 +193,8 @@ fn texts_of_a_batch_have_the_bits_they_have_alone() {
         let text = Cached { row: 0, rows, shared: Vec::new(), own: &mut Cache::default() };
         cached_forward(&mut alone, (q, k, v), &mut [text], shape);
         assert!(alone == together[row * of_q..(row + rows) * of_q], "{rows} rows");
-        let layout =
-            Layout { segments: vec![Segment { start: 0, len: rows, context: 0..0 }], groups: vec![0..1] };
+        let all = Segment { start: 0, len: rows, context: 0..0 };
+        let layout = Layout { segments: vec![all], groups: std::iter::once(0..1).collect() };
         let (mut want, mut lse) = (vec![0.0; rows * of_q], vec![0.0; rows * 6 * 2]);
         forward(&mut want, &mut lse, q, k, v, &layout, shape);
         close(&alone, &want, 1e-6, "as in training");
