@@ -14,7 +14,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::gemm::Elements;
+use crate::gemm::{Elements, pack_panel, unpack_panel};
 
 /// Outputs of one parallel piece. A constant; no sum depends on it.
 const PIECE: usize = 48;
@@ -78,36 +78,16 @@ impl Panels {
         let rows = x.len() / channels;
         let mut panels = Panels::new(rows, channels);
         let width = panels.width;
-        if !rows.is_multiple_of(width) {
-            // What is multiplied there counts nothing, but must not be slow, as tiny numbers are.
-            panels.data[rows / width * channels * width..].fill(0.0);
-        }
         let pieces = panels.data.par_chunks_mut(channels * width).zip(x.par_chunks(channels * width));
-        pieces.for_each(|(panel, x)| {
-            for (r, x) in x.chunks_exact(channels).enumerate() {
-                for (to, x) in panel.chunks_exact_mut(width).zip(x) {
-                    to[r] = *x;
-                }
-            }
-        });
+        pieces.for_each(|(panel, x)| pack_panel(panel, x, (channels, width)));
         panels
     }
 
     /// Writes (or with `add` adds) the rows to `y`, `[T, channels]`.
     pub fn unpack(&self, y: &mut [f32], add: bool) {
-        // Channels at a time: a cache line of each row.
         let (channels, width) = (self.channels, self.width);
         let pieces = y.par_chunks_mut(channels * width).zip(self.data.par_chunks(channels * width));
-        pieces.for_each(|(y, panel)| {
-            for (i, from) in panel.chunks(LINE * width).enumerate() {
-                let line = i * LINE..i * LINE + from.len() / width;
-                for (r, y) in y.chunks_exact_mut(channels).enumerate() {
-                    for (y, from) in y[line.clone()].iter_mut().zip(from.chunks_exact(width)) {
-                        *y = if add { *y + from[r] } else { from[r] };
-                    }
-                }
-            }
-        });
+        pieces.for_each(|(y, panel)| unpack_panel(y, panel, (channels, width), add));
     }
 
     /// T.

@@ -134,6 +134,36 @@ fn store_transposed<const P: usize>(to: &mut [u32], p0: usize, rows: [__m512i; L
     }
 }
 
+/// [`Unpack`](super::pack::Unpack) of panels of B.
+///
+/// # Safety
+/// As [`pack_a`].
+pub(super) unsafe fn unpack(y: &mut [f32], panel: &[f32], channels: usize, add: bool) {
+    // SAFETY: the caller vouches for the instructions; lengths are checked inside.
+    unsafe { unpack_rows(y, panel, channels, add) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn unpack_rows(y: &mut [f32], panel: &[f32], channels: usize, add: bool) {
+    let panel = &panel[..channels * NR];
+    for c0 in (0..channels).step_by(L) {
+        let count = L.min(channels - c0);
+        for (half, y) in y.chunks_mut(L * channels).enumerate() {
+            let mut words = [_mm512_setzero_si512(); L];
+            for (i, word) in words.iter_mut().enumerate().take(count) {
+                *word = _mm512_castps_si512(load(&panel[(c0 + i) * NR + half * L..][..L]));
+            }
+            for (row, y) in transpose(words).into_iter().zip(y.chunks_exact_mut(channels)) {
+                let (y, row) = (&mut y[c0..c0 + count], _mm512_castsi512_ps(row));
+                let row = if add { _mm512_add_ps(load(y), row) } else { row };
+                // SAFETY: the mask keeps the store within the slice.
+                unsafe { _mm512_mask_storeu_ps(y.as_mut_ptr(), lanes(count), row) };
+            }
+        }
+    }
+}
+
 /// Writes the places from `p0` on of one word.
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::pack::{Pack, pack};
+use super::pack::{Pack, Unpack, pack};
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -48,6 +48,7 @@ pub(super) struct Isa {
     pub nr: usize,
     pub pack_a: Pack,
     pub pack_b: Pack,
+    pub unpack: Option<Unpack>,
     pub kernel_f32: Kernel,
     /// For words that are pairs of bf16; called only where `pairs`.
     pub kernel_bf16: Kernel,
@@ -61,6 +62,7 @@ const PORTABLE: Isa = Isa {
     nr: portable::NR,
     pack_a: pack::<{ portable::MR }>,
     pack_b: pack::<{ portable::NR }>,
+    unpack: None,
     kernel_f32: portable::kernel,
     kernel_bf16: portable::kernel,
     pairs: false,
@@ -83,6 +85,7 @@ impl Isa {
                     nr: avx512::NR,
                     pack_a: avx512::pack_a,
                     pack_b: avx512::pack_b,
+                    unpack: Some(avx512::unpack),
                     kernel_f32: avx512::kernel_f32,
                     kernel_bf16: avx512::kernel_bf16,
                     pairs: false,
@@ -99,6 +102,7 @@ impl Isa {
                     nr: avx2::NR,
                     pack_a: pack::<{ avx2::MR }>,
                     pack_b: pack::<{ avx2::NR }>,
+                    unpack: None,
                     kernel_f32: avx2::kernel,
                     kernel_bf16: avx2::kernel,
                     pairs: false,

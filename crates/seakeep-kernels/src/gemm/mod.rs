@@ -222,6 +222,33 @@ pub fn multiply_weight(size: (usize, usize, usize), c: &mut [f32], product: Prod
     run(Isa::best(), size, c, product, a, Right::Weight(b));
 }
 
+/// Writes rows `x` (`[rows, channels]`) as a panel `[channels, width]`, other places 0.
+pub(crate) fn pack_panel(panel: &mut [f32], x: &[f32], (channels, width): (usize, usize)) {
+    let (isa, rows) = (Isa::best(), x.len() / channels);
+    assert!(panel.len() == channels * width && rows <= width, "a panel holds its rows");
+    if isa.nr == width {
+        let from = Strided { data: x, outer: channels, inner: 1 };
+        let from = pack::Panel { from, first: 0, count: rows, elements: 0..channels, words: Words::F32 };
+        // SAFETY: `Isa::best` found the instructions.
+        return unsafe { (isa.pack_b)(bytemuck::cast_slice_mut(panel), &from) };
+    }
+    panel.fill(0.0);
+    for (r, x) in x.chunks_exact(channels).enumerate() {
+        panel.chunks_exact_mut(width).zip(x).for_each(|(to, x)| to[r] = *x);
+    }
+}
+
+/// The reverse of [`pack_panel`]; with `add` adds to `x`.
+pub(crate) fn unpack_panel(x: &mut [f32], panel: &[f32], (channels, width): (usize, usize), add: bool) {
+    let isa = Isa::best();
+    assert!(panel.len() == channels * width && x.len() <= channels * width, "a panel holds its rows");
+    match isa.unpack {
+        // SAFETY: `Isa::best` found the instructions.
+        Some(unpack) if isa.nr == width => unsafe { unpack(x, panel, channels, add) },
+        _ => pack::unpack(x, panel, (channels, width), add),
+    }
+}
+
 /// The instruction set that products use here, and whether bf16 is multiplied as such.
 pub fn instruction_set() -> (&'static str, bool) {
     (Isa::best().name, Isa::best().pairs)

@@ -106,6 +106,26 @@ pub(super) fn pack<const P: usize>(to: &mut [u32], panel: &Panel) {
     }
 }
 
+/// Writes (or with `add` adds) the rows of a panel of B of f32, `[channels, NR]`, to `[rows, channels]`; there are up to NR rows.
+///
+/// # Safety
+/// The processor has the instructions; sizes are checked.
+pub(super) type Unpack = unsafe fn(&mut [f32], &[f32], usize, bool);
+
+/// [`Unpack`] for panels of any width, one element after another: the twin of the vectorised one.
+pub(super) fn unpack(y: &mut [f32], panel: &[f32], (channels, width): (usize, usize), add: bool) {
+    /// Channels at a time: a cache line of each row.
+    const LINE: usize = 16;
+    for (i, from) in panel[..channels * width].chunks(LINE * width).enumerate() {
+        let line = i * LINE..i * LINE + from.len() / width;
+        for (r, y) in y.chunks_exact_mut(channels).enumerate() {
+            for (y, from) in y[line.clone()].iter_mut().zip(from.chunks_exact(width)) {
+                *y = if add { *y + from[r] } else { from[r] };
+            }
+        }
+    }
+}
+
 /// An operand, seen from its rows (or columns) outward: `o` counts those, `k` runs within.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {

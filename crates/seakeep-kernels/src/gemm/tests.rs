@@ -215,3 +215,23 @@ fn short_input_is_refused() {
         Threads::One,
     );
 }
+
+#[test]
+fn unpacking_is_the_same_one_by_one_and_in_vectors() {
+    for isa in Isa::available() {
+        for (rows, channels) in [(1, 1), (5, 40), (isa.nr, 16), (isa.nr - 1, 33)] {
+            let (panel, y) = (random(channels * isa.nr, 1), random(rows * channels, 2));
+            for add in [false, true] {
+                let mut got = y.clone();
+                // SAFETY: the instruction set is available.
+                match isa.unpack {
+                    Some(unpack) => unsafe { unpack(&mut got, &panel, channels, add) },
+                    None => pack::unpack(&mut got, &panel, (channels, isa.nr), add),
+                }
+                let at = |n: usize| panel[n % channels * isa.nr + n / channels];
+                let want = (0..y.len()).map(|n| if add { y[n] + at(n) } else { at(n) });
+                assert!(got.iter().copied().eq(want), "{}: {rows} x {channels}", isa.name);
+            }
+        }
+    }
+}
