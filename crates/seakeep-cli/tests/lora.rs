@@ -92,7 +92,12 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     std::fs::remove_file(place.path("halves/adapter_model.safetensors")).unwrap();
     let resume = ["--output_dir", "halves", "--weight_decay", "0.1", "--resume_from_checkpoint", "true"];
     place.succeed(&all(&resume));
-    for file in ["adapter_model.safetensors", "checkpoint-4/optimizer.safetensors", "metrics.jsonl"] {
+    for file in [
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "checkpoint-4/optimizer.safetensors",
+        "metrics.jsonl",
+    ] {
         let bytes = |run: &str| std::fs::read(place.path(run).join(file)).unwrap();
         assert!(bytes("whole") == bytes("halves"), "{file}");
     }

@@ -63,7 +63,8 @@ pub fn backward_magnitude(d_m: &mut [f32], d_y: &[f32], mut z: Buffer, n: &[f32]
         let d_y = &d_y[first * outputs..][..z.len()];
         for (z, d_y) in z.chunks_exact(outputs).zip(d_y.chunks_exact(outputs)) {
             for (o, sum) in sums.iter_mut().enumerate() {
-                *sum += d_y[o] * z[o] / n[o];
+                // A row of zeros has no direction, and its magnitude no gradient.
+                *sum += if n[o] > 0.0 { d_y[o] * z[o] / n[o] } else { 0.0 };
             }
         }
     });

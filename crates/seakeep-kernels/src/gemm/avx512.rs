@@ -338,7 +338,12 @@ unsafe fn write<const R: usize>(sums: [[__m512; 2]; R], tile: Tile) {
             for (half, sum) in sums.iter().enumerate() {
                 // SAFETY: the mask leaves out what lies beyond `cols`.
                 unsafe {
-                    write_row(c.add(r * c_row + half * L), lanes(cols.saturating_sub(half * L)), *sum, tile);
+                    write_row(
+                        c.wrapping_add(r * c_row + half * L),
+                        lanes(cols.saturating_sub(half * L)),
+                        *sum,
+                        tile,
+                    );
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! ```text
 //!            n                    B packed: [panel of NR columns][words][NR]
 //!         +-----+
-//!       k |  B  |                 A packed: [panel of MR rows][words][MR]
+//!       k |  B  |                 A packed: [panel of MR rows][words][MR], or where it lies
 //!    k    +-----+
 //!  +---+  +-----+
 //! m| A |  |  C  |   tiles of C: TILE_A panels x TILE_B panels, one thread each
@@ -13,7 +13,7 @@
 //!
 //! A *word* is what the micro-kernel takes of one row (or column) at a time: an f32, or in [`Precision::Bf16`] on a
 //! processor with AVX512-BF16 two consecutive values rounded to bf16. Packing transposes, rounds and dequantises,
-//! so the micro-kernel sees one layout whatever the operands are.
+//! so the micro-kernel sees words whatever the operands are. Where A is plain f32 its elements are the words, and it is read from where it lies.
 //!
 //! Every element of C is a sum over `k` in order, in blocks of `KC` words, each block in one fused chain. Neither
 //! tiles nor threads nor the width of vectors take part in that: any number of threads gives the same bits, and so do
@@ -273,7 +273,11 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
     if m == 0 || n == 0 {
         return;
     }
-    let end = |rows: usize, cols: usize, row: usize, col: usize| (rows - 1) * row + (cols - 1) * col + 1;
+    // Operands are read through pointers: a product of strides that wraps must not pass.
+    let end = |rows: usize, cols: usize, row: usize, col: usize| {
+        let last = (rows - 1).checked_mul(row).zip((cols - 1).checked_mul(col));
+        last.and_then(|(row, col)| row.checked_add(col)?.checked_add(1)).expect("gemm: strides are too large")
+    };
     assert!(end(m, n, c_row, 1) <= c.len(), "gemm: c too short");
     assert!(n <= c_row || m == 1, "gemm: rows of c overlap");
     if k == 0 {

@@ -124,8 +124,8 @@ impl AdapterFiles {
                     .ok_or_else(|| wrong("`lora_alpha` is not a number above 0"))?,
                 use_rslora: object.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
                 use_dora: object.get("use_dora").and_then(Value::as_bool).unwrap_or(false),
-                // Of a finished adapter it means nothing.
-                lora_dropout: 0.0,
+                // Of a finished adapter it means nothing; one that is trained on keeps it.
+                lora_dropout: object.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0),
                 target_modules: match object.get("target_modules") {
                     Some(Value::Array(names)) => names.iter().filter_map(text).collect(),
                     other => other.and_then(text).into_iter().collect(),

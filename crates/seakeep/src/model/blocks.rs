@@ -100,7 +100,11 @@ impl Linear {
         let (lora, Adapter { magnitude, .. }) = self.lora(w)?;
         let magnitude = magnitude?;
         let lengths = dora::lengths(&self.map(w.weights), &lora);
-        let factors = w.weights[magnitude].iter().zip(&lengths).map(|(m, n)| m / n).collect();
+        let factors = w.weights[magnitude]
+            .iter()
+            .zip(&lengths)
+            .map(|(m, n)| if *n > 0.0 { m / n } else { 1.0 })
+            .collect();
         Some(Rescaled { factors, lengths, magnitude })
     }
 

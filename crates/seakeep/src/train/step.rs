@@ -102,7 +102,7 @@ fn gradient_with(
     let runs = runs(objective, micro_batch, &rows, model.weights.are_plain());
     // Pairs that are coupled must all be seen before any backward pass.
     let together = if objective.couples_pairs() { runs.len() } else { 1 };
-    for runs in runs.chunks(together) {
+    for runs in runs.chunks(together.max(1)) {
         let of_run = |run: &Range<usize>| &global.pairs[run.clone()];
         let lay_out = |run: &Range<usize>| {
             let mut batch = step.layout.lay_out(of_run(run).iter().copied());
