@@ -281,8 +281,8 @@ pub const KEYS: &[Key] = &[
     key(ADAPTERS, "use_rslora", Kind::Switch, Some("false"),
         "Whether outputs are multiplied by lora_alpha / sqrt(lora_r) instead (rank-stabilised LoRA)."),
     key(ADAPTERS, "use_dora", Kind::Switch, Some("false"),
-        "Whether the rows of each layer's weight, adapter included, get trained lengths (DoRA, arXiv 2402.09353). A step takes about a \
-         third longer."),
+        "Whether the rows of each layer's weight, adapter included, get trained lengths (DoRA, arXiv 2402.09353). A step takes about \
+         1.6 times as long."),
     key(ADAPTERS, "lora_dropout", Kind::Number(Range::BelowOne), Some("0.05"),
         "Dropout of what goes into the adapters, in training, where disable_dropout is false."),
     key(ADAPTERS, "disable_dropout", Kind::Switch, Some("true"),
