@@ -29,14 +29,8 @@ pub fn mix(mut x: u32) -> u32 {
 }
 
 impl Dropout<'_> {
-    /// Calls `each(first element, factors)` for the elements `[rows, width]` in pieces.
-    fn for_factors(
-        &self,
-        out: &mut [f32],
-        width: usize,
-        each: impl Fn(&mut f32, f32, f32) + Sync,
-        from: &[f32],
-    ) {
+    /// Calls `each(out, x, factor)` for every element of both (`[T, width]`): the factor is 0 or `1 / (1 - p)`.
+    fn for_each(&self, out: &mut [f32], x: &[f32], width: usize, each: impl Fn(&mut f32, f32, f32) + Sync) {
         let threshold = (self.p as f64 * 2f64.powi(32)) as u32;
         let kept = 1.0 / (1.0 - self.p);
         let module = mix(self.module.wrapping_add(0x9e37_79b9));
@@ -44,10 +38,10 @@ impl Dropout<'_> {
             dispatch(|| {
                 for (r, out) in out.chunks_exact_mut(width).enumerate() {
                     let key = mix(self.rows[first + r] ^ module);
-                    let from = &from[(first + r) * width..][..width];
+                    let x = &x[(first + r) * width..][..width];
                     for i in 0..width {
                         let h = mix(key.wrapping_add((i as u32).wrapping_mul(0x9e37_79b9)));
-                        each(&mut out[i], from[i], if h < threshold { 0.0 } else { kept });
+                        each(&mut out[i], x[i], if h < threshold { 0.0 } else { kept });
                     }
                 }
             });
@@ -57,25 +51,13 @@ impl Dropout<'_> {
     /// `x` (`[T, width]`) after dropout. The map is linear: its tangent is that of `t_x`, its transpose itself.
     pub fn apply(&self, x: &[f32], width: usize) -> Buffer {
         let mut out = Buffer::new(x.len(), width);
-        self.for_factors(
-            &mut out,
-            width,
-            #[inline(always)]
-            |out, x, factor| *out = x * factor,
-            x,
-        );
+        self.for_each(&mut out, x, width, |out, x, factor| *out = x * factor);
         out
     }
 
     /// Adds `x` after dropout to `to`.
     pub fn add(&self, to: &mut [f32], x: &[f32], width: usize) {
-        self.for_factors(
-            to,
-            width,
-            #[inline(always)]
-            |to, x, factor| *to += x * factor,
-            x,
-        );
+        self.for_each(to, x, width, |to, x, factor| *to += x * factor);
     }
 }
 

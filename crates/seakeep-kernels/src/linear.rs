@@ -22,7 +22,7 @@ impl<'a> Map<'a> {
         Map { w: w.into(), inputs, outputs, precision: Precision::F32 }
     }
 
-    /// Writes `y = x w^T + b`.
+    /// Writes `y = x w^T + b`; without `b` also `t_y` from `t_x`.
     pub fn forward(&self, y: &mut [f32], x: &[f32], b: Option<&[f32]>) {
         let (i, o) = (self.inputs, self.outputs);
         if let Some(b) = b {
@@ -31,11 +31,6 @@ impl<'a> Map<'a> {
         let size = (x.len() / i, o, i);
         let w = Weight::new(self.w, i).t();
         multiply_weight(size, y, product(o, b.is_some(), self.precision), Mat::new(x, i), w);
-    }
-
-    /// Writes `t_y = t_x w^T`.
-    pub fn tangent(&self, t_y: &mut [f32], t_x: &[f32]) {
-        self.forward(t_y, t_x, None);
     }
 
     /// Writes (or with `accumulate` adds) `d_x = d_y w`.
@@ -123,7 +118,7 @@ mod tests {
             },
             tangent: &|all, t| {
                 let mut t_y = vec![0.0; T * O];
-                Map::f32(&split(all).1, I, O).tangent(&mut t_y, &t[..T * I]);
+                Map::f32(&split(all).1, I, O).forward(&mut t_y, &t[..T * I], None);
                 t_y
             },
             curvature: &|_, t, d_y| {

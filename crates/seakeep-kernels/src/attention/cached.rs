@@ -187,6 +187,11 @@ impl Task<'_> {
         end.saturating_sub(self.shape.window.unwrap_or(end))..end
     }
 
+    /// The positions that any row sees.
+    fn seen_by_any(&self) -> Range<usize> {
+        self.seen(0).start..self.seen(self.o.len() - 1).end
+    }
+
     /// The query of row `s` of the scores.
     #[inline(always)]
     fn query(&self, s: usize) -> &[f32] {
@@ -196,7 +201,7 @@ impl Task<'_> {
 
     /// Blocks that any row sees: the stretch, the block's place in it, and the positions seen of those that it begins with and has.
     fn blocks(&self) -> impl Iterator<Item = (&Cache, usize, usize, Range<usize>)> {
-        let all = self.seen(0).start..self.seen(self.o.len() - 1).end;
+        let all = self.seen_by_any();
         let mut first = 0;
         self.stretches.iter().flat_map(move |&cache| {
             let start = first;
@@ -217,7 +222,7 @@ impl Task<'_> {
         let (d, per_kv, lines) = (shape.head_dim, shape.per_kv(), lines(shape));
         let [of_k, of_v] = block(shape);
         let count = self.o.len() * per_kv;
-        let all = self.seen(0).start..self.seen(self.o.len() - 1).end;
+        let all = self.seen_by_any();
         // A block's last columns may lie beyond its stretch: the next stretch overwrites them.
         let columns = all.end + LINE;
         scratch.scores.resize(scratch.scores.len().max(count * columns), 0.0);

@@ -6,7 +6,7 @@ use crate::simd::{dispatch, exp, max, sum_by};
 
 /// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp in two parts: the
 /// largest score, and the log of the sum of exponentials of the rest of each. Their sum would round the second off.
-pub(super) fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<[f32; 2]> {
+fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<[f32; 2]> {
     p.chunks_exact_mut(block.columns())
         .enumerate()
         .map(|(r, p)| {

@@ -233,24 +233,24 @@ fn across_pairs<const P: usize>(to: &mut [u32], panel: &Panel) {
     }
 }
 
-/// Calls `$kernel::<R, $packed>` for the number of rows.
+/// Calls `$kernel::<R>` (or `$kernel::<R, $packed>`) for the number of rows.
 macro_rules! by_rows {
-    ($kernel:ident, $packed:literal, $rows:expr, $($argument:expr),*) => {
+    ($kernel:ident $([$packed:literal])?, $rows:expr, $($argument:expr),*) => {
         match $rows {
-            1 => $kernel::<1, $packed>($($argument),*),
-            2 => $kernel::<2, $packed>($($argument),*),
-            3 => $kernel::<3, $packed>($($argument),*),
-            4 => $kernel::<4, $packed>($($argument),*),
-            5 => $kernel::<5, $packed>($($argument),*),
-            6 => $kernel::<6, $packed>($($argument),*),
-            7 => $kernel::<7, $packed>($($argument),*),
-            8 => $kernel::<8, $packed>($($argument),*),
-            9 => $kernel::<9, $packed>($($argument),*),
-            10 => $kernel::<10, $packed>($($argument),*),
-            11 => $kernel::<11, $packed>($($argument),*),
-            12 => $kernel::<12, $packed>($($argument),*),
-            13 => $kernel::<13, $packed>($($argument),*),
-            _ => $kernel::<14, $packed>($($argument),*),
+            1 => $kernel::<1 $(, $packed)?>($($argument),*),
+            2 => $kernel::<2 $(, $packed)?>($($argument),*),
+            3 => $kernel::<3 $(, $packed)?>($($argument),*),
+            4 => $kernel::<4 $(, $packed)?>($($argument),*),
+            5 => $kernel::<5 $(, $packed)?>($($argument),*),
+            6 => $kernel::<6 $(, $packed)?>($($argument),*),
+            7 => $kernel::<7 $(, $packed)?>($($argument),*),
+            8 => $kernel::<8 $(, $packed)?>($($argument),*),
+            9 => $kernel::<9 $(, $packed)?>($($argument),*),
+            10 => $kernel::<10 $(, $packed)?>($($argument),*),
+            11 => $kernel::<11 $(, $packed)?>($($argument),*),
+            12 => $kernel::<12 $(, $packed)?>($($argument),*),
+            13 => $kernel::<13 $(, $packed)?>($($argument),*),
+            _ => $kernel::<14 $(, $packed)?>($($argument),*),
         }
     };
 }
@@ -263,9 +263,9 @@ pub(super) unsafe fn kernel_f32(words: usize, a: Side, b: *const u32, tile: Tile
     // SAFETY: the caller vouches for all of it.
     unsafe {
         if (a.outer, a.inner) == (1, MR) {
-            by_rows!(of_f32, true, tile.rows, words, a, b, tile)
+            by_rows!(of_f32[true], tile.rows, words, a, b, tile)
         } else {
-            by_rows!(of_f32, false, tile.rows, words, a, b, tile)
+            by_rows!(of_f32[false], tile.rows, words, a, b, tile)
         }
     }
 }
@@ -276,7 +276,7 @@ pub(super) unsafe fn kernel_f32(words: usize, a: Side, b: *const u32, tile: Tile
 /// As there.
 pub(super) unsafe fn kernel_bf16(words: usize, a: Side, b: *const u32, tile: Tile) {
     // SAFETY: the caller vouches for all of it.
-    unsafe { by_rows!(of_pairs, true, tile.rows, words, a, b, tile) }
+    unsafe { by_rows!(of_pairs, tile.rows, words, a, b, tile) }
 }
 
 /// # Safety
@@ -304,7 +304,7 @@ unsafe fn of_f32<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *
 /// # Safety
 /// As [`kernel_bf16`], with `R` rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn of_pairs<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *const u32, tile: Tile) {
+unsafe fn of_pairs<const R: usize>(words: usize, a: Side, b: *const u32, tile: Tile) {
     let (mut a, mut b) = (a.at, b);
     // SAFETY: every address that is read lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
     unsafe {

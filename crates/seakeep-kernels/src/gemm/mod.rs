@@ -232,7 +232,9 @@ pub(crate) fn pack_panel(panel: &mut [f32], x: &[f32], (channels, width): (usize
         // SAFETY: `Isa::best` found the instructions.
         return unsafe { (isa.pack_b)(bytemuck::cast_slice_mut(panel), &from) };
     }
-    panel.fill(0.0);
+    if rows < width {
+        panel.fill(0.0);
+    }
     for (r, x) in x.chunks_exact(channels).enumerate() {
         panel.chunks_exact_mut(width).zip(x).for_each(|(to, x)| to[r] = *x);
     }

@@ -93,7 +93,7 @@ pub fn generate_each(
         options,
         stop,
         waiting: 0..texts,
-        common: Prefix::default(),
+        common: KvCache::new(&model.config).into_prefix(),
         prefixes: BTreeMap::new(),
         running: Vec::new(),
         logits: Buffer::new(0, 1),
@@ -206,15 +206,6 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// A text without tokens but what all prompts begin with, with room for others.
-    fn beginning(&self, room: usize) -> KvCache {
-        if self.common.is_empty() {
-            KvCache::new(&self.model.config)
-        } else {
-            KvCache::after(&self.common, room)
-        }
-    }
-
     /// Starts waiting texts on free places; whether anything runs.
     fn admit(&mut self) -> Result<bool> {
         let samples = self.options.num_return_sequences;
@@ -264,7 +255,8 @@ impl Engine<'_> {
             };
             let (now, later) = needed.split_at(needed.iter().take_while(fits).count().max(1));
             let tokens: Vec<&[u32]> = now.iter().map(|&job| &self.jobs[job].prompt[common..]).collect();
-            let mut caches: Vec<KvCache> = tokens.iter().map(|new| self.beginning(new.len())).collect();
+            let mut caches: Vec<KvCache> =
+                tokens.iter().map(|new| KvCache::after(&self.common, new.len())).collect();
             let logits = self.model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &tokens)?;
             let each = logits.chunks_exact(self.model.config.vocab_size);
             for ((&job, cache), logits) in now.iter().zip(caches).zip(each) {

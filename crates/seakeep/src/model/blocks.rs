@@ -95,11 +95,15 @@ impl Linear {
         self.adapter.map(of)
     }
 
+    /// The lengths of the rows of weight and path, if it has an adapter, `[outputs]`.
+    pub(super) fn lengths(&self, w: Params) -> Option<Vec<f32>> {
+        self.lora(w).map(|(lora, _)| dora::lengths(&self.map(w.weights), &lora))
+    }
+
     /// What its magnitude makes of its outputs, if it has one.
     fn rescaled(&self, w: Params) -> Option<Rescaled> {
-        let (lora, Adapter { magnitude, .. }) = self.lora(w)?;
-        let magnitude = magnitude?;
-        let lengths = dora::lengths(&self.map(w.weights), &lora);
+        let magnitude = self.adapter?.magnitude?;
+        let lengths = self.lengths(w)?;
         let factors = w.weights[magnitude]
             .iter()
             .zip(&lengths)
@@ -113,26 +117,8 @@ impl Linear {
         self.rescaled(w).map(|rescaled| rescaled.factors)
     }
 
-    /// Weight and path, without magnitude and bias.
-    fn directions(&self, w: Params, x: &[f32]) -> Buffer {
-        let mut y = Buffer::new(self.rows(x) * self.outputs, self.outputs);
-        self.map(w.weights).forward(&mut y, x, None);
-        if let Some((lora, _)) = self.lora(w) {
-            lora.forward(&mut y, x);
-        }
-        y
-    }
-
-    pub(super) fn forward(&self, w: Params, x: &[f32]) -> Buffer {
-        let bias = self.bias.map(|b| &w.weights[b]);
-        if let Some(Rescaled { factors, .. }) = self.rescaled(w) {
-            let mut y = self.directions(w, x);
-            dora::scale(&mut y, &factors);
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(self.outputs).for_each(|y| add(y, bias));
-            }
-            return y;
-        }
+    /// Weight and path and this bias, without magnitude.
+    fn directions(&self, w: Params, x: &[f32], bias: Option<&[f32]>) -> Buffer {
         let mut y = Buffer::new(self.rows(x) * self.outputs, self.outputs);
         self.map(w.weights).forward(&mut y, x, bias);
         if let Some((lora, _)) = self.lora(w) {
@@ -141,8 +127,19 @@ impl Linear {
         y
     }
 
+    pub(super) fn forward(&self, w: Params, x: &[f32]) -> Buffer {
+        let bias = self.bias.map(|b| &w.weights[b]);
+        let Some(factors) = self.factors(w) else { return self.directions(w, x, bias) };
+        let mut y = self.directions(w, x, None);
+        dora::scale(&mut y, &factors);
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(self.outputs).for_each(|y| add(y, bias));
+        }
+        y
+    }
+
     pub(super) fn tangent(&self, w: Params, t_x: &[f32]) -> Buffer {
-        let mut t_y = self.directions(w, t_x);
+        let mut t_y = self.directions(w, t_x, None);
         if let Some(factors) = self.factors(w) {
             dora::scale(&mut t_y, &factors);
         }
@@ -194,7 +191,7 @@ impl Linear {
     fn before_magnitude(&self, w: Params, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Option<Buffer> {
         let Rescaled { factors, lengths, magnitude } = self.rescaled(w)?;
         if let Some(to) = grads.trained(magnitude) {
-            dora::backward_magnitude(to, d_y, self.directions(w, x), &lengths);
+            dora::backward_magnitude(to, d_y, self.directions(w, x, None), &lengths);
         }
         let mut before = Buffer::new(d_y.len(), self.outputs);
         before.copy_from_slice(d_y);

@@ -27,8 +27,9 @@ pub struct KvCache {
 
 /// The beginning that several texts have in common, stored once: a prompt, for all its samples; what all prompts begin
 /// with. A list of stretches, each by layer; a sliding window is the kernel's business.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Prefix {
+    /// At least one, when made of a cache.
     stretches: Vec<Arc<Vec<Cache>>>,
     len: usize,
 }
@@ -36,27 +37,22 @@ pub struct Prefix {
 impl KvCache {
     /// The cache of a text without tokens.
     pub fn new(config: &ModelConfig) -> Self {
-        KvCache { shared: Prefix::default(), own: vec![Cache::default(); config.layers], len: 0 }
+        let shared = Prefix { stretches: Vec::new(), len: 0 };
+        KvCache { shared, own: vec![Cache::default(); config.layers], len: 0 }
     }
 
     /// The cache of a text that goes on after `prefix`, by up to `room` tokens without moving in memory.
-    ///
-    /// # Panics
-    /// If the prefix has no tokens.
     pub fn after(prefix: &Prefix, room: usize) -> Self {
-        let last = prefix.stretches.last().expect("a prefix has tokens");
+        let last = prefix.stretches.last().expect("a prefix is made of a cache");
         let own = last.iter().map(|layer| layer.after(room)).collect();
         KvCache { own, len: prefix.len, shared: prefix.clone() }
     }
 
     /// The text so far as the beginning of others.
     pub fn into_prefix(self) -> Prefix {
-        let mut prefix = self.shared;
-        if self.len > prefix.len {
-            prefix.stretches.push(Arc::new(self.own));
-            prefix.len = self.len;
-        }
-        prefix
+        let mut stretches = self.shared.stretches;
+        stretches.push(Arc::new(self.own));
+        Prefix { stretches, len: self.len }
     }
 
     /// Tokens so far: the position of the next.

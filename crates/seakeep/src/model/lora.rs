@@ -12,7 +12,6 @@ use std::path::Path;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use seakeep_kernels::dora;
 
 use super::Model;
 use super::blocks::{Adapter, Linear, Params};
@@ -182,9 +181,8 @@ impl Model {
                 self.weights[a].iter_mut().for_each(draw);
             }
             if let Some(magnitude) = magnitude {
-                let w = Params::plain(&self.weights);
-                let lengths = linear.lora(w).map(|(lora, _)| dora::lengths(&linear.map(w.weights), &lora));
-                self.weights[magnitude].copy_from_slice(&lengths.expect("it has an adapter"));
+                let lengths = linear.lengths(Params::plain(&self.weights)).expect("it has an adapter");
+                self.weights[magnitude].copy_from_slice(&lengths);
             }
         }
         Ok(())
