@@ -1,7 +1,8 @@
 //! Vocabulary projection and log-softmax as one operation over the predicting rows only:
 //! `logp[n] = z[n, target n] - log sum_v exp z[n, v]`, `z = x w^T`; `x` is `[N, C]`, `w` is `[V, C]`.
 //!
-//! Rows are taken in chunks, so that no more than `[CHUNK, V]` logits exist at a time, in any pass.
+//! Rows are taken in chunks, so that no more than `[CHUNK, V]` logits exist at a time, in any pass, or `[KEPT, V]` where the caller
+//! would rather keep what few rows have than compute it again.
 
 use rayon::prelude::*;
 
@@ -11,6 +12,8 @@ use crate::simd::{dispatch, dot, exp, max, sums_by};
 
 /// Most rows of a chunk: 256 rows of 49,152 logits are 50 MB.
 pub const CHUNK: usize = 256;
+/// Most rows of which a forward pass keeps `onehot - p`.
+pub const KEPT: usize = 2 * CHUNK;
 
 /// What the forward pass gives for one predicted token.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,24 +77,36 @@ fn buffer(n: usize, vocab: usize) -> Buffer {
 /// # Panics
 /// If a target lies outside the vocabulary.
 pub fn forward(x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
-    forward_to(None, x, head, targets)
+    forward_to(None, x, head, targets, false).0
 }
 
 /// [`forward`], and while the logits are there writes `g[n] = d logp[n] / d x[n] = (onehot - p) w` (`[N, C]`), which times
-/// `d_logp[n]` is `d_x[n]`.
+/// `d_logp[n]` is `d_x[n]`. With `keep`, and if there are no more than [`KEPT`] rows, also returns `onehot - p`, `[N, V]`.
 ///
 /// # Panics
 /// As [`forward`].
-pub fn forward_with_gradient(g: &mut [f32], x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
-    forward_to(Some(g), x, head, targets)
+pub fn forward_with_gradient(
+    g: &mut [f32],
+    x: &[f32],
+    head: Map,
+    targets: &[u32],
+    keep: bool,
+) -> (Vec<Predicted>, Option<Buffer>) {
+    forward_to(Some(g), x, head, targets, keep && targets.len() <= KEPT)
 }
 
-fn forward_to(mut g: Option<&mut [f32]>, x: &[f32], head: Map, targets: &[u32]) -> Vec<Predicted> {
+fn forward_to(
+    mut g: Option<&mut [f32]>,
+    x: &[f32],
+    head: Map,
+    targets: &[u32],
+    keep: bool,
+) -> (Vec<Predicted>, Option<Buffer>) {
     let (v, c, with_gradient) = (head.outputs, head.inputs, g.is_some());
-    let mut z = buffer(targets.len(), v);
+    let mut all = if keep { Buffer::new(targets.len() * v, v) } else { buffer(targets.len(), v) };
     let mut out = vec![Predicted::default(); targets.len()];
     for chunk in chunks(x, head.inputs) {
-        let z = logits(&mut z, chunk.x, head);
+        let z = logits(&mut all[if keep { chunk.first * v } else { 0 }..], chunk.x, head);
         let at = chunk.first..chunk.first + chunk.rows;
         let rows = out[at.clone()].par_iter_mut().zip(z.par_chunks_mut(v)).zip(&targets[at]);
         rows.for_each(|((out, z), &target)| {
@@ -104,7 +119,7 @@ fn forward_to(mut g: Option<&mut [f32]>, x: &[f32], head: Map, targets: &[u32]) 
             head.backward_input(&mut g[chunk.first * c..][..chunk.x.len()], z, false);
         }
     }
-    out
+    (out, keep.then_some(all))
 }
 
 /// Turns logits into `onehot - p`, the derivative of the target's log-probability.
@@ -133,7 +148,8 @@ fn predict(z: &[f32], target: usize) -> Predicted {
     }
 }
 
-/// Adds `d_w += (onehot - p)^T (d_logp x)` (`[V, C]`). `d_x` is `d_logp g`, with `g` from [`forward_with_gradient`].
+/// Adds `d_w += (onehot - p)^T (d_logp x)` (`[V, C]`); `kept` is what [`forward_with_gradient`] kept, if it did. `d_x` is `d_logp g`,
+/// with `g` from there.
 pub fn backward_weight(
     d_w: &mut [f32],
     d_logp: &[f32],
@@ -141,15 +157,22 @@ pub fn backward_weight(
     head: Map,
     targets: &[u32],
     predicted: &[Predicted],
+    kept: Option<&[f32]>,
 ) {
     let (v, c) = (head.outputs, head.inputs);
-    let mut z = buffer(targets.len(), v);
+    let mut again = if kept.is_none() { buffer(targets.len(), v) } else { Buffer::new(0, v) };
     for chunk in chunks(x, head.inputs) {
-        let z = logits(&mut z, chunk.x, head);
-        z.par_chunks_mut(v).enumerate().for_each(|(r, z)| {
-            let n = chunk.first + r;
-            surprise(z, &predicted[n], targets[n] as usize);
-        });
+        let z = match kept {
+            Some(kept) => &kept[chunk.first * v..][..chunk.rows * v],
+            None => {
+                let z = logits(&mut again, chunk.x, head);
+                z.par_chunks_mut(v).enumerate().for_each(|(r, z)| {
+                    let n = chunk.first + r;
+                    surprise(z, &predicted[n], targets[n] as usize);
+                });
+                z
+            }
+        };
         let mut x = Buffer::new(chunk.x.len(), c);
         x.copy_from_slice(chunk.x);
         scale_rows(&mut x, &d_logp[chunk.first..], c);
@@ -245,12 +268,13 @@ mod tests {
         }
     }
 
-    fn run_backward(all: &[f32], d: &[f32]) -> [Vec<f32>; 2] {
+    fn run_backward(all: &[f32], d: &[f32], keep: bool) -> [Vec<f32>; 2] {
         let (x, w) = all.split_at(N * C);
         let (mut d_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
         let w = Map::f32(w, C, V);
-        let predicted = forward_with_gradient(&mut d_x, x, w, &targets());
-        backward_weight(&mut d_w, d, x, w, &targets(), &predicted);
+        let (predicted, kept) = forward_with_gradient(&mut d_x, x, w, &targets(), keep);
+        assert_eq!(kept.is_some(), keep);
+        backward_weight(&mut d_w, d, x, w, &targets(), &predicted, kept.as_deref());
         scale_rows(&mut d_x, d, C);
         [d_x, d_w]
     }
@@ -274,11 +298,11 @@ mod tests {
                     .map(|p| p.logp)
                     .collect()
             },
-            backward: &|all, d| run_backward(all, d).concat(),
+            backward: &|all, d| run_backward(all, d, false).concat(),
             tangent: &|all, t| {
                 let (x, w) = all.split_at(N * C);
                 let mut g = vec![0.0; N * C];
-                forward_with_gradient(&mut g, x, Map::f32(w, C, V), &targets);
+                forward_with_gradient(&mut g, x, Map::f32(w, C, V), &targets, false);
                 tangent(&g, &t[..N * C], C)
             },
             curvature: &|all, t, d| run_with_curvature(all, t, d, &[0.0; N]).concat(),
@@ -288,12 +312,21 @@ mod tests {
     }
 
     #[test]
+    fn kept_or_computed_again_is_the_same() {
+        let (all, d) = (random(N * C + V * C, 9), random(N, 11));
+        assert_eq!(run_backward(&all, &d, true), run_backward(&all, &d, false));
+        let many = vec![0.0; (KEPT + 1) * C];
+        let (mut g, w) = (many.clone(), Map::f32(&all[N * C..], C, V));
+        assert!(forward_with_gradient(&mut g, &many, w, &[0; KEPT + 1], true).1.is_none(), "too many rows");
+    }
+
+    #[test]
     fn backward_with_curvature_is_the_sum_of_both() {
         let (all, t) = (random(N * C + V * C, 9), random(N * C, 10));
         let (d, e) = (random(N, 11), random(N, 12));
         let both = run_with_curvature(&all, &t, &d, &e).concat();
         let curvature = run_with_curvature(&all, &t, &d, &[0.0; N]).concat();
-        let plain = run_backward(&all, &e).concat();
+        let plain = run_backward(&all, &e, false).concat();
         let sum: Vec<f32> = plain.iter().zip(&curvature).map(|(a, b)| a + b).collect();
         // Sums of 133 f32 terms below 1, in another order.
         close(&both, &sum, 2e-5, "backward with curvature");

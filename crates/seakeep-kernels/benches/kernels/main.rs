@@ -215,11 +215,11 @@ fn projection_passes(c: &mut Criterion) {
     let (mut d_x, mut d_w) = (zeros(x.len()), zeros(w.len()));
     // The logits, and the gradient of inputs from them.
     operations(&mut group, "forward with gradient", 2 * product, || {
-        black_box(projection::forward_with_gradient(&mut d_x, &x, head, &targets));
+        black_box(projection::forward_with_gradient(&mut d_x, &x, head, &targets, false));
     });
     // The logits again, then the weight's gradient.
     operations(&mut group, "backward by weight", 2 * product, || {
-        projection::backward_weight(black_box(&mut d_w), &d_logp, &x, head, &targets, &predicted);
+        projection::backward_weight(black_box(&mut d_w), &d_logp, &x, head, &targets, &predicted, None);
     });
     let t_x = numbers(x.len());
     // The logits and their tangents, one gradient of inputs, two products by weight.

@@ -306,6 +306,7 @@ unsafe fn of_f32<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn of_pairs<const R: usize>(words: usize, a: Side, b: *const u32, tile: Tile) {
     let (mut a, mut b) = (a.at, b);
+    prefetch_c::<R>(tile);
     // SAFETY: every address that is read lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
     unsafe {
         let pairs = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
@@ -321,6 +322,21 @@ unsafe fn of_pairs<const R: usize>(words: usize, a: Side, b: *const u32, tile: T
             (a, b) = (a.add(MR), b.add(NR));
         }
         write(sums, tile);
+    }
+}
+
+/// Asks for the tile's part of C ahead of time.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn prefetch_c<const R: usize>(tile: Tile) {
+    let (count, apart, each) =
+        if tile.c_col == 1 { (R, tile.c_row, tile.cols) } else { (tile.cols, tile.c_col, R) };
+    for i in 0..count {
+        let line = tile.c.wrapping_add(i * apart);
+        _mm_prefetch::<_MM_HINT_ET0>(line.cast());
+        if each > L {
+            _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(L).cast());
+        }
     }
 }
 

@@ -15,6 +15,8 @@
 //! The two weight gradients of a penalised loss, `d_y x` and `td_y x + d_y t_x`, need two products together, since a factor on
 //! the second can go into `x + c t_x`.
 
+use seakeep_kernels::projection::{CHUNK, KEPT};
+
 use super::config::ModelConfig;
 use super::families;
 use super::lora::adapter_parameters;
@@ -157,9 +159,16 @@ impl Sizes {
         if gradient_checkpointing {
             passing += activations;
         }
-        // With the penalty, their tangents beside them.
-        let of_one = predictions.min(seakeep_kernels::projection::CHUNK) * c.vocab_size;
-        let logits = if penalty { 2 * of_one } else { of_one };
+        // With the penalty, their tangents beside them; without, those of few rows are kept.
+        let chunk = predictions.min(CHUNK);
+        let rows = if penalty {
+            2 * chunk
+        } else if predictions <= KEPT {
+            predictions
+        } else {
+            chunk
+        };
+        let logits = rows * c.vocab_size;
         4 * (positions * (kept + passing) + predictions * 2 * c.hidden + logits)
     }
 

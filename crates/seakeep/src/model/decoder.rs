@@ -44,6 +44,8 @@ pub struct Activations {
     pub(super) hidden: Buffer,
     /// Derivatives of the predictions' log-probabilities with respect to those, `[N, C]`.
     pub(super) d_predicted: Buffer,
+    /// Targets less probabilities, `[N, V]`, where they are kept for the gradient of the vocabulary projection's weight.
+    pub(super) surprise: Option<Buffer>,
     /// What was predicted, `[N]`.
     pub predicted: Vec<Predicted>,
 }
@@ -182,12 +184,23 @@ impl Model {
 
     /// The forward pass, keeping what the others need.
     pub fn forward(&self, batch: &Batch) -> Activations {
+        self.forward_keeping(batch, false)
+    }
+
+    /// [`forward`](Self::forward) for a [`backward`](Self::backward) pass that follows at once: where the vocabulary projection is
+    /// trained and few rows predict, also what it would compute again.
+    pub fn forward_to_train(&self, batch: &Batch) -> Activations {
+        self.forward_keeping(batch, self.map.params[self.params.head.0].trainable)
+    }
+
+    fn forward_keeping(&self, batch: &Batch, surprise: bool) -> Activations {
         let (layers, last) = self.forward_layers(batch);
         let hidden = self.predicting_hidden(batch, &last);
         let mut d_predicted = Buffer::like(&hidden);
-        let targets = batch.targets();
-        let predicted = projection::forward_with_gradient(&mut d_predicted, &hidden, self.head(), &targets);
-        Activations { layers, last, hidden, d_predicted, predicted }
+        let (head, targets) = (self.head(), batch.targets());
+        let (predicted, surprise) =
+            projection::forward_with_gradient(&mut d_predicted, &hidden, head, &targets, surprise);
+        Activations { layers, last, hidden, d_predicted, surprise, predicted }
     }
 
     /// The forward pass alone: what is predicted, nothing kept.
@@ -251,7 +264,8 @@ impl Model {
     ) -> Buffer {
         let (head, seeds) = (self.params.head, seeds(batch, d_logps));
         if let Some(to) = grads.trained(head) {
-            projection::backward_weight(to, &seeds, &a.hidden, self.head(), &batch.targets(), &a.predicted);
+            let (targets, kept) = (batch.targets(), a.surprise.as_deref());
+            projection::backward_weight(to, &seeds, &a.hidden, self.head(), &targets, &a.predicted, kept);
         }
         self.d_hidden(a, &seeds)
     }

@@ -46,7 +46,7 @@ pub fn sft(
             batch.push(prompt, &[completion], Sharing::Shared);
         }
         model.check(&batch)?;
-        let activations = model.forward(&batch);
+        let activations = model.forward_to_train(&batch);
         let tokens = batch.predictions.len() as f64;
         let loss = -activations.branch_logps(&batch).iter().sum::<f64>() / tokens;
         if !loss.is_finite() {

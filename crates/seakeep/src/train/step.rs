@@ -117,7 +117,7 @@ fn gradient_with(
         let (reference, facts) = (&global.reference.slice(all.clone()), &global.facts[all.clone()]);
         let evaluation = objective.evaluate(&Scored { policy: &policy, reference, facts }, &context);
         for (batch, run) in batches.iter().zip(runs) {
-            let activations = kept.take().unwrap_or_else(|| model.forward(batch));
+            let activations = kept.take().unwrap_or_else(|| step.activations(batch));
             let range = run.start - all.start..run.end - all.start;
             step.backward(batch, &activations, &Part::of(&evaluation, range), grads);
         }
@@ -229,7 +229,7 @@ impl Step<'_> {
         let mut kept = None;
         for (pairs, batch) in micro.iter().zip(batches) {
             self.model.check(batch)?;
-            kept = (batches.len() == 1).then(|| self.model.forward(batch));
+            kept = (batches.len() == 1).then(|| self.activations(batch));
             let predicted = match &kept {
                 Some(activations) => &activations.predicted,
                 None => &self.model.predictions(batch),
@@ -239,6 +239,14 @@ impl Step<'_> {
             logps.extend(self.layout.logps(pairs, &branches));
         }
         Ok((logps, kept))
+    }
+
+    fn activations(&self, batch: &Batch) -> Activations {
+        match self.objective.penalty {
+            None => self.model.forward_to_train(batch),
+            // Between its first backward pass and the projection's last there are others: too long to keep logits.
+            Some(_) => self.model.forward(batch),
+        }
     }
 
     fn backward(&mut self, batch: &Batch, a: &Activations, part: &Part, grads: &mut Gradients) {
