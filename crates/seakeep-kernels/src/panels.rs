@@ -16,6 +16,8 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::gemm::{Elements, pack_panel, unpack_panel};
 
+/// Rows of the widest panel, with the widest vectors.
+pub const PANEL: usize = 32;
 /// Outputs of one parallel piece. A constant; no sum depends on it.
 const PIECE: usize = 48;
 /// Weights that few rows are worth sharing among threads for.

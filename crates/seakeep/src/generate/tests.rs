@@ -95,6 +95,30 @@ fn a_cache_gives_the_distribution_of_the_whole_text_at_every_step() {
     }
 }
 
+/// More rows than a panel has go through the layers in groups, as many as there are threads.
+#[test]
+fn many_texts_together_give_the_bits_of_each_alone() {
+    let model = golden("llama");
+    let texts: Vec<Vec<u32>> =
+        (0..70u32).map(|i| (0..1 + i % 3).map(|j| (7 * i + j) % 40).collect()).collect();
+    let alone: Vec<f32> = texts
+        .iter()
+        .flat_map(|text| {
+            let mut cache = KvCache::new(&model.config);
+            model.extend(&mut [&mut cache], &[text]).unwrap().to_vec()
+        })
+        .collect();
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut caches = vec![KvCache::new(&model.config); texts.len()];
+        let new: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let together =
+            pool.install(|| model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &new)).unwrap();
+        assert!(caches.iter().zip(&texts).all(|(cache, text)| cache.len() == text.len()));
+        assert_eq!(together[..], alone[..], "{threads} threads");
+    }
+}
+
 #[test]
 fn a_cloned_prefix_continues_on_its_own() {
     let model = golden("mistral");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use seakeep_kernels::activation;
 use seakeep_kernels::attention::{Cache, Cached, Layout, cached_forward};
 use seakeep_kernels::buffer::Buffer;
-use seakeep_kernels::panels::{Factor, Panels};
+use seakeep_kernels::panels::{Factor, PANEL, Panels};
 
 use super::blocks::{Linear, Params};
 use super::config::ModelConfig;
@@ -94,6 +94,23 @@ fn spans(new_tokens: &[&[u32]]) -> Vec<Range<usize>> {
     new_tokens.iter().map(span).collect()
 }
 
+/// How many sequences each group has: as many groups as there are `threads`, or fewer where rows are few, each of whole
+/// panels of rows as far as sequences allow.
+fn groups(new_tokens: &[&[u32]], threads: usize) -> Vec<usize> {
+    let panels = new_tokens.iter().map(|new| new.len()).sum::<usize>().div_ceil(PANEL);
+    let full = panels.div_ceil(threads).max(1) * PANEL;
+    let (mut groups, mut rows) = (vec![0], 0);
+    for new in new_tokens {
+        if rows > 0 && rows + new.len() > full {
+            groups.push(0);
+            rows = 0;
+        }
+        *groups.last_mut().expect("one at least") += 1;
+        rows += new.len();
+    }
+    groups
+}
+
 /// The rows of panels, `[T, channels]`.
 fn rows_of(panels: &Panels) -> Buffer {
     let mut rows = Buffer::new(panels.rows() * panels.channels(), panels.channels());
@@ -176,8 +193,25 @@ impl Model {
         for (cache, new) in caches.iter().zip(new_tokens) {
             self.check_room(cache.len + new.len())?;
         }
+        self.check_tokens(&new_tokens.concat())?;
+        let mut last = Buffer::new(caches.len() * self.config.hidden, self.config.hidden);
+        // Groups of texts go through all layers beside each other: they have nothing to wait for.
+        rayon::scope(|scope| {
+            let (mut caches, mut new_tokens, mut last) = (caches, new_tokens, &mut last[..]);
+            for group in groups(new_tokens, rayon::current_num_threads()) {
+                let (of_group, tokens, to);
+                (of_group, caches) = caches.split_at_mut(group);
+                (tokens, new_tokens) = new_tokens.split_at(group);
+                (to, last) = last.split_at_mut(group * self.config.hidden);
+                scope.spawn(move |_| self.extend_group(of_group, tokens, to));
+            }
+        });
+        Ok(self.logits(&last))
+    }
+
+    /// [`extend`](Self::extend) as far as the residual stream of each sequence's last row, `[B, C]`.
+    fn extend_group(&self, caches: &mut [&mut KvCache], new_tokens: &[&[u32]], last: &mut [f32]) {
         let tokens = new_tokens.concat();
-        self.check_tokens(&tokens)?;
         let texts = caches.iter().zip(new_tokens);
         let positions: Vec<u32> =
             texts.flat_map(|(cache, new)| (cache.len..cache.len + new.len()).map(|p| p as u32)).collect();
@@ -194,17 +228,16 @@ impl Model {
             cached_forward(&mut attended, (&qkv.q, &qkv.k, &qkv.v), &mut texts, cx.shape(layer.window));
             layer.cached_rest(&cx, &mut x, &attended);
         }
-        for (cache, span) in caches.iter_mut().zip(&spans) {
+        let c = self.config.hidden;
+        for ((cache, span), last) in caches.iter_mut().zip(&spans).zip(last.chunks_exact_mut(c)) {
             cache.len += span.len();
+            last.copy_from_slice(&x[(span.end - 1) * c..span.end * c]);
         }
-        let last: Vec<u32> = spans.iter().map(|span| span.end as u32 - 1).collect();
-        Ok(self.logits(&x, &last))
     }
 
-    /// Logits of the given rows of the residual stream `x` (`[T, C]`), `[rows, V]`.
-    fn logits(&self, x: &[f32], rows: &[u32]) -> Buffer {
-        let picked = self.rows_of(x, rows);
-        let hidden = self.params.final_norm.forward(&self.weights, &picked);
+    /// Logits of rows of the residual stream, `[B, C]`: `[B, V]`.
+    fn logits(&self, x: &[f32]) -> Buffer {
+        let hidden = self.params.final_norm.forward(&self.weights, x);
         let head = self.weights.matrix(self.params.head);
         rows_of(&Panels::pack(&hidden, self.config.hidden).product(head, None, self.config.vocab_size))
     }
@@ -218,5 +251,23 @@ impl Model {
             "a text of {len} tokens is longer than the model's {room} positions; expected a shorter prompt or a \
              smaller `max_new_tokens`"
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::groups;
+
+    #[test]
+    fn groups_are_of_whole_panels() {
+        let of = |lengths: &[usize], threads| {
+            let tokens: Vec<Vec<u32>> = lengths.iter().map(|n| vec![0; *n]).collect();
+            groups(&tokens.iter().map(Vec::as_slice).collect::<Vec<_>>(), threads)
+        };
+        assert_eq!(of(&[1; 20], 2), [20], "no more than a panel");
+        assert_eq!(of(&[1; 64], 2), [32, 32]);
+        assert_eq!(of(&[1; 64], 8), [32, 32], "threads share within groups");
+        assert_eq!(of(&[1; 70], 2), [64, 6]);
+        assert_eq!(of(&[50, 1, 1, 50, 200], 2), [4, 1], "a sequence is not cut");
     }
 }
