@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use seakeep::data::{Message, Text};
 use seakeep::formats::{ModelSource, SaveDtype, write_safetensors};
+use seakeep::judge::{Judge, RewardJudge};
 use seakeep::model::Tensors;
 use seakeep::progress::Silent;
 use seakeep::reward::{Example, Objective, Problem, RewardModel, Target, gradient};
@@ -297,6 +298,18 @@ fn a_text_becomes_the_tokens_of_prompt_and_completion() {
     assert!(model.tokens(&text(""), &text(" ")).unwrap_err().to_string().contains("nothing to score"));
     let mut long = vec![3; 100_000];
     assert!(model.truncate(&mut long, Some(7)) && long.len() == 7);
+}
+
+/// What a policy wrote may be more tokens for the judge than it has positions (64).
+#[test]
+fn a_judge_scores_the_beginning_of_what_is_too_long() {
+    let golden = golden();
+    let (_directory, model) = model("llama", &golden["cases"]["llama"], "head", None);
+    let mut judge = RewardJudge { model, batch_size: 2 };
+    let prompt = Text::Standard("w3".into());
+    let (whole, long) = (" w5".repeat(63), " w5".repeat(100));
+    let scores = judge.score(&[(&prompt, &whole), (&prompt, &long)], &mut Silent).unwrap();
+    assert_eq!(scores[0], scores[1]);
 }
 
 #[test]

@@ -40,7 +40,15 @@ impl Judge for RewardJudge {
         let tokens = |(prompt, completion): &(&Text, &str)| {
             self.model.tokens(prompt, &Text::Standard(completion.to_string()))
         };
-        let tokens: Vec<Vec<u32>> = texts.iter().map(tokens).collect::<Result<_>>()?;
+        let mut tokens: Vec<Vec<u32>> = texts.iter().map(tokens).collect::<Result<_>>()?;
+        // The judge's tokenizer may need many more tokens than the policy's: a policy that has come apart writes anything.
+        let cut =
+            tokens.iter_mut().filter_map(|tokens| self.model.truncate(tokens, None).then_some(())).count();
+        if cut > 0 {
+            progress.note(&format!(
+                "{cut} samples are longer than the reward model's positions and lost their end"
+            ));
+        }
         progress.start("scoring samples", tokens.len() as u64);
         let scores = self.model.score(&tokens, self.batch_size, progress)?;
         progress.finish();
