@@ -203,7 +203,7 @@ fn a_sweep_within_a_recipe_grows_and_is_done_again_on_demand() {
     place.succeed(&["run", "recipe.toml"]);
     place.write("recipe.toml", &recipe.replace("seeds = 2", "seeds = 3"));
     let grown = place.succeed(&["run", "recipe.toml"]);
-    assert!(grown.stderr.contains("7 of 10 runs are done from before"), "{}", grown.stderr);
+    assert!(grown.stderr.contains("9 of 13 runs are done from before"), "{}", grown.stderr);
     place.write("recipe.toml", &recipe.replace("max_steps = 2", "max_steps = 3"));
     let other = place.run(&["run", "recipe.toml"]);
     assert!(
@@ -267,6 +267,9 @@ beta = [0.1, 1.0]
 method = "kldpo"
 label = "worst"
 kldpo_tau = 0.5
+
+[[methods]]
+method = "kto"
 "#;
 
 /// The six pairs with scores of two objectives.
@@ -287,8 +290,8 @@ fn a_sweep_trains_judges_and_goes_on_where_it_was() {
     scored(&place);
     place.write("sweep.toml", SWEEP);
     let listed = place.succeed(&["sweep", "--config", "sweep.toml", "--list"]);
-    // The reference, then three labels of two seeds, each a training and an evaluation.
-    assert_eq!(listed.stdout.lines().count(), 1 + 3 * 2 * 2, "{}", listed.stdout);
+    // The reference, then four labels of two seeds, each a training and an evaluation.
+    assert_eq!(listed.stdout.lines().count(), 1 + 4 * 2 * 2, "{}", listed.stdout);
     let first = place.succeed(&["sweep", "--config", "sweep.toml"]);
     assert!(
         first.stdout.contains("dpo beta 0.1") && first.stdout.contains("results.csv"),
@@ -296,8 +299,10 @@ fn a_sweep_trains_judges_and_goes_on_where_it_was() {
         first.stdout
     );
     let csv = place.read("out/results.csv");
-    assert_eq!(csv.lines().count(), 1 + 1 + 6, "{csv}");
+    assert_eq!(csv.lines().count(), 1 + 1 + 8, "{csv}");
     assert!(csv.starts_with("label,method,seed,") && csv.contains("\nworst,kldpo,1,"), "{csv}");
+    // A method of single completions is judged by the same pairs.
+    assert!(csv.contains("\nkto,kto,1,"), "{csv}");
     // Judged policies need their weights no more; what their training logged stays.
     assert!(!place.path("out/worst/seed1/model/model.safetensors").exists());
     assert!(place.path("out/worst/seed1/model/metrics.jsonl").exists());
@@ -307,7 +312,7 @@ fn a_sweep_trains_judges_and_goes_on_where_it_was() {
     std::fs::remove_file(place.path("out/worst/seed1/eval.mark.json")).unwrap();
     std::fs::remove_file(place.path("out/worst/seed1/policy.json")).unwrap();
     let again = place.succeed(&["sweep", "--config", "sweep.toml", "--jobs", "2"]);
-    assert!(again.stderr.contains("6 of 7 runs are done from before"), "{}", again.stderr);
+    assert!(again.stderr.contains("8 of 9 runs are done from before"), "{}", again.stderr);
     assert_eq!(place.read("out/results.csv"), csv);
     let report = ["report", "--records", "out/*/seed*/policy.json", "--output", "report.html"];
     assert!(place.succeed(&report).stdout.contains("kldpo") || place.read("report.html").contains("worst"));

@@ -12,7 +12,7 @@ use seakeep::judge::{
     prompts_fingerprint,
 };
 use seakeep::model::Model;
-use seakeep::objective::{Objective, wdpo};
+use seakeep::objective::{LossType, Objective, PairLoss, Rule, wdpo};
 use seakeep::policy_record::{Column, POLICY_SCHEMA_VERSION, Policy, PolicyRecord, Samples};
 use seakeep::progress::{Progress, Silent};
 use seakeep::reference::{Known, Reference};
@@ -74,13 +74,18 @@ struct Work {
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let (started, mut progress) = (Instant::now(), progress::on_stderr());
     let output = logps::output_path(matches);
-    let (work, specs) = Work::read(matches)?;
+    let (mut work, specs) = Work::read(matches)?;
     output::check(output)?;
     output::check(work.flags.policy_record.as_deref())?;
     super::set_threads(&work.settings)?;
     let tokenizer = work.source.tokenizer()?;
-    let sets: Vec<Set> =
-        specs.iter().map(|spec| work.set(spec, &tokenizer, &mut *progress)).collect::<Result<_>>()?;
+    let rows: Vec<Vec<Pair>> = specs.iter().map(|spec| work.rows(spec)).collect::<Result<_>>()?;
+    work.keep_pairs_whole(&rows, &mut *progress);
+    let sets: Vec<Set> = specs
+        .iter()
+        .zip(rows)
+        .map(|(spec, rows)| work.set(spec, rows, &tokenizer, &mut *progress))
+        .collect::<Result<_>>()?;
     let (prompts, mut drawn) = work.prompts_or_samples(&tokenizer, &mut *progress)?;
     let other = work.flags.compare_with.as_ref().map(PolicyRecord::read).transpose()?;
     let mut judge = work.judge()?;
@@ -164,9 +169,33 @@ impl Work {
         Ok((Work { settings, flags, method, objective, group_column, source, reference, batch_size }, specs))
     }
 
-    fn set(&self, spec: &str, tokenizer: &Tokenizer, progress: &mut dyn Progress) -> Result<Set> {
+    fn rows(&self, spec: &str) -> Result<Vec<Pair>> {
+        logps::read(&eval_flags::named(spec).1, self.settings.text("dataset_test_split").as_deref())
+    }
+
+    /// Records are compared pair by pair. kto and its kin judge completions one by one: for a record, their policies are judged by
+    /// DPO's loss where the data have pairs.
+    fn keep_pairs_whole(&mut self, sets: &[Vec<Pair>], progress: &mut dyn Progress) {
+        let unpaired = self.objective.pair.any(LossType::is_unpaired);
+        let pairs = !sets.is_empty() && sets.iter().flatten().all(|row| row.completions.len() == 2);
+        if unpaired && pairs && self.flags.policy_record.is_some() {
+            let beta = self.objective.pair.beta;
+            self.objective = Objective { pair: PairLoss::dpo(beta), rule: Rule::Mean, penalty: None };
+            let of = &self.method;
+            progress.note(&format!(
+                "{of} judges completions one by one; the record is of pairs, eval_loss DPO's"
+            ));
+        }
+    }
+
+    fn set(
+        &self,
+        spec: &str,
+        rows: Vec<Pair>,
+        tokenizer: &Tokenizer,
+        progress: &mut dyn Progress,
+    ) -> Result<Set> {
         let (name, path) = eval_flags::named(spec);
-        let rows: Vec<Pair> = logps::read(&path, self.settings.text("dataset_test_split").as_deref())?;
         let columns = RowColumns::of(&rows, self.group_column.as_deref())?;
         let pairs = self.tokens(&path, rows, tokenizer, progress)?;
         Ok(Set { name, spec: path, columns, pairs })
