@@ -31,6 +31,8 @@ pub enum Key {
     Win(usize, usize, usize),
     /// Mean score of an objective.
     Score(usize, usize),
+    /// The same less the reference's.
+    ScoreOver(usize, usize),
     /// The same over the reference's, in its standard deviations.
     Gain(usize, usize),
     /// Nats per token.
@@ -227,8 +229,11 @@ impl<'a> Rewards<'a> {
             for &label in present {
                 out.push((Key::Score(label, objective), score(label)));
                 if let Some(reference) = reference {
-                    let gain = (score(label) - reference) / self.spread[objective];
-                    out.push((Key::Gain(label, objective), gain));
+                    let over = score(label) - reference;
+                    out.push((Key::Gain(label, objective), over / self.spread[objective]));
+                    if !self.labels[label].is_reference() {
+                        out.push((Key::ScoreOver(label, objective), over));
+                    }
                 }
             }
         }
@@ -396,9 +401,13 @@ impl<'a> Rewards<'a> {
         }
         let title = "Objectives and samples".to_owned();
         let mut table = empty(title.clone(), format!("{title}: mean scores of own samples"));
-        for (o, name) in self.objectives.iter().enumerate() {
-            let star = if self.is_seen(name) == Some(false) { " (unseen)" } else { "" };
-            table.push(format!("{name}{star}"), 3, column(&|l| Key::Score(l, o)));
+        let names = self.objectives.iter().map(|name| match self.is_seen(name) {
+            Some(false) => format!("{name} (unseen)"),
+            _ => name.clone(),
+        });
+        let names: Vec<String> = names.collect();
+        for (o, name) in names.iter().enumerate() {
+            table.push(name.as_str(), 3, column(&|l| Key::Score(l, o)));
         }
         table.push("KL nats/completion", 2, column(&Key::KlCompletion));
         table.push("tokens", 1, column(&Key::Length));
@@ -410,6 +419,16 @@ impl<'a> Rewards<'a> {
             table.push(format!("distinct-{}", n + 1), 3, self.distinct.iter().map(of).collect());
         }
         out.push(table);
+        if self.has_reference() && !names.is_empty() {
+            let title = "Objectives over the reference".to_owned();
+            let caption =
+                format!("{title}: mean scores of own samples, less the reference's on the same prompts");
+            let mut table = empty(title, caption);
+            for (o, name) in names.iter().enumerate() {
+                table.push(name.as_str(), 3, column(&|l| Key::ScoreOver(l, o)));
+            }
+            out.push(table);
+        }
         out
     }
 
