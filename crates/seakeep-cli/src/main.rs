@@ -36,6 +36,9 @@ fn explain(error: &Error, command: &str) -> String {
         cause = inner.source();
     }
     let hint = match error {
+        Error::Usage(_) if ["reward", "recommend", "inspect"].contains(&command) => {
+            Some(format!("`seakeep {command} COMMAND --help` lists every flag with its default"))
+        }
         Error::Usage(_) => Some(format!("`seakeep help {command}` lists every flag with its default")),
         Error::Io { source, .. } => match source.kind() {
             std::io::ErrorKind::NotFound => {

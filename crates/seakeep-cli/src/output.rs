@@ -5,17 +5,17 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use seakeep::formats::write_atomic;
+use seakeep::formats::{AtomicDir, write_atomic};
 use seakeep::{Error, Result};
 
-/// Refuses an output file that could not be written in the end, before the work is done.
+/// Refuses an output file, the value of `flag`, that could not be written in the end, before the work is done.
 ///
 /// # Errors
 /// [`Error::Usage`] for a directory, [`Error::Format`] where something that is not a directory is in the way.
-pub fn check(output: Option<&Path>) -> Result<()> {
+pub fn check(flag: &str, output: Option<&Path>) -> Result<()> {
     let Some(path) = output else { return Ok(()) };
     if path.is_dir() {
-        return Err(Error::Usage(format!("--output {} is a directory; expected a file", path.display())));
+        return Err(Error::Usage(format!("--{flag} {} is a directory; expected a file", path.display())));
     }
     // The first that exists of the directories above.
     let above = path.ancestors().skip(1).find(|p| p.as_os_str().is_empty() || p.exists());
@@ -23,7 +23,13 @@ pub fn check(output: Option<&Path>) -> Result<()> {
         Some(file) if !file.as_os_str().is_empty() && !file.is_dir() => {
             Err(Error::format(file, format!("not a directory, so {} cannot be written", path.display())))
         }
-        _ => Ok(()),
+        // A temporary file, gone again when dropped.
+        // A pipe or a device is written to as it is.
+        _ if path.exists() && !path.is_file() => Ok(()),
+        // Dropped at once, the temporary directory is gone again.
+        _ => AtomicDir::new(above.unwrap_or(Path::new("")).join("seakeep-probe"))
+            .map(drop)
+            .map_err(|e| Error::format(path, format!("cannot be written: {e}"))),
     }
 }
 
@@ -48,14 +54,13 @@ thread_local! {
 /// Does `work` with everything that it says (progress, notes, results) written to `log` in place of the terminal. For work
 /// that runs beside other work.
 pub fn logged<T>(log: File, work: impl FnOnce() -> T) -> T {
-    struct Restore;
+    struct Restore(Option<File>);
     impl Drop for Restore {
         fn drop(&mut self) {
-            LOG.set(None);
+            LOG.set(self.0.take());
         }
     }
-    LOG.set(Some(log));
-    let _restore = Restore;
+    let _restore = Restore(LOG.replace(Some(log)));
     work()
 }
 

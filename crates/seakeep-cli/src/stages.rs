@@ -64,8 +64,12 @@ impl Stage {
     pub fn matches(&self) -> Result<ArgMatches> {
         let args = std::iter::once("seakeep").chain(self.args.iter().map(String::as_str));
         commands::cli().try_get_matches_from(args).map_err(|e| {
+            // Up to the command's usage: what is wrong, and what is like it.
             let text = e.render().to_string();
-            let said = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            let lines = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
+            let said: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+            let said = said.join(" ");
+            let said = said.trim_start_matches("error: ");
             Error::Usage(format!("stage `{}` ({}): {said}", self.name, self.args[0]))
         })
     }
@@ -181,7 +185,10 @@ impl Marks {
         }
         let now = self.inputs(stage);
         let changed = mark.inputs.iter().find(|(path, print)| now.get(*path) != Some(print));
-        changed.map(|(path, _)| format!("{path} has changed since"))
+        changed.map(|(path, _)| match Path::new(path).exists() || path.contains('*') {
+            true => format!("{path} has changed since"),
+            false => format!("{path} is gone, which it read"),
+        })
     }
 
     /// Forgets that a stage was begun or done, and removes what it wrote.
@@ -228,7 +235,13 @@ impl Marks {
         }
         let mut mark = Mark { args: stage.args.clone(), inputs: self.inputs(stage), seconds: None };
         self.write(stage, &mark)?;
-        commands::run(&attempt.matches()?).map_err(|e| named(e, &stage.name))?;
+        let (matches, log) = (attempt.matches()?, output::log());
+        let work = || match log {
+            // What it says goes where this thread's words go.
+            Some(log) => output::logged(log, || commands::run(&matches)),
+            None => commands::run(&matches),
+        };
+        commands::on_threads(stage.value("num_threads"), work).map_err(|e| named(e, &stage.name))?;
         mark.seconds = Some(started.elapsed().as_secs_f64());
         self.write(stage, &mark)?;
         Ok(mark)

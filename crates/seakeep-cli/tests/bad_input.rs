@@ -131,6 +131,18 @@ fn a_place_that_cannot_be_written_is_refused() {
     assert!(run.stdout.is_empty());
 }
 
+/// A model that is somebody else's is not written over.
+#[test]
+fn a_model_in_the_output_directory_stays() {
+    let place = Place::new();
+    place.copy_model("theirs");
+    let before = std::fs::read(place.path("theirs/model.safetensors")).unwrap();
+    let to = ["--model_name_or_path", "model", "--output_dir", "theirs"];
+    place.fail(&train(&to), 2, &["theirs holds a model that no run of this program left there"]);
+    assert_eq!(std::fs::read(place.path("theirs/model.safetensors")).unwrap(), before);
+    place.succeed(&train(&[&to[..], &["--overwrite_output_dir", "true"]].concat()));
+}
+
 #[test]
 fn broken_models_are_refused() {
     let place = Place::new();
@@ -155,6 +167,20 @@ fn broken_models_are_refused() {
     other["model_type"] = json!("llama");
     other["hidden_size"] = json!(16);
     place.write("wide/config.json", &other.to_string());
+    let layers = |name: &str, n: u64| {
+        place.copy_model(name);
+        let mut changed = config();
+        changed["num_hidden_layers"] = json!(n);
+        place.write(&format!("{name}/config.json"), &changed.to_string());
+    };
+    layers("deep", 1_000_000_000);
+    place.write(
+        "two.json",
+        &config().to_string().replace("\"num_hidden_layers\":1", "\"num_hidden_layers\":2"),
+    );
+    place.succeed(&["init", "--config_json", "two.json", "--output_dir", "shallow"]);
+    place.write("shallow/config.json", &config().to_string());
+    std::fs::copy(place.path("model/tokenizer.json"), place.path("shallow/tokenizer.json")).unwrap();
     place.write("cut.gguf", "GGUF\u{3}\0\0\0");
     for (model, said) in [
         ("cut", "cut/model.safetensors: the file ("),
@@ -163,6 +189,8 @@ fn broken_models_are_refused() {
         ("unknown", "(`model_type`) is `mamba`; supported: llama"),
         ("wordless", "wordless: no tokenizer.json"),
         ("wide", "wide"),
+        ("deep", "`num_hidden_layers` is 1000000000; expected at most 10000 layers"),
+        ("shallow", "belongs to no layer: config.json says that there are 1"),
         ("cut.gguf", "cut.gguf"),
     ] {
         place.fail(&train(&["--model_name_or_path", model]), 1, &[said]);

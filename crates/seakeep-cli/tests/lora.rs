@@ -101,6 +101,14 @@ fn a_resumed_run_is_the_uninterrupted_one() {
         let bytes = |run: &str| std::fs::read(place.path(run).join(file)).unwrap();
         assert!(bytes("whole") == bytes("halves"), "{file}");
     }
+    // Nor on other weights: a checkpoint of adapters does not hold those.
+    let model = std::fs::read(place.path("model/model.safetensors")).unwrap();
+    let mut other = model.clone();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(place.path("model/model.safetensors"), &other).unwrap();
+    std::fs::remove_dir_all(place.path("halves/checkpoint-4")).unwrap();
+    place.fail(&all(&resume), 1, &["checkpoint-2", "trained on other weights than model has now"]);
+    std::fs::write(place.path("model/model.safetensors"), &model).unwrap();
     // With another rank, or without adapters, it is another run.
     let run = place.run(&all(&[&resume[..], &["--lora_r", "3"]].concat()));
     assert!(run.code == 1 && run.stderr.contains("`lora_r` is 2 there, 3 here"), "{}", run.stderr);

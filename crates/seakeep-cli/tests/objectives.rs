@@ -95,6 +95,15 @@ fn bad_rows_are_named() {
     refused(row, &["--method", "group"], &["row 1, key `group`"]);
     refused(row, &["--method", "rebel"], &["key `score_chosen`"]);
     refused(row, &["--method", "kto"], &["key `label`"]);
+    refused(row, &["--method", "simpo"], &["key `chosen_tokens`", "missing"]);
+    let none = row.replace('}', ", \"chosen_tokens\": 0, \"rejected_tokens\": 2}");
+    refused(
+        &none,
+        &["--method", "simpo"],
+        &["key `chosen_tokens`", "0, expected a number of tokens, 1 or more"],
+    );
+    let empty = row.replace("_logps\": -2", "_logps\": []");
+    refused(&empty, &["--method", "sdpo"], &["key `rejected_logps`", "0 numbers"]);
     place.write("rows.jsonl", row);
     place.fail(&["objective", "--input", "rows.jsonl", "--method", "wdpo"], 2, &["here is no model"]);
 }

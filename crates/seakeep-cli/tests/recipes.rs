@@ -113,9 +113,30 @@ fn rows_are_held_out_by_prompt_and_labels_turned() {
     assert_eq!((few.len(), many.len(), turned("0").len()), (8, 16, 0));
     assert!(few.iter().all(|row| many.contains(row)));
 
+    // What columns say of the sides goes with them; turned again, all is as it was.
+    let scored = json!({"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1,
+        "scores_chosen": {"x": 2}, "scores_rejected": {"x": 1}, "soft_label": 0.75, "flipped": false});
+    place.write("scored.jsonl", &format!("{scored}\n"));
+    let turn = |from: &str, to: &str| {
+        place.succeed(&["prepare", "--input", from, "--flip_rate", "1", "--output", to]);
+        place.lines(to).remove(0)
+    };
+    let once = turn("scored.jsonl", "once.jsonl");
+    assert_eq!(
+        (&once["chosen"], &once["score_chosen"], &once["scores_rejected"]),
+        (&json!("b"), &json!(1), &json!({"x": 2}))
+    );
+    assert_eq!((&once["soft_label"], &once["flipped"]), (&json!(0.25), &json!(true)));
+    assert_eq!(turn("once.jsonl", "twice.jsonl"), scored);
+
     // "p0", "good 0" and "bad" have 11 characters.
     assert_eq!(prepare("--longest 11").len(), 10);
     let base = ["prepare", "--input", "rows.jsonl", "--output", "o"];
+    let over = ["--test_share", "0.5", "--test_output", "./o"];
+    place.write("o", "kept");
+    place.fail(&[&base[..], &over].concat(), 2, &["--output and --test_output are the same file"]);
+    let itself = ["prepare", "--input", "rows.jsonl", "--output", "rows.jsonl"];
+    place.fail(&itself, 2, &["--output and --input are the same file"]);
     place.fail(&[&base[..], &["--test_share", "0.5"]].concat(), 2, &["--test_output"]);
     place.fail(&[&base[..], &["--flip_rate", "2"]].concat(), 2, &["a share from 0 to 1"]);
     place.fail(&[&base[..], &["--longest", "3"]].concat(), 2, &["o: no row would be in it, of 40 read"]);
@@ -251,6 +272,7 @@ model_name_or_path = "model"
 dataset_name = "scored.jsonl"
 max_steps = 2
 per_device_train_batch_size = 2
+num_threads = 1
 
 [eval]
 dataset_name = "nominal=scored.jsonl"
@@ -339,6 +361,7 @@ fn a_bad_sweep_is_refused_before_anything_runs() {
     };
     refused(&SWEEP.replace("beta = [0.1, 1.0]", "kldpo_tau = 1.0"), &["kldpo_tau", "dpo"]);
     refused(&SWEEP.replace("max_steps", "max_stepz"), &["--max_stepz"]);
+    refused(&SWEEP.replace("[0.1, 1.0]", "[]"), &["`beta` in [[methods]] is an empty list"]);
     refused(&SWEEP.replace("[0.1, 1.0]", "[0.1, 0.1]"), &["`dpo beta 0.1` stands twice"]);
     refused(&SWEEP.replace("seeds = 2", "seeds = 0"), &["`seeds` is 0"]);
     refused(&SWEEP.replace("[train]", "[train]\nseed = 1"), &["`seed` in [train]"]);

@@ -98,6 +98,24 @@ fn labels_are_learned_scored_and_measured() {
     let raw = score("raw.jsonl", &["--raw", "--prefix", "rm."]);
     let logit = raw[0]["scores"]["rm.good"].as_f64().unwrap();
     assert!((1.0 / (1.0 + (-logit).exp()) - good(&scored[0])).abs() < 1e-6);
+    // Nothing of the completion would be scored.
+    let long = json!({"prompt": "how are", "completion": " fine"});
+    place.write("long.jsonl", &format!("{long}\n"));
+    let own = [
+        "reward",
+        "score",
+        "--model_name_or_path",
+        "rm",
+        "--input",
+        "long.jsonl",
+        "--output",
+        "long-scored.jsonl",
+    ];
+    place.fail(
+        &[&own[..], &["--max_length", "2"]].concat(),
+        1,
+        &["long.jsonl, row 1, key `prompt`", "alone has 2 tokens"],
+    );
     // What comes out is what `pairs` takes.
     place.write("two.jsonl", &scored[..2].iter().map(|row| format!("{row}\n")).collect::<String>());
     let pairs = [

@@ -75,8 +75,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let (started, mut progress) = (Instant::now(), progress::on_stderr());
     let output = logps::output_path(matches);
     let (mut work, specs) = Work::read(matches)?;
-    output::check(output)?;
-    output::check(work.flags.policy_record.as_deref())?;
+    output::check("output", output)?;
+    output::check("policy_record", work.flags.policy_record.as_deref())?;
     super::set_threads(&work.settings)?;
     let tokenizer = work.source.tokenizer()?;
     let rows: Vec<Vec<Pair>> = specs.iter().map(|spec| work.rows(spec)).collect::<Result<_>>()?;
@@ -402,12 +402,14 @@ impl Work {
         let model_name_or_path = path(&self.source.path);
         let ref_model_name_or_path =
             self.reference.as_ref().map_or(model_name_or_path.clone(), |r| path(&r.path));
-        let method = flags.policy_method.clone().or_else(|| facts.method().map(str::to_string));
-        let method = method.unwrap_or_else(|| match model_name_or_path == ref_model_name_or_path {
-            true => "reference".into(),
-            false => "unknown".into(),
-        });
-        let label = flags.label.clone().or_else(|| facts.label()).unwrap_or_else(|| method.clone());
+        let itself = model_name_or_path == ref_model_name_or_path;
+        // What is its own reference is that, however it was made.
+        let (own_method, own_label) = match itself {
+            true => (Some("reference".to_string()), None),
+            false => (facts.method().map(str::to_string), facts.label()),
+        };
+        let method = flags.policy_method.clone().or(own_method).unwrap_or_else(|| "unknown".into());
+        let label = flags.label.clone().or(own_label).unwrap_or_else(|| method.clone());
         let (settings, seed) =
             (facts.settings.clone(), flags.policy_seed.or(facts.seed()).unwrap_or_default());
         Policy { model_name_or_path, ref_model_name_or_path, method, label, settings, seed }

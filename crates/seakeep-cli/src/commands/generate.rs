@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use clap::builder::ValueParser;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use seakeep::data::{Prompt, Text, read_prompts};
 use seakeep::formats::{Message, ModelSource, Tokenizer, is_special};
@@ -104,7 +105,16 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         ));
     }
     let output = output_path(matches);
-    output::check(output)?;
+    output::check("output", output)?;
+    let mut progress = progress::on_stderr();
+    let given = |name: &&str| matches.value_source(name) == Some(ValueSource::CommandLine);
+    let unused: Vec<&str> = ["temperature", "top_k", "top_p", "min_p"].into_iter().filter(given).collect();
+    if !options.do_sample && !unused.is_empty() {
+        progress.note(&format!(
+            "{} without effect: do_sample is not set, so the likeliest token is taken",
+            unused.join(", ")
+        ));
+    }
     let prompts = prompts(matches)?;
     super::set_threads(&settings)?;
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
@@ -122,7 +132,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         encoded: &encoded,
         options: &options,
         stop: Stop { tokens: &ends, strings: &strings, tokenizer: Some(&tokenizer) },
-        progress: &mut *progress::on_stderr(),
+        progress: &mut *progress,
     };
     let texts = |samples: &[Sample]| -> Result<Vec<String>> {
         samples.iter().map(|sample| completion(&tokenizer, &sample.tokens, &strings)).collect()

@@ -104,7 +104,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 /// Far more threads than cores bring a machine to a stand.
 const MOST_THREADS: usize = 512;
 
-/// Sets the number of threads, before anything is computed.
+/// Sets the number of threads, before anything is computed. A stage of a recipe or sweep runs in a pool of its own that has so many
+/// ([`on_threads`]).
 ///
 /// # Errors
 /// [`Error::Usage`] where the system does not give so many.
@@ -117,7 +118,27 @@ fn set_threads(settings: &Settings) -> Result<()> {
         )));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|e| Error::Usage(format!("{} is {threads}: {e}", settings.place("num_threads"))))
+    match pool {
+        Err(e) if rayon::current_num_threads() != threads => {
+            Err(Error::Usage(format!("{} is {threads}: {e}", settings.place("num_threads"))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Runs a command beside or after others of this process, on as many threads as its `num_threads` asks for.
+///
+/// # Errors
+/// What the command fails with; [`Error::Usage`] where the system does not give so many threads.
+pub fn on_threads(num_threads: Option<&str>, command: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    // What is no number, or too large a one, the command itself refuses.
+    match num_threads.and_then(|given| given.parse().ok()) {
+        Some(threads) if (1..=MOST_THREADS).contains(&threads) => {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map_err(|e| Error::Usage(format!("--num_threads is {threads}: {e}")))?.install(command)
+        }
+        _ => command(),
+    }
 }
 
 /// A number with separators, as people read it.

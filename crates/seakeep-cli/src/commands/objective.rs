@@ -52,7 +52,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         ));
     }
     let output = output_path(matches);
-    output::check(output)?;
+    output::check("output", output)?;
     let input = matches.get_one::<PathBuf>("input").expect("clap requires it");
     let progress = matches.get_one::<f64>("progress").copied().unwrap_or(1.0);
     let batches = read(input, &objective)?;
@@ -161,12 +161,17 @@ impl Reader<'_> {
         for (role, logps, reference, tokens) in branches {
             let own = self.numbers(logps)?;
             let n = own.len();
-            if n != 1 && role != Role::Rejected {
+            if n == 0 || n != 1 && role != Role::Rejected {
                 return Err(self.error(logps, format!("{n} numbers, expected one")));
             }
             row.policy.extend(own);
             row.reference.extend(self.numbers_or(reference, objective.needs_reference(), 0.0, n)?);
-            let tokens = self.numbers_or(tokens, false, 1.0, n)?;
+            let averages = objective.pair.any(|l| l.averages());
+            let counts = self.numbers_or(tokens, averages, 1.0, n)?;
+            if let Some(wrong) = counts.iter().find(|t| **t < 1.0 || t.fract() != 0.0) {
+                return Err(self.error(tokens, format!("{wrong}, expected a number of tokens, 1 or more")));
+            }
+            let tokens = counts;
             row.facts.tokens.extend(tokens.iter().map(|t| *t as usize));
             row.facts.roles.extend(std::iter::repeat_n(role, n));
         }

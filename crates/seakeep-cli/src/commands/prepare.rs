@@ -59,8 +59,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let text = |name: &str| args::texts(matches, name).pop();
     let to = matches.get_one::<PathBuf>("output");
     let test_to = matches.get_one::<PathBuf>("test_output");
-    output::check(to.map(PathBuf::as_path))?;
-    output::check(test_to.map(PathBuf::as_path))?;
+    output::check("output", to.map(PathBuf::as_path))?;
+    output::check("test_output", test_to.map(PathBuf::as_path))?;
+    different_files(text("input").as_deref().map(Path::new), test_to, to)?;
     let test_share = share(matches, "test_share")?;
     let flip_rate = share(matches, "flip_rate")?;
     if test_share.is_some() != test_to.is_some() {
@@ -241,8 +242,55 @@ fn flip(rows: &mut [Row], rate: f64, seed: u64) -> Result<()> {
         if wrong {
             row.insert("chosen".into(), rejected);
             row.insert("rejected".into(), chosen);
+            turn_companions(row);
         }
-        row.insert("flipped".into(), Value::from(wrong));
+        let before = row.get("flipped").and_then(Value::as_bool).unwrap_or_default();
+        row.insert("flipped".into(), Value::from(wrong != before));
+    }
+    Ok(())
+}
+
+/// What columns say of a row's two sides (`score_chosen` and `score_rejected`, `chosen_reward` and `rejected_reward`) goes with them, and the
+/// probability that the chosen one is better becomes that of the other.
+fn turn_companions(row: &mut Row) {
+    let of_chosen: Vec<String> =
+        row.keys().filter(|key| *key != "chosen" && key.contains("chosen")).cloned().collect();
+    for key in of_chosen {
+        let other = key.replace("chosen", "rejected");
+        if let (Some(chosen), Some(rejected)) = (row.get(&key).cloned(), row.get(&other).cloned()) {
+            row.insert(key, rejected);
+            row.insert(other, chosen);
+        }
+    }
+    if let Some(probability) = row.get("soft_label").and_then(Value::as_f64) {
+        row.insert("soft_label".into(), json!(1.0 - probability));
+    }
+}
+
+/// Refuses to write over what is read, or twice to the same file.
+fn different_files(
+    input: Option<&Path>,
+    test_output: Option<&PathBuf>,
+    output: Option<&PathBuf>,
+) -> Result<()> {
+    let places = [
+        ("input", input),
+        ("test_output", test_output.map(PathBuf::as_path)),
+        ("output", output.map(PathBuf::as_path)),
+    ];
+    let known: Vec<(&str, &Path)> =
+        places.into_iter().filter_map(|(name, path)| Some((name, path?))).collect();
+    let same = |a: &Path, b: &Path| {
+        a == b
+            || std::fs::canonicalize(a).ok().zip(std::fs::canonicalize(b).ok()).is_some_and(|(a, b)| a == b)
+    };
+    for (at, (name, path)) in known.iter().enumerate() {
+        if let Some((other, _)) = known[..at].iter().find(|(_, other)| same(other, path)) {
+            return Err(Error::Usage(format!(
+                "--{name} and --{other} are the same file, {}; expected another one",
+                path.display()
+            )));
+        }
     }
     Ok(())
 }

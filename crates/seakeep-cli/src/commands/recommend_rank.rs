@@ -79,8 +79,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         several => several,
     };
     let (to, ranks_to) = (output_path(matches), matches.get_one::<PathBuf>("ranks").map(PathBuf::as_path));
-    output::check(to)?;
-    output::check(ranks_to)?;
+    output::check("output", to)?;
+    output::check("ranks", ranks_to)?;
     let diverge = match settings.text("prompt_mismatch").as_deref() {
         Some("drop") => {
             return Err(Error::Usage(format!(
@@ -98,6 +98,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         Some("miss") => MissingTarget::Miss,
         _ => MissingTarget::Error,
     };
+    if matches.get_one::<usize>("resamples") == Some(&0) {
+        return Err(Error::Usage("--resamples is 0; expected 100 or more draws for an interval".into()));
+    }
     let how = Bootstrap {
         resamples: matches.get_one::<usize>("resamples").copied().unwrap_or_default(),
         seed: settings.seed("seed"),

@@ -45,7 +45,7 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let path = |name: &str| matches.get_one::<PathBuf>(name);
     let to = path("output").expect("clap requires it");
-    output::check(Some(to))?;
+    output::check("output", Some(to))?;
     let resamples = matches.get_one::<usize>("resamples").copied().unwrap_or_default();
     if !(100..=100_000).contains(&resamples) {
         return Err(Error::Usage(format!("--resamples is {resamples}; expected 100 to 100000")));

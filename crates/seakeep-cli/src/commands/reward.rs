@@ -124,6 +124,11 @@ fn names(matches: &ArgMatches) -> Option<Vec<String>> {
 }
 
 fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
+    if let Some(names) = names(matches)
+        && let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name))
+    {
+        return Err(Error::Usage(format!("--labels names `{}` twice", twice.1)));
+    }
     let (schedule, warmup) = plan::learning_rate(settings)?;
     let center_rewards = matches.get_one::<f64>("center_rewards_coefficient").copied();
     if let Some(wrong) = center_rewards.filter(|c| !c.is_finite() || *c < 0.0) {
@@ -230,7 +235,7 @@ struct Scored {
 fn score(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let output = output_path(matches);
-    output::check(output)?;
+    output::check("output", output)?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let model = RewardModel::load(&ModelSource::open(settings.required("model_name_or_path")?)?)?;
@@ -244,6 +249,18 @@ fn score(matches: &ArgMatches) -> Result<()> {
         }
         let mut tokens = model.encode(&content_of(&file, row, &mut columns.clone())?).map_err(wrong)?;
         let cut = model.truncate(&mut tokens, limit);
+        if let Some(prompt) = columns.get("prompt").filter(|_| cut) {
+            let alone = Map::from_iter([("text".to_string(), prompt.clone())]);
+            let prompt = model.encode(&content_of(&file, row, &mut alone.clone())?).map_err(wrong)?.len();
+            if prompt >= tokens.len() {
+                let what = format!(
+                    "its prompt alone has {prompt} tokens, and {} are scored (max_length, or the model's positions): nothing of \
+                     the completion would be; expected a shorter prompt",
+                    tokens.len()
+                );
+                return Err(Error::row(&file, row, "prompt", what));
+            }
+        }
         Ok(Scored { columns, tokens, cut })
     };
     let mut rows = read_rows(&input, read)?;
@@ -292,7 +309,7 @@ fn eval_command() -> Command {
 fn eval(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let output: Option<PathBuf> = output_path(matches).map(Path::to_path_buf);
-    output::check(output.as_deref())?;
+    output::check("output", output.as_deref())?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let model = RewardModel::load(&ModelSource::open(settings.required("model_name_or_path")?)?)?;

@@ -156,6 +156,13 @@ impl Sweep {
                 "`{key}` is not a key of a sweep; it has output_dir, seeds, jobs, keep_models, [train], [eval], [[methods]]"
             )));
         }
+        if let Some((key, _)) =
+            methods.iter().flatten().find(|(_, v)| v.as_array().is_some_and(Vec::is_empty))
+        {
+            return Err(bad(format!(
+                "`{key}` in [[methods]] is an empty list; expected a value, or a list of several"
+            )));
+        }
         for (given, key) in train
             .keys()
             .map(|k| ("train", k))

@@ -50,6 +50,9 @@ pub struct TrainerState {
     pub groups: Groups,
     /// The settings that decide the result.
     pub settings: Map<String, Value>,
+    /// The weights below the adapters that are trained, if such are: a checkpoint does not hold them.
+    #[serde(default)]
+    pub base: Option<String>,
 }
 
 /// Logged values, summed over the steps since the last line of the log.
@@ -259,7 +262,7 @@ pub struct Restored {
 }
 
 /// Reads a checkpoint for a run with `settings` that set out from `source`, on which a checkpoint with adapters rests; the model is kept as
-/// `numbers` say.
+/// `numbers` say. `name_of` is how weights below adapters are named in [`TrainerState::base`].
 ///
 /// # Errors
 /// A directory that is not a checkpoint, one of a run with other settings (each difference is named), or files that
@@ -269,6 +272,7 @@ pub fn load(
     settings: &Map<String, Value>,
     source: &ModelSource,
     (numbers, adamw): (Numbers, &AdamW),
+    name_of: fn(&Model) -> String,
 ) -> Result<Restored> {
     let state = load_state(directory)?;
     let none = Value::Null;
@@ -295,6 +299,15 @@ pub fn load(
     }
     let model = if AdapterFiles::are_in(directory) {
         let mut model = Model::load_in(source, numbers)?;
+        if state.base.as_ref().is_some_and(|base| *base != name_of(&model)) {
+            return Err(Error::format(
+                directory,
+                format!(
+                    "its adapters were trained on other weights than {} has now; give it those again, or start anew",
+                    source.path.display()
+                ),
+            ));
+        }
         model.load_adapters(&AdapterFiles::open(directory)?)?;
         model
     } else {

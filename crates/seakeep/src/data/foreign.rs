@@ -46,6 +46,7 @@ pub fn read_foreign(spec: &str, layout: &Layout) -> Result<Vec<Columns>> {
 
 fn delimited(path: &Path, separator: &str, names: &[String]) -> Result<Vec<Columns>> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(at, line)| {

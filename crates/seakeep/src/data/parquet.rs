@@ -48,9 +48,24 @@ pub(super) fn read_rows(file: &Path, take: Take) -> Result<()> {
     Ok(())
 }
 
-/// A row's columns.
-pub(super) fn object(row: Row) -> Map<String, Value> {
-    row.into_columns().into_iter().map(|(name, field)| (name, json(&field))).collect()
+/// A row's columns, or the first whose bytes are no text.
+pub(super) fn object(row: Row) -> Result<Map<String, Value>, String> {
+    let of = |(name, field): (String, Field)| match is_text(&field) {
+        true => Ok((name, json(&field))),
+        false => Err(name),
+    };
+    row.into_columns().into_iter().map(of).collect()
+}
+
+/// Whether all bytes in it are UTF-8.
+fn is_text(field: &Field) -> bool {
+    match field {
+        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).is_ok(),
+        Field::Group(row) => row.get_column_iter().all(|(_, f)| is_text(f)),
+        Field::ListInternal(list) => list.elements().iter().all(is_text),
+        Field::MapInternal(map) => map.entries().iter().all(|(k, v)| is_text(k) && is_text(v)),
+        _ => true,
+    }
 }
 
 fn json(field: &Field) -> Value {

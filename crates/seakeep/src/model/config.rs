@@ -129,6 +129,15 @@ impl Keys<'_> {
         }
     }
 
+    /// A number of layers: each is described before any tensor is looked for.
+    fn layers(&self, key: &str, default: Option<usize>) -> Result<usize> {
+        const MOST: usize = 10_000;
+        match self.size_or(key, default)? {
+            n if n <= MOST => Ok(n),
+            n => Err(Self::bad(key, &format!("is {n}; expected at most {MOST} layers"))),
+        }
+    }
+
     fn number(&self, key: &str, default: f64) -> Result<f64> {
         match self.get(key) {
             None => Ok(default),
@@ -209,7 +218,7 @@ impl ModelConfig {
     fn llama_like(keys: &Keys, family: Family) -> Result<Self> {
         let hidden = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
-        let layers = keys.size("num_hidden_layers")?;
+        let layers = keys.layers("num_hidden_layers", None)?;
         let head_dim =
             keys.size_or("head_dim", Some(if family == Family::Qwen3 { 128 } else { hidden / heads }))?;
         let attention_bias = keys.flag("attention_bias", false)?;
@@ -245,7 +254,7 @@ impl ModelConfig {
     fn gpt2(keys: &Keys) -> Result<Self> {
         let hidden = keys.size_or("n_embd", Some(768))?;
         let heads = keys.size_or("n_head", Some(12))?;
-        let layers = keys.size_or("n_layer", Some(12))?;
+        let layers = keys.layers("n_layer", Some(12))?;
         let head_dim = hidden / heads;
         if keys.flag("scale_attn_by_inverse_layer_idx", false)? {
             return Err(Error::Unsupported {
@@ -285,7 +294,7 @@ impl ModelConfig {
     fn gpt_neox(keys: &Keys) -> Result<Self> {
         let hidden = keys.size("hidden_size")?;
         let heads = keys.size("num_attention_heads")?;
-        let layers = keys.size("num_hidden_layers")?;
+        let layers = keys.layers("num_hidden_layers", None)?;
         let head_dim = hidden / heads;
         let attention_bias = keys.flag("attention_bias", true)?;
         let base = keys.number("rotary_emb_base", 10_000.0)?;

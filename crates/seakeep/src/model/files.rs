@@ -55,6 +55,24 @@ fn find_shaped<'a>(source: &ModelSource, config: &ModelConfig, file: &'a FileTen
     ))
 }
 
+/// A layer in the file that the configuration does not have would be left out of what is trained and saved.
+fn check_layers(source: &ModelSource, config: &ModelConfig, map: &TensorMap) -> Result<()> {
+    let (last, next) = (format!(".{}.", config.layers - 1), format!(".{}.", config.layers));
+    for file in map.files.iter().filter(|file| file.name.contains(&last)) {
+        let beyond = FileTensor { name: file.name.replacen(&last, &next, 1), ..file.clone() };
+        if let Ok(name) = find(&source.weights, config, &beyond) {
+            return Err(Error::format(
+                source.weights.path_of(name).unwrap_or(&source.path),
+                format!(
+                    "tensor `{name}` belongs to no layer: config.json says that there are {}",
+                    config.layers
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A vocabulary projection in the file beside tied embeddings must be the embeddings.
 fn check_tied(source: &ModelSource, config: &ModelConfig, map: &TensorMap) -> Result<()> {
     let (head, embed) = ("lm_head.weight", &map.files[0]);
@@ -150,6 +168,7 @@ impl Model {
         // All names and shapes before any memory is taken: a wrong size in config.json must not cost it.
         let names =
             read.iter().map(|file| find_shaped(source, &config, file)).collect::<Result<Vec<&str>>>()?;
+        check_layers(source, &config, &map)?;
         check_tied(source, &config, &map)?;
         ensure_memory(&map, numbers.keep)?;
         let is_matrix = params.matrices(&map);

@@ -14,12 +14,13 @@ mod read;
 pub use card::{Card, Spread};
 pub use read::{Completion, read_completions};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
+use crate::error::nearest;
 use crate::formats::Fingerprint;
 use crate::objective::sigmoid;
 use crate::{Error, Result};
@@ -139,6 +140,7 @@ impl PairOptions {
 /// # Errors
 /// A score that is missing or cannot be mixed; no pair at all.
 pub fn make_pairs(completions: &[Completion], options: &PairOptions) -> Result<Made> {
+    check_kept(completions, &options.keep)?;
     let mut prompts: BTreeMap<String, Vec<(&Completion, f64)>> = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
     let mut card = Card::of(completions, options)?;
@@ -221,6 +223,39 @@ fn meetings<'a>(
         all.swap(k, other);
     }
     all[..wanted].iter().map(|&(i, j)| (rivals[i], rivals[j])).collect()
+}
+
+/// Columns that a pair has of its own.
+const OWN: [&str; 9] = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "score_chosen",
+    "score_rejected",
+    "soft_label",
+    "scores_chosen",
+    "scores_rejected",
+    "flipped",
+];
+
+/// Columns that are kept must be there, and not stand in the way of a pair's own.
+fn check_kept(completions: &[Completion], keep: &[String]) -> Result<()> {
+    for name in keep {
+        if OWN.contains(&name.as_str()) {
+            let what = format!(
+                "keep: `{name}` is a column that pairs have of their own; rename it in the completions"
+            );
+            return Err(Error::Usage(what));
+        }
+        if !completions.iter().any(|completion| completion.columns.contains_key(name)) {
+            let columns = completions.iter().flat_map(|completion| completion.columns.keys());
+            let known: BTreeSet<&str> = columns.map(String::as_str).collect();
+            let hint = nearest(name, known.iter().copied());
+            let hint = hint.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            return Err(Error::Usage(format!("keep: no completion has a column `{name}`{hint}")));
+        }
+    }
+    Ok(())
 }
 
 /// A labelled pair.

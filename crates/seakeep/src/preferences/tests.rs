@@ -143,3 +143,21 @@ fn the_card_counts() {
     let chat = Completion { prompt: json!([{"role": "user", "content": "q"}]), ..rows[0].clone() };
     assert_eq!(chat.answer()[0]["role"], "assistant");
 }
+
+#[test]
+fn columns_that_cannot_be_kept_are_named() {
+    let fails = |name: &str| {
+        let options = PairOptions { keep: vec![name.into()], ..options() };
+        make_pairs(&two_each(3), &options).err().unwrap().to_string()
+    };
+    assert!(
+        fails("chosen").contains("`chosen` is a column that pairs have of their own"),
+        "{}",
+        fails("chosen")
+    );
+    assert!(
+        fails("grup").contains("no completion has a column `grup`; did you mean `group`?"),
+        "{}",
+        fails("grup")
+    );
+}

@@ -165,14 +165,26 @@ fn quoted(file: &Path, text: &str, separator: u8) -> Result<Vec<(usize, Vec<Stri
         .has_headers(false)
         .flexible(true)
         .from_reader(text.as_bytes());
-    let mut rows = Vec::new();
+    let (mut rows, mut last) = (Vec::new(), 0);
     for record in reader.records() {
         let record = record.map_err(|e| {
             let line = e.position().map_or(0, csv::Position::line) as usize;
             Error::row(file, line, "", e.to_string())
         })?;
         let line = record.position().map_or(0, csv::Position::line) as usize;
+        last = record.position().map_or(0, csv::Position::byte) as usize;
         rows.push((line, record.iter().map(String::from).collect()));
+    }
+    // What stands in quotes has an even number of them; a quote that is never closed takes in all that follows it.
+    let raw = text.get(last..).unwrap_or_default();
+    let opens = raw.starts_with('"') || raw.contains(&format!("{}\"", separator as char));
+    if let Some((line, _)) = rows.last().filter(|_| opens && raw.matches('"').count() % 2 == 1) {
+        return Err(Error::row(
+            file,
+            *line,
+            "",
+            "a quote (\") that is opened here and never closed; in CSV, \"\" is a quote within quotes",
+        ));
     }
     Ok(rows)
 }

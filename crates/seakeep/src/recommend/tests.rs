@@ -77,6 +77,12 @@ fn what_cannot_be_read_is_named() {
         "no column `user`; did you mean `users`? (--user_column names it)",
         same,
     );
+    fails(
+        "i.csv",
+        "user,item\na,\"x\na,y\n",
+        "i.csv, row 2: a quote (\") that is opened here and never closed",
+        same,
+    );
     fails("i.csv", "user,item\na,x\na\n", "i.csv, row 3: 1 columns at `,`, expected 2 (user, item)", same);
     fails("i.csv", "user,item\na,x\na, \n", "row 3, key `item`: empty or missing", same);
     fails(

@@ -17,13 +17,33 @@ use crate::optim::Warmup;
 use crate::progress::Progress;
 use crate::{Error, Result};
 
+/// What tells that a directory holds a model.
+const FOREIGN: [&str; 5] = [
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "pytorch_model.bin",
+];
+
 /// Finds out before any work whether the output directory can be written, without leaving anything behind.
 pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Result<()> {
-    let used = dir.join("metrics.jsonl").exists() || !checkpoint::list(dir).is_empty();
+    let checkpoints = checkpoint::list(dir);
+    let used = dir.join("metrics.jsonl").exists() || !checkpoints.is_empty();
     if used && !resumes && !overwrites {
+        let resume = match checkpoints.is_empty() {
+            true => "",
+            false => "`resume_from_checkpoint = true` to go on with it, ",
+        };
         return Err(Error::Usage(format!(
-            "output_dir {} holds an earlier run; set `resume_from_checkpoint = true` to go on with it, \
-             `overwrite_output_dir = true` to replace it, or choose another",
+            "output_dir {} holds an earlier run; set {resume}`overwrite_output_dir = true` to replace it, or choose another",
+            dir.display()
+        )));
+    }
+    if let Some(theirs) = FOREIGN.iter().find(|name| !used && !overwrites && dir.join(name).exists()) {
+        return Err(Error::Usage(format!(
+            "output_dir {} holds a model that no run of this program left there ({theirs}); set `overwrite_output_dir = true` to replace it, or \
+             choose another",
             dir.display()
         )));
     }

@@ -22,7 +22,7 @@ use crate::model::{Model, Sizes};
 use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clip};
 use crate::progress::{Progress, Silent};
-use crate::reference::{Known, Reference};
+use crate::reference::{self, Known, Reference};
 use crate::scoring::{Layout, check_lengths, score_rows};
 use crate::{Error, Result};
 
@@ -114,8 +114,13 @@ impl<'a> Run<'a> {
         };
         let (mut model, optimizer, state, reference) = match from {
             Some(path) => {
-                let restored =
-                    checkpoint::load(&path, &settings, source, (options.numbers, &options.optimizer))?;
+                let restored = checkpoint::load(
+                    &path,
+                    &settings,
+                    source,
+                    (options.numbers, &options.optimizer),
+                    reference::weights,
+                )?;
                 let before = restored.state.total_steps;
                 if restored.state.step > total_steps {
                     return Err(Error::Usage(format!(
@@ -153,6 +158,7 @@ impl<'a> Run<'a> {
                     pending,
                     groups: Groups::of((0..train.len()).map(|i| train.group(i).map(str::to_string))),
                     settings,
+                    base: options.lora.as_ref().map(|_| reference::weights(&model)),
                 };
                 (model, optimizer, state, ReferenceScores::default())
             }

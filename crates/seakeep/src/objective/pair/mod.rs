@@ -131,6 +131,12 @@ impl LossType {
         !matches!(self, Sft | Nll | Simpo { .. } | Cpo { .. } | Orpo)
     }
 
+    /// Whether it averages log-probabilities over tokens.
+    pub fn averages(self) -> bool {
+        use LossType::{Ipo, Nll, Orpo, Sft, SigmoidNorm, Simpo};
+        matches!(self, SigmoidNorm | Ipo { length_normalize: true } | Simpo { .. } | Orpo | Sft | Nll)
+    }
+
     /// Whether it is of labelled completions rather than of pairs.
     pub fn is_unpaired(self) -> bool {
         matches!(self, LossType::Kto(_) | LossType::ApoZeroUnpaired(_))

@@ -124,8 +124,10 @@ impl<'a> Set<'a> {
             let at = |alpha: &f64| {
                 let preferences = mixed_preferences(form(mixture), *alpha, r1, r2);
                 let run = |(_, set): &(Vec<f64>, &PairSet)| -> Vec<f64> {
+                    // As in `right`: a policy that is its own reference is of no opinion.
+                    let none = set.margins.0.iter().all(|margin| *margin == 0.0);
                     let agreed = agreement(&set.margins.0, &preferences);
-                    agreed.into_iter().map(|a| a.unwrap_or(0.0)).collect()
+                    agreed.into_iter().map(|a| if none { f64::NAN } else { a.unwrap_or(0.0) }).collect()
                 };
                 Agreement {
                     agreed: self.runs.iter().map(|runs| runs.iter().map(run).collect()).collect(),
