@@ -23,7 +23,6 @@ pub fn check(flag: &str, output: Option<&Path>) -> Result<()> {
         Some(file) if !file.as_os_str().is_empty() && !file.is_dir() => {
             Err(Error::format(file, format!("not a directory, so {} cannot be written", path.display())))
         }
-        // A temporary file, gone again when dropped.
         // A pipe or a device is written to as it is.
         _ if path.exists() && !path.is_file() => Ok(()),
         // Dropped at once, the temporary directory is gone again.

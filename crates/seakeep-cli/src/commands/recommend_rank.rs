@@ -99,7 +99,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         _ => MissingTarget::Error,
     };
     if matches.get_one::<usize>("resamples") == Some(&0) {
-        return Err(Error::Usage("--resamples is 0; expected 100 or more draws for an interval".into()));
+        return Err(Error::Usage(
+            "--resamples is 0; expected at least 1; an interval needs some hundred".into(),
+        ));
     }
     let how = Bootstrap {
         resamples: matches.get_one::<usize>("resamples").copied().unwrap_or_default(),

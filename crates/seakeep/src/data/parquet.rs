@@ -6,7 +6,7 @@ use std::path::Path;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::read::{RawRow, Take};
 use crate::error::{Error, Result};
@@ -48,27 +48,12 @@ pub(super) fn read_rows(file: &Path, take: Take) -> Result<()> {
     Ok(())
 }
 
-/// A row's columns, or the first whose bytes are no text.
-pub(super) fn object(row: Row) -> Result<Map<String, Value>, String> {
-    let of = |(name, field): (String, Field)| match is_text(&field) {
-        true => Ok((name, json(&field))),
-        false => Err(name),
-    };
-    row.into_columns().into_iter().map(of).collect()
+/// A row's columns.
+pub(super) fn object(row: Row) -> Map<String, Value> {
+    row.into_columns().into_iter().map(|(name, field)| (name, value(&field))).collect()
 }
 
-/// Whether all bytes in it are UTF-8.
-fn is_text(field: &Field) -> bool {
-    match field {
-        Field::Bytes(bytes) => std::str::from_utf8(bytes.data()).is_ok(),
-        Field::Group(row) => row.get_column_iter().all(|(_, f)| is_text(f)),
-        Field::ListInternal(list) => list.elements().iter().all(is_text),
-        Field::MapInternal(map) => map.entries().iter().all(|(k, v)| is_text(k) && is_text(v)),
-        _ => true,
-    }
-}
-
-fn json(field: &Field) -> Value {
+fn value(field: &Field) -> Value {
     match field {
         Field::Null => Value::Null,
         Field::Bool(b) => (*b).into(),
@@ -88,20 +73,36 @@ fn json(field: &Field) -> Value {
         Field::Decimal(_) => field.to_string().into(),
         Field::Str(text) => text.as_str().into(),
         // Strings without the UTF-8 annotation come as bytes; some writers leave it out.
-        Field::Bytes(bytes) => String::from_utf8_lossy(bytes.data()).into_owned().into(),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            // Something else, such as an image; whoever takes the column for a text is told.
+            Err(_) => json!({ "bytes that are no UTF-8 text": bytes.data().len() }),
+        },
         Field::Group(row) => {
-            row.get_column_iter().map(|(name, f)| (name.clone(), json(f))).collect::<Map<_, _>>().into()
+            row.get_column_iter().map(|(name, f)| (name.clone(), value(f))).collect::<Map<_, _>>().into()
         }
-        Field::ListInternal(list) => list.elements().iter().map(json).collect::<Vec<_>>().into(),
+        Field::ListInternal(list) => list.elements().iter().map(value).collect::<Vec<_>>().into(),
         Field::MapInternal(map) => {
-            let key = |k: &Field| match json(k) {
+            let key = |k: &Field| match value(k) {
                 Value::String(text) => text,
                 other => other.to_string(),
             };
-            map.entries().iter().map(|(k, v)| (key(k), json(v))).collect::<Map<_, _>>().into()
+            map.entries().iter().map(|(k, v)| (key(k), value(v))).collect::<Map<_, _>>().into()
         }
         // The enum may grow; what is not known is shown as text and cannot be a column we need.
         #[allow(unreachable_patterns)]
         other => other.to_string().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_a_text_only_if_they_are_one() {
+        let of = |bytes: &[u8]| value(&Field::Bytes(bytes.to_vec().into()));
+        assert_eq!(of("schön".as_bytes()), json!("schön"));
+        assert_eq!(of(b"ab\xff"), json!({ "bytes that are no UTF-8 text": 3 }));
     }
 }

@@ -99,8 +99,7 @@ impl RawRow {
         match self {
             RawRow::Json(line) => parse_object(file, row, &line),
             RawRow::Text(line) => plain_text(file, row, &line),
-            RawRow::Parquet(columns) => parquet::object(columns)
-                .map_err(|key| Error::row(file, row, &key, "bytes that are not UTF-8 text")),
+            RawRow::Parquet(columns) => Ok(parquet::object(columns)),
             RawRow::Element(Value::Object(columns)) => Ok(columns),
             RawRow::Element(other) => {
                 let start: String = other.to_string().chars().take(40).collect();
