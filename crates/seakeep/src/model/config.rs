@@ -145,6 +145,14 @@ impl Keys<'_> {
         }
     }
 
+    /// As [`number`](Self::number), of what divides or is a base.
+    fn positive(&self, key: &str, default: f64) -> Result<f64> {
+        match self.number(key, default)? {
+            x if x > 0.0 && (x as f32).is_finite() => Ok(x),
+            x => Err(Self::bad(key, &format!("is {x}; expected a number above 0"))),
+        }
+    }
+
     fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
@@ -233,7 +241,7 @@ impl ModelConfig {
             head_dim,
             intermediate: keys.size("intermediate_size")?,
             norm: NormKind::Rms,
-            norm_eps: keys.number("rms_norm_eps", 1e-6)? as f32,
+            norm_eps: keys.positive("rms_norm_eps", 1e-6)? as f32,
             positions: rotary(keys, head_dim, 10_000.0, 1.0)?,
             max_positions,
             activation: keys.activation("hidden_act", "silu")?,
@@ -273,7 +281,7 @@ impl ModelConfig {
             head_dim,
             intermediate: keys.size_or("n_inner", Some(4 * hidden))?,
             norm: NormKind::Layer,
-            norm_eps: keys.number("layer_norm_epsilon", 1e-5)? as f32,
+            norm_eps: keys.positive("layer_norm_epsilon", 1e-5)? as f32,
             positions: Positions::Learned,
             max_positions: keys.size_or("n_positions", Some(1024))?,
             activation: keys.activation("activation_function", "gelu_new")?,
@@ -297,7 +305,7 @@ impl ModelConfig {
         let layers = keys.layers("num_hidden_layers", None)?;
         let head_dim = hidden / heads;
         let attention_bias = keys.flag("attention_bias", true)?;
-        let base = keys.number("rotary_emb_base", 10_000.0)?;
+        let base = keys.positive("rotary_emb_base", 10_000.0)?;
         let share = keys.number("rotary_pct", 0.25)?;
         Ok(ModelConfig {
             family: Family::GptNeox,
@@ -309,7 +317,7 @@ impl ModelConfig {
             head_dim,
             intermediate: keys.size("intermediate_size")?,
             norm: NormKind::Layer,
-            norm_eps: keys.number("layer_norm_eps", 1e-5)? as f32,
+            norm_eps: keys.positive("layer_norm_eps", 1e-5)? as f32,
             positions: rotary(keys, head_dim, base, share)?,
             max_positions: keys.size_or("max_position_embeddings", Some(2048))?,
             activation: keys.activation("hidden_act", "gelu")?,
@@ -360,7 +368,7 @@ fn rotary(keys: &Keys, head_dim: usize, default_base: f64, default_share: f64) -
     let nothing = Value::Object(Default::default());
     let nested = keys.get("rope_parameters").or(keys.get("rope_scaling")).unwrap_or(&nothing);
     let scaling = Keys(nested);
-    let base = scaling.number("rope_theta", keys.number("rope_theta", default_base)?)? as f32;
+    let base = scaling.positive("rope_theta", keys.positive("rope_theta", default_base)?)? as f32;
     let share =
         scaling.number("partial_rotary_factor", keys.number("partial_rotary_factor", default_share)?)?;
     let turned = (head_dim as f64 * share) as usize / 2 * 2;
@@ -369,11 +377,11 @@ fn rotary(keys: &Keys, head_dim: usize, default_base: f64, default_share: f64) -
     let inverse_frequencies = match kind {
         "default" => plain,
         "linear" => {
-            let factor = scaling.number("factor", 1.0)? as f32;
+            let factor = scaling.positive("factor", 1.0)? as f32;
             plain.iter().map(|f| f / factor).collect()
         }
         "llama3" => {
-            let factor = scaling.number("factor", 8.0)? as f32;
+            let factor = scaling.positive("factor", 8.0)? as f32;
             let low = scaling.number("low_freq_factor", 1.0)? as f32;
             let high = scaling.number("high_freq_factor", 4.0)? as f32;
             let old = scaling.number("original_max_position_embeddings", 8192.0)? as f32;
@@ -429,6 +437,14 @@ mod tests {
         assert!(m.contains("mamba") && m.contains("gpt_neox"), "{m}");
         let m = message(&|v| v["hidden_act"] = json!("relu6"));
         assert!(m.contains("relu6") && m.contains("silu"), "{m}");
+        for (key, wrong) in
+            [("rms_norm_eps", json!(-1.0)), ("rope_theta", json!(0)), ("rope_theta", json!(1e300))]
+        {
+            let m = message(&|v| v[key] = wrong.clone());
+            assert!(m.contains(key) && m.contains("expected a number above 0"), "{m}");
+        }
+        let m = message(&|v| v["rope_scaling"] = json!({"rope_type": "linear", "factor": 0}));
+        assert!(m.contains("`factor` is 0; expected a number above 0"), "{m}");
         let m = message(&|v| v["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0}));
         assert!(m.contains("yarn") && m.contains("llama3"), "{m}");
         let m = message(&|v| v["hidden_size"] = json!(-8));
