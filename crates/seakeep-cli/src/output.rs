@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use seakeep::formats::{AtomicDir, write_atomic};
+use seakeep::formats::{check_writable, write_atomic};
 use seakeep::{Error, Result};
 
 /// Refuses an output file, the value of `flag`, that could not be written in the end, before the work is done.
@@ -25,11 +25,14 @@ pub fn check(flag: &str, output: Option<&Path>) -> Result<()> {
         }
         // A pipe or a device is written to as it is.
         _ if path.exists() && !path.is_file() => Ok(()),
-        // Dropped at once, the temporary directory is gone again.
-        _ => AtomicDir::new(above.unwrap_or(Path::new("")).join("seakeep-probe"))
-            .map(drop)
+        _ => check_writable(above.unwrap_or(Path::new("")))
             .map_err(|e| Error::format(path, format!("cannot be written: {e}"))),
     }
+}
+
+/// Whether two paths are one place, by whatever names.
+pub fn is_same_place(a: &Path, b: &Path) -> bool {
+    a == b || a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
 }
 
 /// Writes `text` to the file, or to standard output.

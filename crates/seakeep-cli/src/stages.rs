@@ -235,13 +235,9 @@ impl Marks {
         }
         let mut mark = Mark { args: stage.args.clone(), inputs: self.inputs(stage), seconds: None };
         self.write(stage, &mark)?;
-        let (matches, log) = (attempt.matches()?, output::log());
-        let work = || match log {
-            // What it says goes where this thread's words go.
-            Some(log) => output::logged(log, || commands::run(&matches)),
-            None => commands::run(&matches),
-        };
-        commands::on_threads(stage.value("num_threads"), work).map_err(|e| named(e, &stage.name))?;
+        let matches = attempt.matches()?;
+        commands::on_threads(stage.value("num_threads"), || commands::run(&matches))
+            .map_err(|e| named(e, &stage.name))?;
         mark.seconds = Some(started.elapsed().as_secs_f64());
         self.write(stage, &mark)?;
         Ok(mark)

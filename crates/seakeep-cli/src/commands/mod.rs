@@ -34,6 +34,7 @@ use clap::{ArgMatches, Command};
 use seakeep::{Error, Result};
 
 use crate::config::Settings;
+use crate::output;
 
 /// The whole command line.
 pub fn cli() -> Command {
@@ -117,16 +118,16 @@ fn set_threads(settings: &Settings) -> Result<()> {
             settings.place("num_threads")
         )));
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    match pool {
-        Err(e) if rayon::current_num_threads() != threads => {
-            Err(Error::Usage(format!("{} is {threads}: {e}", settings.place("num_threads"))))
-        }
-        _ => Ok(()),
+    // In a pool of a stage's own the process's stays as it is, for the stages after it.
+    if rayon::current_thread_index().is_some() && rayon::current_num_threads() == threads {
+        return Ok(());
     }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    pool.map_err(|e| Error::Usage(format!("{} is {threads}: {e}", settings.place("num_threads"))))
 }
 
-/// Runs a command beside or after others of this process, on as many threads as its `num_threads` asks for.
+/// Runs a command beside or after others of this process, on as many threads as its `num_threads` asks for. What it says goes where this
+/// thread's words go.
 ///
 /// # Errors
 /// What the command fails with; [`Error::Usage`] where the system does not give so many threads.
@@ -135,7 +136,11 @@ pub fn on_threads(num_threads: Option<&str>, command: impl FnOnce() -> Result<()
     match num_threads.and_then(|given| given.parse().ok()) {
         Some(threads) if (1..=MOST_THREADS).contains(&threads) => {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.map_err(|e| Error::Usage(format!("--num_threads is {threads}: {e}")))?.install(command)
+            let pool = pool.map_err(|e| Error::Usage(format!("--num_threads is {threads}: {e}")))?;
+            match output::log() {
+                Some(log) => pool.install(|| output::logged(log, command)),
+                None => pool.install(command),
+            }
         }
         _ => command(),
     }

@@ -156,6 +156,7 @@ impl Reader<'_> {
         if objective.learns_prompts() {
             branches.push((Role::Prompt, "prompt_logps", "ref_prompt_logps", "prompt_tokens"));
         }
+        let averages = objective.pair.any(|l| l.averages());
         let listed = self.given("rejected_logps").is_some_and(Value::is_array);
         let mut row = Row { listed, policy: Vec::new(), reference: Vec::new(), facts: Facts::default() };
         for (role, logps, reference, tokens) in branches {
@@ -166,13 +167,11 @@ impl Reader<'_> {
             }
             row.policy.extend(own);
             row.reference.extend(self.numbers_or(reference, objective.needs_reference(), 0.0, n)?);
-            let averages = objective.pair.any(|l| l.averages());
             let counts = self.numbers_or(tokens, averages, 1.0, n)?;
             if let Some(wrong) = counts.iter().find(|t| **t < 1.0 || t.fract() != 0.0) {
                 return Err(self.error(tokens, format!("{wrong}, expected a number of tokens, 1 or more")));
             }
-            let tokens = counts;
-            row.facts.tokens.extend(tokens.iter().map(|t| *t as usize));
+            row.facts.tokens.extend(counts.iter().map(|t| *t as usize));
             row.facts.roles.extend(std::iter::repeat_n(role, n));
         }
         row.facts.predicted = row.facts.tokens.clone();

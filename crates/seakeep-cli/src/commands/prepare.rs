@@ -280,12 +280,8 @@ fn different_files(
     ];
     let known: Vec<(&str, &Path)> =
         places.into_iter().filter_map(|(name, path)| Some((name, path?))).collect();
-    let same = |a: &Path, b: &Path| {
-        a == b
-            || std::fs::canonicalize(a).ok().zip(std::fs::canonicalize(b).ok()).is_some_and(|(a, b)| a == b)
-    };
     for (at, (name, path)) in known.iter().enumerate() {
-        if let Some((other, _)) = known[..at].iter().find(|(_, other)| same(other, path)) {
+        if let Some((other, _)) = known[..at].iter().find(|(_, other)| output::is_same_place(other, path)) {
             return Err(Error::Usage(format!(
                 "--{name} and --{other} are the same file, {}; expected another one",
                 path.display()

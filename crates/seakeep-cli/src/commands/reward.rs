@@ -250,8 +250,8 @@ fn score(matches: &ArgMatches) -> Result<()> {
         let mut tokens = model.encode(&content_of(&file, row, &mut columns.clone())?).map_err(wrong)?;
         let cut = model.truncate(&mut tokens, limit);
         if let Some(prompt) = columns.get("prompt").filter(|_| cut) {
-            let alone = Map::from_iter([("text".to_string(), prompt.clone())]);
-            let prompt = model.encode(&content_of(&file, row, &mut alone.clone())?).map_err(wrong)?.len();
+            let mut alone = Map::from_iter([("text".to_string(), prompt.clone())]);
+            let prompt = model.encode(&content_of(&file, row, &mut alone)?).map_err(wrong)?.len();
             if prompt >= tokens.len() {
                 let what = format!(
                     "its prompt alone has {prompt} tokens, and {} are scored (max_length, or the model's positions): nothing of \

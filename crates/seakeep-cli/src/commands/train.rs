@@ -46,10 +46,6 @@ pub fn execute(matches: &ArgMatches, settings: &Settings, options: TrainOptions)
 
 /// The trained model must not be written over one that it is read from.
 pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()> {
-    let inside = |path: &Path| {
-        let same = path.canonicalize().ok().zip(output_dir.canonicalize().ok());
-        same.is_some_and(|(path, output)| path == output)
-    };
     // An adapter is read together with the model below it.
     let below =
         |path: &Path| AdapterFiles::are_in(path).then(|| AdapterFiles::open(path)?.base()).transpose();
@@ -58,7 +54,7 @@ pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()>
         all.push(path.to_path_buf());
         all.extend(below(path)?);
     }
-    match all.iter().find(|path| inside(path)) {
+    match all.iter().find(|path| path.exists() && output::is_same_place(path, output_dir)) {
         None => Ok(()),
         Some(model) => Err(Error::Usage(format!(
             "output_dir {} is the model {} itself, which the trained model would replace; choose another output_dir",

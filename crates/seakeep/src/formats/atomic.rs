@@ -90,6 +90,15 @@ pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     write_atomic_with(path, |writer| writer.write_all(bytes))
 }
 
+/// Finds out whether something could be written in `directory`, without leaving anything behind.
+///
+/// # Errors
+/// The file system's.
+pub fn check_writable(directory: &Path) -> Result<()> {
+    // Dropped at once, the temporary directory is gone again.
+    AtomicDir::new(directory.join("seakeep-probe")).map(drop)
+}
+
 /// A directory that is filled under a temporary name and then takes its final one.
 ///
 /// Dropped without [`AtomicDir::commit`] or [`AtomicDir::replace`], it removes what was written.

@@ -193,7 +193,7 @@ impl Model {
         for (cache, new) in caches.iter().zip(new_tokens) {
             self.check_room(cache.len + new.len())?;
         }
-        self.check_tokens(&new_tokens.concat())?;
+        new_tokens.iter().try_for_each(|new| self.check_tokens(new))?;
         let mut last = Buffer::new(caches.len() * self.config.hidden, self.config.hidden);
         // Groups of texts go through all layers beside each other: they have nothing to wait for.
         rayon::scope(|scope| {

@@ -9,7 +9,7 @@ use super::data;
 use super::{Every, TrainOptions};
 use crate::checkpoint;
 use crate::data::Rows;
-use crate::formats::{AtomicDir, ModelSource, Tokenizer};
+use crate::formats::{ModelSource, Tokenizer, check_writable};
 use seakeep_kernels::gemm::Precision;
 
 use crate::model::{ModelConfig, Numbers, check_targets};
@@ -49,10 +49,7 @@ pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Resul
     }
     let existing =
         dir.ancestors().find(|p| p.exists() && !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Dropped at once, the temporary directory is gone again.
-    AtomicDir::new(existing.join("seakeep-probe"))
-        .map(drop)
-        .map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
+    check_writable(existing).map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
 }
 
 /// With `overwrite_output_dir`, an earlier run's checkpoints go, so that none is taken for this run's.

@@ -302,8 +302,8 @@ fn add_rewards(report: &mut Report, rewards: &Rewards, options: &PolicyOptions) 
     report.paired = rewards.paired_tables(&found);
     if rewards.objectives.len() >= 3 && rewards.has_reference() {
         let of = |at: usize| {
-            let gains = (0..rewards.objectives.len()).map(|o| found.get(&Key::Gain(at, o)).map(|i| i.value));
-            gains.collect::<Option<Vec<f64>>>()
+            let gain = |(o, spread): (usize, &f64)| Some(found.get(&Key::ScoreOver(at, o))?.value / spread);
+            rewards.spread.iter().enumerate().map(gain).collect::<Option<Vec<f64>>>()
         };
         report.spider = Some(Spider {
             axes: rewards.objectives.iter().map(|name| (name.clone(), rewards.is_seen(name))).collect(),

@@ -47,6 +47,11 @@ struct Set<'a> {
     baseline: Option<usize>,
 }
 
+/// Whether a policy is its own reference: it has no margins, and no opinion to be right or wrong.
+fn has_no_opinion(set: &PairSet) -> bool {
+    set.margins.0.iter().all(|margin| *margin == 0.0)
+}
+
 /// Adds what the data sets say.
 pub fn add(
     report: &mut Report,
@@ -78,11 +83,9 @@ pub fn add(
 
 impl<'a> Set<'a> {
     fn of(name: &'a str, labels: &[Label<'a>], shift: Option<&Shift>, baseline: Option<usize>) -> Set<'a> {
-        // A policy that is its own reference has no margins, and no opinion to be right or wrong.
         let right = |set: &PairSet| -> Vec<f64> {
-            let margins = &set.margins.0;
-            let none = margins.iter().all(|margin| *margin == 0.0);
-            errors(margins).into_iter().map(|e| if none { f64::NAN } else { 1.0 - e }).collect()
+            let none = has_no_opinion(set);
+            errors(&set.margins.0).into_iter().map(|e| if none { f64::NAN } else { 1.0 - e }).collect()
         };
         let runs: Vec<Vec<(Vec<f64>, &PairSet)>> = labels
             .iter()
@@ -124,8 +127,7 @@ impl<'a> Set<'a> {
             let at = |alpha: &f64| {
                 let preferences = mixed_preferences(form(mixture), *alpha, r1, r2);
                 let run = |(_, set): &(Vec<f64>, &PairSet)| -> Vec<f64> {
-                    // As in `right`: a policy that is its own reference is of no opinion.
-                    let none = set.margins.0.iter().all(|margin| *margin == 0.0);
+                    let none = has_no_opinion(set);
                     let agreed = agreement(&set.margins.0, &preferences);
                     agreed.into_iter().map(|a| if none { f64::NAN } else { a.unwrap_or(0.0) }).collect()
                 };

@@ -33,8 +33,6 @@ pub enum Key {
     Score(usize, usize),
     /// The same less the reference's.
     ScoreOver(usize, usize),
-    /// The same over the reference's, in its standard deviations.
-    Gain(usize, usize),
     /// Nats per token.
     KlToken(usize),
     /// Nats per completion.
@@ -64,7 +62,7 @@ pub struct Rewards<'a> {
     /// By label, run and baseline's run, by mixture and end: win rates of each prompt.
     wins: Vec<Met>,
     /// By objective: standard deviation of the reference's scores.
-    spread: Vec<f64>,
+    pub spread: Vec<f64>,
 }
 
 impl<'a> Rewards<'a> {
@@ -229,11 +227,7 @@ impl<'a> Rewards<'a> {
             for &label in present {
                 out.push((Key::Score(label, objective), score(label)));
                 if let Some(reference) = reference {
-                    let over = score(label) - reference;
-                    out.push((Key::Gain(label, objective), over / self.spread[objective]));
-                    if !self.labels[label].is_reference() {
-                        out.push((Key::ScoreOver(label, objective), over));
-                    }
+                    out.push((Key::ScoreOver(label, objective), score(label) - reference));
                 }
             }
         }
@@ -425,7 +419,9 @@ impl<'a> Rewards<'a> {
                 format!("{title}: mean scores of own samples, less the reference's on the same prompts");
             let mut table = empty(title, caption);
             for (o, name) in names.iter().enumerate() {
-                table.push(name.as_str(), 3, column(&|l| Key::ScoreOver(l, o)));
+                let cells = column(&|l| Key::ScoreOver(l, o)).into_iter().zip(self.labels);
+                let others = cells.map(|(cell, label)| cell.filter(|_| !label.is_reference()));
+                table.push(name.as_str(), 3, others.collect());
             }
             out.push(table);
         }
