@@ -3,7 +3,8 @@
 
 use rayon::prelude::*;
 
-use crate::simd::{dispatch, erf, exp, sigmoid, tanh};
+use crate::simd::{erf, exp, sigmoid, tanh};
+use crate::vectorise;
 
 /// The functions that checkpoints name in `hidden_act`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,15 +54,15 @@ const PIECE: usize = 1 << 14;
 macro_rules! with {
     ($act:expr, $f:ident => $body:expr) => {
         match $act {
-            Activation::Silu => dispatch(|| {
+            Activation::Silu => vectorise!({
                 let $f = silu;
                 $body
             }),
-            Activation::GeluTanh => dispatch(|| {
+            Activation::GeluTanh => vectorise!({
                 let $f = gelu_tanh;
                 $body
             }),
-            Activation::Gelu => dispatch(|| {
+            Activation::Gelu => vectorise!({
                 let $f = gelu;
                 $body
             }),

@@ -5,10 +5,9 @@
 //! A block is a run of values along a row that share their scale(s). Names in the layouts: `d` is the
 //! scale (f16), `m` or `dmin` the scale of the minimum, `qs`/`ql` the low bits, `qh` the high bits.
 
+use crate::vectorise;
 use half::{bf16, f16};
 use rayon::prelude::*;
-
-use crate::simd::dispatch;
 
 /// How a tensor's values are stored.
 #[allow(non_camel_case_types)] // These are the names the world knows them by.
@@ -189,7 +188,7 @@ impl Blocks {
         assert!(first.is_multiple_of(items) && out.len().is_multiple_of(items), "whole blocks");
         let bytes = &self.bytes[first / items * size..(first + out.len()) / items * size];
         let one = one_block(self.ggml_type);
-        dispatch(|| {
+        vectorise!({
             for (y, block) in out.chunks_exact_mut(items).zip(bytes.chunks_exact(size)) {
                 one(block, y);
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::gemm::{Mat, Precision, Product, Threads, multiply};
-use crate::simd::dispatch;
+use crate::vectorise;
 
 /// `(m, n, k)` of the products tried: the layers of a small model, forward and by weight, and a large square.
 const PRODUCTS: [(usize, usize, usize); 4] =
@@ -65,12 +65,12 @@ pub fn bandwidth(budget: Duration) -> (f64, f64) {
     let (mut x, y, z) = (vec![0.0f32; STREAM], vec![1.0f32; STREAM], vec![2.0f32; STREAM]);
     let bytes = (STREAM * size_of::<f32>()) as f64;
     let reading = fastest(budget / 2, || {
-        black_box(y.par_chunks(PIECE).map(|piece| dispatch(|| sum(piece))).sum::<f32>());
+        black_box(y.par_chunks(PIECE).map(|piece| vectorise!(sum(piece))).sum::<f32>());
     });
     let updating = fastest(budget / 2, || {
         let pieces = x.par_chunks_mut(PIECE).zip(y.par_chunks(PIECE)).zip(z.par_chunks(PIECE));
         pieces.for_each(|((x, y), z)| {
-            dispatch(|| x.iter_mut().zip(y).zip(z).for_each(|((x, y), z)| *x = y + 3.0 * z))
+            vectorise!(x.iter_mut().zip(y).zip(z).for_each(|((x, y), z)| *x = y + 3.0 * z))
         });
         black_box(&mut x);
     });

@@ -5,7 +5,7 @@
 
 use crate::buffer::Buffer;
 use crate::rows::for_pieces;
-use crate::simd::dispatch;
+use crate::vectorise;
 
 /// The mask of one module's input.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ impl Dropout<'_> {
         let kept = 1.0 / (1.0 - self.p);
         let module = mix(self.module.wrapping_add(0x9e37_79b9));
         for_pieces(out, width, |first, out| {
-            dispatch(|| {
+            vectorise!({
                 for (r, out) in out.chunks_exact_mut(width).enumerate() {
                     let key = mix(self.rows[first + r] ^ module);
                     let x = &x[(first + r) * width..][..width];

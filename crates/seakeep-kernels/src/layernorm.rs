@@ -2,7 +2,8 @@
 //! (Ba et al., arXiv 1607.06450.) `g` and `b` are `[C]`.
 
 use crate::rows::{for_pieces, for_pieces_summing};
-use crate::simd::{dispatch, sum_by};
+use crate::simd::sum_by;
+use crate::vectorise;
 
 /// Mean and `r` of a row.
 #[inline(always)]
@@ -32,7 +33,7 @@ fn normalised(z: &mut [f32], t_z: &mut [f32], x: &[f32], t: &[f32], eps: f32) ->
 pub fn forward(y: &mut [f32], x: &[f32], g: &[f32], b: &[f32], eps: f32) {
     let c = g.len();
     for_pieces(y, c, |first, piece| {
-        dispatch(|| {
+        vectorise!({
             for (y, x) in piece.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
                 let (mean, r) = stats(x, eps);
                 for i in 0..c {
@@ -49,7 +50,7 @@ pub fn tangent(t_y: &mut [f32], x: &[f32], t_x: &[f32], g: &[f32], eps: f32) {
     for_pieces(t_y, c, |first, piece| {
         let mut z = vec![0.0; c];
         let (x, t_x) = (&x[first * c..], &t_x[first * c..]);
-        dispatch(|| {
+        vectorise!({
             for ((y, x), t) in piece.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(t_x.chunks_exact(c)) {
                 normalised(&mut z, y, x, t, eps);
                 for i in 0..c {
@@ -67,7 +68,7 @@ pub fn backward(d_x: &mut [f32], d_gb: &mut [f32], d_y: &[f32], x: &[f32], g: &[
     for_pieces_summing(d_x, c, d_gb, |first, piece, d_gb| {
         let (d_g, d_b) = d_gb.split_at_mut(c);
         let (x, d_y) = (&x[first * c..], &d_y[first * c..]);
-        dispatch(|| {
+        vectorise!({
             for ((out, x), d) in piece.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(d_y.chunks_exact(c)) {
                 let n = c as f32;
                 let (mean, r) = stats(x, eps);
@@ -90,7 +91,7 @@ pub fn curvature(s_x: &mut [f32], d_g: &mut [f32], d_y: &[f32], x: &[f32], t_x: 
     let c = g.len();
     for_pieces_summing(s_x, c, d_g, |first, piece, d_g| {
         let (mut z, mut t_z) = (vec![0.0; c], vec![0.0; c]);
-        dispatch(|| {
+        vectorise!({
             for (row, out) in piece.chunks_exact_mut(c).enumerate() {
                 let at = (first + row) * c..(first + row + 1) * c;
                 let d = &d_y[at.clone()];

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::linear::{self, Map};
-use crate::simd::{dispatch, dot, exp, max, sums_by};
+use crate::simd::{dot, exp, max, sums_by};
+use crate::vectorise;
 
 /// Most rows of a chunk: 256 rows of 49,152 logits are 50 MB.
 pub const CHUNK: usize = 256;
@@ -110,7 +111,7 @@ fn forward_to(
         let at = chunk.first..chunk.first + chunk.rows;
         let rows = out[at.clone()].par_iter_mut().zip(z.par_chunks_mut(v)).zip(&targets[at]);
         rows.for_each(|((out, z), &target)| {
-            *out = dispatch(|| predict(z, target as usize));
+            *out = vectorise!(predict(z, target as usize));
             if with_gradient {
                 surprise(z, out, target as usize);
             }
@@ -124,7 +125,7 @@ fn forward_to(
 
 /// Turns logits into `onehot - p`, the derivative of the target's log-probability.
 fn surprise(z: &mut [f32], p: &Predicted, target: usize) {
-    dispatch(|| z.iter_mut().for_each(|z| *z = -p.probability(*z)));
+    vectorise!(z.iter_mut().for_each(|z| *z = -p.probability(*z)));
     z[target] += 1.0;
 }
 
@@ -190,7 +191,7 @@ pub fn scale_rows(x: &mut [f32], factors: &[f32], channels: usize) {
 /// `t_logp[n] = g[n] t_x[n]`, with `g` from [`forward_with_gradient`].
 pub fn tangent(g: &[f32], t_x: &[f32], channels: usize) -> Vec<f32> {
     let rows = g.chunks_exact(channels).zip(t_x.chunks_exact(channels));
-    rows.map(|(g, t)| dispatch(|| dot(g, t))).collect()
+    rows.map(|(g, t)| vectorise!(dot(g, t))).collect()
 }
 
 /// The backward pass from `e_logp` and the curvature along `t_x` from `d_logp` in one, sharing the logits: writes `e_x = e_z w`, adds
@@ -215,7 +216,7 @@ pub fn backward_with_curvature(
         z.par_chunks_mut(v).zip(t_z.par_chunks_mut(v)).enumerate().for_each(|(r, (z, t_z))| {
             let n = chunk.first + r;
             let (d, e) = (d_logp[n], e_logp[n]);
-            dispatch(|| {
+            vectorise!({
                 z.iter_mut().for_each(|z| *z = predicted[n].probability(*z));
                 let mean = dot(z, t_z);
                 for (p, t) in z.iter_mut().zip(t_z.iter_mut()) {

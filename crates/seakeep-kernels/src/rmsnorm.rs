@@ -2,7 +2,8 @@
 //! (Zhang and Sennrich, arXiv 1910.07467.) With rows of one head it is Qwen3's QK norm.
 
 use crate::rows::{for_pieces, for_pieces_summing};
-use crate::simd::{dispatch, dot, sum_by};
+use crate::simd::{dot, sum_by};
+use crate::vectorise;
 
 #[inline(always)]
 fn scale(x: &[f32], eps: f32) -> f32 {
@@ -13,7 +14,7 @@ fn scale(x: &[f32], eps: f32) -> f32 {
 pub fn forward(y: &mut [f32], x: &[f32], g: &[f32], eps: f32) {
     let c = g.len();
     for_pieces(y, c, |first, piece| {
-        dispatch(|| {
+        vectorise!({
             for (y, x) in piece.chunks_exact_mut(c).zip(x[first * c..].chunks_exact(c)) {
                 let r = scale(x, eps);
                 for i in 0..c {
@@ -29,7 +30,7 @@ pub fn tangent(t_y: &mut [f32], x: &[f32], t_x: &[f32], g: &[f32], eps: f32) {
     let c = g.len();
     for_pieces(t_y, c, |first, piece| {
         let (x, t_x) = (&x[first * c..], &t_x[first * c..]);
-        dispatch(|| {
+        vectorise!({
             for ((y, x), t) in piece.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(t_x.chunks_exact(c)) {
                 let r = scale(x, eps);
                 let t_r = -r * r * r * dot(x, t) / c as f32;
@@ -46,7 +47,7 @@ pub fn backward(d_x: &mut [f32], d_g: &mut [f32], d_y: &[f32], x: &[f32], g: &[f
     let c = g.len();
     for_pieces_summing(d_x, c, d_g, |first, piece, d_g| {
         let (x, d_y) = (&x[first * c..], &d_y[first * c..]);
-        dispatch(|| {
+        vectorise!({
             for ((out, x), d) in piece.chunks_exact_mut(c).zip(x.chunks_exact(c)).zip(d_y.chunks_exact(c)) {
                 let r = scale(x, eps);
                 let m = sum_by(c, |i| g[i] * d[i] * x[i]) / c as f32;
@@ -65,7 +66,7 @@ pub fn backward(d_x: &mut [f32], d_g: &mut [f32], d_y: &[f32], x: &[f32], g: &[f
 pub fn curvature(s_x: &mut [f32], d_g: &mut [f32], d_y: &[f32], x: &[f32], t_x: &[f32], g: &[f32], eps: f32) {
     let c = g.len();
     for_pieces_summing(s_x, c, d_g, |first, piece, d_g| {
-        dispatch(|| {
+        vectorise!({
             for (row, out) in piece.chunks_exact_mut(c).enumerate() {
                 let at = (first + row) * c..(first + row + 1) * c;
                 let (x, t, d) = (&x[at.clone()], &t_x[at.clone()], &d_y[at]);

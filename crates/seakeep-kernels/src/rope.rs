@@ -5,7 +5,7 @@
 //! other way ([`Turn::Back`]), and so is the tangent of its backward.
 
 use crate::rows::for_pieces;
-use crate::simd::dispatch;
+use crate::vectorise;
 
 /// Cosines and sines of every angle, `[P, R/2]` each.
 pub struct Table {
@@ -48,7 +48,7 @@ pub fn rotate(x: &mut [f32], positions: &[u32], table: &Table, heads: usize, hea
     let half = table.half;
     let width = heads * head_dim;
     for_pieces(x, width, |first, piece| {
-        dispatch(|| {
+        vectorise!({
             for (row, &position) in piece.chunks_exact_mut(width).zip(&positions[first..]) {
                 let at = position as usize * half..(position as usize + 1) * half;
                 let (cos, sin) = (&table.cos[at.clone()], &table.sin[at]);

@@ -10,7 +10,10 @@ pub fn for_pieces(out: &mut [f32], width: usize, each: impl Fn(usize, &mut [f32]
     if width == 0 {
         return;
     }
-    out.par_chunks_mut(PIECE * width).enumerate().for_each(|(p, piece)| each(p * PIECE, piece));
+    out.par_chunks_mut(PIECE * width)
+        .enumerate()
+        .with_max_len(1)
+        .for_each(|(p, piece)| each(p * PIECE, piece));
 }
 
 /// Like [`for_pieces`], and every piece also returns `sums` numbers; their totals over all pieces, added in

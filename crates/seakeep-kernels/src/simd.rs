@@ -1,10 +1,21 @@
 //! Vectorised elementary functions. Written so that the compiler turns the loops around them into
-//! vector code; [`dispatch`] compiles a loop once per instruction set and picks one at run time.
+//! vector code; [`vectorise!`](crate::vectorise) compiles a loop once per instruction set and picks one at run time.
 
-/// Runs `body` compiled for the best instruction set this processor has (AVX-512, AVX2 or plain).
-///
-/// `body` must be an inlinable closure over slices; everything it calls that should be vectorised
-/// must be `#[inline(always)]`.
+/// The value of an expression, compiled for the best instruction set this processor has (AVX-512, AVX2 or plain). Everything it calls
+/// that should be vectorised must be `#[inline(always)]`.
+#[macro_export]
+macro_rules! vectorise {
+    // A closure that is called from one function per instruction set is compiled once, for none of them, unless it is told otherwise.
+    ($body:expr) => {
+        $crate::simd::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+
+/// What [`vectorise!`](crate::vectorise) expands to.
+#[doc(hidden)]
 #[inline(always)]
 pub fn dispatch<R>(body: impl FnOnce() -> R) -> R {
     struct Op<F>(F);
@@ -37,7 +48,8 @@ pub fn exp(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     let clamped = if x > 88.3 { 88.3 } else { x };
     let clamped = if clamped < -87.3 { -87.3 } else { clamped };
-    let n = (clamped * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+    let rounded = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let n = rounded - MAGIC;
     let r = (clamped - n * LN2_HI) - n * LN2_LO;
     let mut p = 1.987_569_2e-4_f32;
     p = p * r + 1.398_199_9e-3;
@@ -46,8 +58,9 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_6e-1;
     p = p * r + 0.5;
     let e = (p * r * r + r) + 1.0;
-    // The cast is exact: |n| <= 127. NaN casts to 0 and the product stays NaN.
-    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // n as an integer is how far the bits are from those of MAGIC. (A cast of n saturates, and the compiler does that one lane after
+    // another.) Of NaN it is any number, and the product stays NaN.
+    let scale = f32::from_bits(rounded.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { e * scale }
 }
 
@@ -78,7 +91,7 @@ pub fn erf(x: f32) -> f32 {
 }
 
 /// Independent partial sums: enough for the adders' latency, and a fixed order on every machine.
-const LANES: usize = 32;
+pub const LANES: usize = 32;
 
 /// Terms per block. Blocks are summed in f32 and added up in f64: in one long f32 sum, terms below half a unit
 /// in the last place of the running total would all be lost, as most of a vocabulary's probabilities are.
@@ -207,7 +220,7 @@ mod tests {
         for n in [0, 1, 31, 32, 33, 100, 512, 513, 1100] {
             let a: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let want = a.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
-            assert!((dispatch(|| dot(&a, &a)) as f64 - want).abs() <= 1e-6 * want);
+            assert!((vectorise!(dot(&a, &a)) as f64 - want).abs() <= 1e-6 * want);
             assert_eq!(max(&a), if n == 0 { f32::NEG_INFINITY } else { (n - 1) as f32 });
         }
     }

@@ -3,7 +3,8 @@
 use super::forward::probabilities_with_tangent;
 use super::{Layout, Shape, place, run, tasks};
 use crate::buffer::Buffer;
-use crate::simd::{dispatch, sum_by};
+use crate::simd::sum_by;
+use crate::vectorise;
 
 /// Writes `d_q`, `d_k`, `d_v` from `d_o`. With `d_p = d_o v^T`:
 /// `d_s = p (d_p - sum p d_p)`, `d_q = scale d_s k`, `d_k = scale d_s^T q`, `d_v = p^T d_o`.
@@ -21,14 +22,13 @@ pub fn backward(
         let mut d_q = Buffer::scratch(rows * shape.per_kv() * d);
         let (mut d_k, mut d_v) = (Buffer::zeros(rows * d, d), Buffer::zeros(rows * d, d));
         for block in task.blocks() {
-            let width = block.columns();
-            let (mut p, mut d_s) =
-                (Buffer::scratch(block.scores() * width), Buffer::scratch(block.scores() * width));
+            let width = block.width();
+            let (mut p, mut d_s) = (block.buffer(), block.buffer());
             let (q, d_out) = (task.queries(q, &block), task.queries(d_o, &block));
             task.probabilities(&mut p, &block, &q, k, lse);
             task.spread(&mut d_v, &block, 1.0, &p, &d_out);
             task.products(&mut d_s, &block, false, 1.0, &d_out, v);
-            dispatch(|| {
+            vectorise!({
                 for (p, d) in p.chunks_exact(width).zip(d_s.chunks_exact_mut(width)) {
                     let mean = sum_by(width, |i| p[i] * d[i]);
                     for i in 0..width {
@@ -65,15 +65,14 @@ pub fn curvature(
         let mut s_q = Buffer::scratch(rows * shape.per_kv() * d);
         let (mut s_k, mut s_v) = (Buffer::zeros(rows * d, d), Buffer::zeros(rows * d, d));
         for block in task.blocks() {
-            let width = block.columns();
-            let [mut p, mut t_p, mut d_s, mut s_s] =
-                std::array::from_fn(|_| Buffer::scratch(block.scores() * width));
+            let width = block.width();
+            let [mut p, mut t_p, mut d_s, mut s_s] = std::array::from_fn(|_| block.buffer());
             let [q, t_q, d_out] = [q, t_q, d_o].map(|x| task.queries(x, &block));
             probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, k), (&t_q, t_k), lse);
             task.spread(&mut s_v, &block, 1.0, &t_p, &d_out);
             task.products(&mut d_s, &block, false, 1.0, &d_out, v);
             task.products(&mut s_s, &block, false, 1.0, &d_out, t_v);
-            dispatch(|| {
+            vectorise!({
                 for r in 0..block.scores() {
                     let at = r * width..(r + 1) * width;
                     let (p, t_p) = (&p[at.clone()], &t_p[at.clone()]);

@@ -2,19 +2,17 @@
 
 use super::{Block, Layout, Shape, Task, place, run, tasks};
 use crate::buffer::Buffer;
-use crate::simd::{dispatch, exp, max, sum_by};
+use crate::simd::{exp, max, sum_by};
+use crate::vectorise;
 
 /// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp in two parts: the
 /// largest score, and the log of the sum of exponentials of the rest of each. Their sum would round the second off.
 fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<[f32; 2]> {
-    p.chunks_exact_mut(block.columns())
+    p.chunks_exact_mut(block.width())
         .enumerate()
         .map(|(r, p)| {
-            let seen = block.seen(r, window);
-            p[..seen.start].fill(0.0);
-            p[seen.end..].fill(0.0);
-            let p = &mut p[seen];
-            dispatch(|| {
+            block.hide(r, p, window);
+            vectorise!({
                 let top = max(p);
                 p.iter_mut().for_each(|p| *p = exp(*p - top));
                 let total = sum_by(p.len(), |i| p[i]);
@@ -42,7 +40,7 @@ pub fn forward(
         let rows = task.rows * shape.per_kv();
         let (mut o, mut lse) = (Buffer::scratch(rows * shape.head_dim), Buffer::scratch(rows * 2));
         for block in task.blocks() {
-            let mut p = Buffer::scratch(block.scores() * block.columns());
+            let mut p = block.buffer();
             task.products(&mut p, &block, false, shape.scale, &task.queries(q, &block), k);
             let lse = &mut lse[2 * (block.row - task.first) * block.heads..];
             for (lse, value) in lse.chunks_exact_mut(2).zip(softmax(&mut p, &block, shape.window)) {
@@ -70,8 +68,8 @@ pub(super) fn probabilities_with_tangent(
     task.probabilities(p, block, q, k, lse);
     task.products(t_p, block, false, scale, t_q, k);
     task.products(t_p, block, true, scale, q, t_k);
-    let width = block.columns();
-    dispatch(|| {
+    let width = block.width();
+    vectorise!({
         for (p, t) in p.chunks_exact(width).zip(t_p.chunks_exact_mut(width)) {
             let mean = sum_by(width, |i| p[i] * t[i]);
             for i in 0..width {
@@ -94,8 +92,7 @@ pub fn tangent(
     let results = run(&tasks, |task| {
         let mut t_o = Buffer::scratch(task.rows * shape.per_kv() * shape.head_dim);
         for block in task.blocks() {
-            let size = block.scores() * block.columns();
-            let (mut p, mut t_p) = (Buffer::scratch(size), Buffer::scratch(size));
+            let (mut p, mut t_p) = (block.buffer(), block.buffer());
             let (q, t_q) = (task.queries(q, &block), task.queries(t_q, &block));
             probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, k), (&t_q, t_k), lse);
             let out = task.part(&mut t_o, &block);

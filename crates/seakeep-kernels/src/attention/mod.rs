@@ -22,7 +22,8 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::gemm::{Mat, Threads, gemm};
-use crate::simd::{dispatch, exp};
+use crate::simd::{LANES, exp};
+use crate::vectorise;
 
 mod backward;
 mod cached;
@@ -116,11 +117,28 @@ impl Block {
         self.spans[0].len() + self.spans[1].len()
     }
 
+    /// Distance between rows of scores: whole vectors, so that loops along them have no rest.
+    fn width(&self) -> usize {
+        self.columns().next_multiple_of(LANES)
+    }
+
+    /// A buffer for scores, `[S, width]`.
+    fn buffer(&self) -> Buffer {
+        Buffer::scratch(self.scores() * self.width())
+    }
+
     /// The columns (= positions) that row `s` of the scores sees.
     #[inline(always)]
     fn seen(&self, s: usize, window: Option<usize>) -> Range<usize> {
         let end = self.position + s / self.heads + 1;
         end.saturating_sub(window.unwrap_or(end))..end
+    }
+
+    /// Takes what row `s` does not see out of its scores `p`: the exponential is 0.
+    fn hide(&self, s: usize, p: &mut [f32], window: Option<usize>) {
+        let seen = self.seen(s, window);
+        p[..seen.start].fill(f32::NEG_INFINITY);
+        p[seen.end..].fill(f32::NEG_INFINITY);
     }
 
     /// `(first column, rows)` of each span.
@@ -155,7 +173,7 @@ fn tasks(layout: &Layout, shape: Shape) -> Vec<Task<'_>> {
 
 /// Runs every task in parallel; results in order of tasks.
 fn run<'a, R: Send>(tasks: &'a [Task<'a>], each: impl Fn(&'a Task<'a>) -> R + Sync + Send) -> Vec<R> {
-    tasks.par_iter().map(each).collect()
+    tasks.par_iter().with_max_len(1).map(each).collect()
 }
 
 impl Task<'_> {
@@ -181,9 +199,10 @@ impl Task<'_> {
         Mat::new(&x[(row * kv_heads + self.kv) * head_dim..], kv_heads * head_dim)
     }
 
-    /// `s[S, columns] (+)= alpha a k^T` over the block's key columns; `a` is `[S, D]`.
+    /// `s[S, columns] (+)= alpha a k^T` over the block's key columns, 0 beyond; `a` is `[S, D]`.
     fn products(&self, s: &mut [f32], block: &Block, add: bool, alpha: f32, a: &[f32], k: &[f32]) {
-        let (width, d) = (block.columns(), self.shape.head_dim);
+        let (width, d) = (block.width(), self.shape.head_dim);
+        s.chunks_exact_mut(width).for_each(|s| s[block.columns()..].fill(0.0));
         for (column, span) in block.placed() {
             if !span.is_empty() {
                 let (size, k) = ((block.scores(), span.len(), d), self.key(k, span.start).t());
@@ -194,7 +213,7 @@ impl Task<'_> {
 
     /// `o[S, D] (+)= alpha s v`.
     fn mix(&self, o: &mut [f32], block: &Block, mut add: bool, alpha: f32, s: &[f32], v: &[f32]) {
-        let (width, d) = (block.columns(), self.shape.head_dim);
+        let (width, d) = (block.width(), self.shape.head_dim);
         for (column, span) in block.placed() {
             if !span.is_empty() {
                 let (size, s) = ((block.scores(), d, span.len()), Mat::new(&s[column..], width));
@@ -206,7 +225,7 @@ impl Task<'_> {
 
     /// `d_k[span rows, D] += alpha s^T a` for a buffer `[group rows, D]` of this task alone; `a` is `[S, D]`.
     fn spread(&self, d_k: &mut [f32], block: &Block, alpha: f32, s: &[f32], a: &[f32]) {
-        let (width, d) = (block.columns(), self.shape.head_dim);
+        let (width, d) = (block.width(), self.shape.head_dim);
         for (column, span) in block.placed() {
             if !span.is_empty() {
                 let to = &mut d_k[(span.start - self.first) * d..];
@@ -220,14 +239,12 @@ impl Task<'_> {
     /// unseen.
     fn probabilities(&self, p: &mut [f32], block: &Block, q: &[f32], k: &[f32], lse: &[f32]) {
         self.products(p, block, false, self.shape.scale, q, k);
-        for (s, p) in p.chunks_exact_mut(block.columns()).enumerate() {
-            let seen = block.seen(s, self.shape.window);
+        for (s, p) in p.chunks_exact_mut(block.width()).enumerate() {
+            block.hide(s, p, self.shape.window);
             let (row, head) = (block.row + s / block.heads, self.kv * block.heads + s % block.heads);
             let at = 2 * (row * self.shape.heads + head);
             let (top, log_total) = (lse[at], lse[at + 1]);
-            p[..seen.start].fill(0.0);
-            p[seen.end..].fill(0.0);
-            dispatch(|| p[seen].iter_mut().for_each(|p| *p = exp((*p - top) - log_total)));
+            vectorise!(p.iter_mut().for_each(|p| *p = exp((*p - top) - log_total)));
         }
     }
 

@@ -44,7 +44,7 @@ const KB: usize = 12 * KC;
 /// Words of packed A and of packed B at a time.
 const PACKED: usize = 6 << 20;
 /// Most panels of A and of B in a tile of C: few enough that threads share a layer's product evenly.
-const TILE: (usize, usize) = (5, 4);
+const TILE: (usize, usize) = (3, 4);
 /// Below this many multiplications threads cost more than they bring.
 const PARALLEL_FROM: usize = 1 << 20;
 
@@ -418,7 +418,7 @@ impl Tiles<'_> {
             self.tile(cut(panels.0, grid.0, t % grid.0), cut(panels.1, grid.1, t / grid.0), c, add, alpha);
         };
         if parallel {
-            (0..grid.0 * grid.1).into_par_iter().for_each(tile);
+            (0..grid.0 * grid.1).into_par_iter().with_max_len(1).for_each(tile);
         } else {
             (0..grid.0 * grid.1).for_each(tile);
         }

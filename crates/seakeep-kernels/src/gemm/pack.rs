@@ -209,7 +209,7 @@ impl Packed {
             }
         };
         if parallel {
-            to.par_chunks_mut(together * panel).enumerate().for_each(unit);
+            to.par_chunks_mut(together * panel).enumerate().with_max_len(1).for_each(unit);
         } else {
             to.chunks_mut(together * panel).enumerate().for_each(unit);
         }

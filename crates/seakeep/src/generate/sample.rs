@@ -6,10 +6,11 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use seakeep_kernels::simd::{dispatch, exp, max, sum_by};
+use seakeep_kernels::simd::{exp, max, sum_by};
 
 use super::GenerateOptions;
 use crate::{Error, Result};
+use seakeep_kernels::vectorise;
 
 /// Tokens whose weights are added up in f32, between sums in f64.
 const BLOCK: usize = 512;
@@ -31,7 +32,7 @@ pub(super) fn stream(seed: u64, prompt: usize, sample: usize) -> ChaCha8Rng {
 /// # Errors
 /// [`Error::NonFinite`] where a logit is not a number or is positive infinity.
 pub fn adjust(logits: &mut [f32], seen: &[u32], forbidden: &[u32], options: &GenerateOptions) -> Result<()> {
-    let broken_ones = dispatch(|| logits.iter().map(|&z| u32::from(z.is_nan() || z > f32::MAX)).sum::<u32>());
+    let broken_ones = vectorise!(logits.iter().map(|&z| u32::from(z.is_nan() || z > f32::MAX)).sum::<u32>());
     if broken_ones > 0 {
         return Err(broken());
     }
@@ -125,7 +126,7 @@ fn weigh(logits: &[f32], options: &GenerateOptions, weights: &mut Vec<f32>) -> R
     let inverse = (1.0 / options.temperature) as f32;
     weights.clear();
     weights.resize(logits.len(), 0.0);
-    dispatch(|| {
+    vectorise!({
         for (weight, &z) in weights.iter_mut().zip(logits) {
             let w = exp((z - top) * inverse);
             *weight = if z >= floor && w >= least { w } else { 0.0 };
@@ -135,7 +136,7 @@ fn weigh(logits: &[f32], options: &GenerateOptions, weights: &mut Vec<f32>) -> R
 }
 
 fn top(logits: &[f32]) -> Result<f32> {
-    let top = dispatch(|| max(logits));
+    let top = vectorise!(max(logits));
     if top.is_finite() { Ok(top) } else { Err(broken()) }
 }
 
@@ -151,7 +152,7 @@ fn top_k_floor(logits: &[f32], k: usize, scratch: &mut Vec<f32>) -> f32 {
     // With k groups whose largest is at least x, at least k logits are: most of the vocabulary is out of the question.
     let mut floor = f32::NEG_INFINITY;
     if logits.len() / GROUP > k {
-        dispatch(|| scratch.extend(logits.chunks(GROUP).map(max)));
+        vectorise!(scratch.extend(logits.chunks(GROUP).map(max)));
         floor = largest(scratch);
         scratch.clear();
     }
@@ -160,7 +161,7 @@ fn top_k_floor(logits: &[f32], k: usize, scratch: &mut Vec<f32>) -> f32 {
 }
 
 fn block_sums(weights: &[f32]) -> Vec<f64> {
-    dispatch(|| weights.chunks(BLOCK).map(|block| f64::from(sum_by(block.len(), |i| block[i]))).collect())
+    vectorise!(weights.chunks(BLOCK).map(|block| f64::from(sum_by(block.len(), |i| block[i]))).collect())
 }
 
 /// What top-p and then min-p leave, with weights that need not add up to 1.

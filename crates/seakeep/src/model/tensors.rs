@@ -8,7 +8,8 @@ use std::borrow::Cow;
 use std::ops::{Index, IndexMut};
 
 use rayon::prelude::*;
-use seakeep_kernels::simd::{dispatch, dot};
+use seakeep_kernels::simd::dot;
+use seakeep_kernels::vectorise;
 
 /// Which tensor of a [`Tensors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,7 +256,7 @@ impl Tensors {
         let of = |t: &Vec<f32>| {
             let sums: Vec<f64> = t
                 .par_chunks(1 << 16)
-                .map(|c| dispatch(|| c.chunks(256).map(|c| dot(c, c) as f64).sum()))
+                .map(|c| vectorise!(c.chunks(256).map(|c| dot(c, c) as f64).sum()))
                 .collect();
             sums.iter().sum::<f64>()
         };
