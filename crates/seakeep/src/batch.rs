@@ -58,14 +58,14 @@ pub struct Dropout {
 
 impl Batch {
     /// Adds a prompt and its branches. A branch's tokens are all predicted, except one that stands first
-    /// in its text (an empty prompt): nothing precedes it.
+    /// in its text (an empty prompt): nothing precedes it. Its last token predicts nothing, and no other looks back at it: it has no row.
     pub fn push(&mut self, prompt: &[u32], branches: &[&[u32]], sharing: Sharing) {
         match sharing {
             Sharing::Shared => {
                 let first = self.layout.segments.len();
                 let prompt_rows = self.segment(prompt, 0..0);
                 for branch in branches {
-                    let rows = self.segment(branch, prompt_rows.clone());
+                    let rows = self.segment(but_last(branch), prompt_rows.clone());
                     self.predict(branch, prompt_rows.clone().last(), rows.start);
                 }
                 self.layout.groups.push(first..self.layout.segments.len());
@@ -83,11 +83,20 @@ impl Batch {
     pub fn push_texts(&mut self, texts: &[(&[u32], &[u32])]) {
         for (prompt, completion) in texts {
             let first = self.layout.segments.len();
-            let rows = self.segment(&[*prompt, *completion].concat(), 0..0);
+            let rows = self.segment(&[*prompt, but_last(completion)].concat(), 0..0);
             let start = rows.start + prompt.len();
             self.predict(completion, (rows.start..start).last(), start);
             self.layout.groups.push(first..first + 1);
         }
+        self.pairs += 1;
+    }
+
+    /// Adds a text and others that continue it, with rows for all of their tokens; nothing is predicted.
+    pub fn push_whole(&mut self, start: &[u32], ends: &[&[u32]]) {
+        let first = self.layout.segments.len();
+        let context = self.segment(start, 0..0);
+        ends.iter().for_each(|end| drop(self.segment(end, context.clone())));
+        self.layout.groups.push(first..self.layout.segments.len());
         self.pairs += 1;
     }
 
@@ -172,6 +181,11 @@ impl Batch {
     }
 }
 
+/// What is read of a branch in order to predict all of it.
+fn but_last(branch: &[u32]) -> &[u32] {
+    &branch[..branch.len().saturating_sub(1)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,24 +194,24 @@ mod tests {
     fn a_shared_prompt_stands_once_and_positions_continue() {
         let mut batch = Batch::default();
         batch.push(&[1, 2], &[&[3, 4], &[5]], Sharing::Shared);
-        assert_eq!(batch.tokens, [1, 2, 3, 4, 5]);
-        assert_eq!(batch.positions, [0, 1, 2, 3, 2]);
+        assert_eq!(batch.tokens, [1, 2, 3]);
+        assert_eq!(batch.positions, [0, 1, 2]);
         let p = |row, target, branch| Prediction { row, target, branch, weight: 1.0 };
         assert_eq!(batch.predictions, [p(1, 3, 0), p(2, 4, 0), p(1, 5, 1)]);
         assert_eq!((batch.layout.groups.len(), &batch.layout.groups[0]), (1, &(0..3)));
-        assert_eq!(batch.layout.segments[2], Segment { start: 4, len: 1, context: 0..2 });
+        assert_eq!(batch.layout.segments[2], Segment { start: 3, len: 0, context: 0..2 });
     }
 
     #[test]
     fn separate_branches_carry_their_prompt() {
         let mut batch = Batch::default();
         batch.push(&[1, 2], &[&[3, 4], &[5]], Sharing::Separate);
-        assert_eq!(batch.tokens, [1, 2, 3, 4, 1, 2, 5]);
-        assert_eq!(batch.positions, [0, 1, 2, 3, 0, 1, 2]);
+        assert_eq!(batch.tokens, [1, 2, 3, 1, 2]);
+        assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
         assert_eq!(batch.targets(), [3, 4, 5]);
-        assert_eq!(batch.predicting_rows(), [1, 2, 5]);
+        assert_eq!(batch.predicting_rows(), [1, 2, 4]);
         assert_eq!(batch.layout.groups, [0..1, 1..2]);
-        assert_eq!(batch.pair_of_row, [0; 7]);
+        assert_eq!(batch.pair_of_row, [0; 5]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use seakeep::batch::{Batch, Sharing};
 use seakeep::formats::ModelSource;
 use seakeep::model::{Model, Tensors};
+use seakeep_kernels::projection::Predicted;
 
 const PROMPTS: [&[u32]; 3] = [&[1, 7, 30, 12, 5], &[3], &[9, 9, 2, 21, 33, 17, 8]];
 const BRANCHES: [[&[u32]; 2]; 3] =
@@ -62,6 +63,38 @@ fn packed_pairs_give_what_each_gives_alone() {
         let alone: Vec<f64> = (0..3).flat_map(|i| logps(&model, &batch(i..i + 1, Sharing::Shared))).collect();
         close(&logps(&model, &batch(0..3, Sharing::Shared)), &alone);
     }
+}
+
+#[test]
+fn rows_that_nothing_reads_change_nothing() {
+    for case in ["llama", "mistral", "qwen3", "gpt2", "gpt_neox", "gpt_neox_seq"] {
+        let (model, batch) = (model(case), batch(0..3, Sharing::Shared));
+        // Means over hidden states read every row of the last layer, predictions only those that predict.
+        let all = model.predictions_and_means(&batch, &[0..batch.rows()]).0;
+        let logps = |predicted: &[Predicted]| predicted.iter().map(|p| p.logp).collect::<Vec<_>>();
+        assert_eq!(logps(&model.predictions(&batch)), logps(&all), "{case}");
+        assert_eq!(logps(&model.forward(&batch).predicted), logps(&all), "{case}");
+        // The last token of a completion has no row; in a text that goes on after it, it has one.
+        let [prompt, completion] = [PROMPTS[0], BRANCHES[0][0]];
+        let (mut short, mut long) = (Batch::default(), Batch::default());
+        short.push(prompt, &[completion], Sharing::Shared);
+        long.push(prompt, &[&[completion, &[2]].concat()], Sharing::Shared);
+        assert_eq!((short.rows() + 1, short.predictions.len() + 1), (long.rows(), long.predictions.len()));
+        let n = short.predictions.len();
+        assert_eq!(logps(&model.predictions(&short)), logps(&model.predictions(&long))[..n], "{case}");
+    }
+}
+
+#[test]
+fn a_batch_without_rows_is_none_the_worse() {
+    let model = model("llama");
+    let mut empty = Batch::default();
+    empty.push(&[], &[&[3], &[]], Sharing::Shared);
+    assert_eq!((empty.rows(), logps(&model, &empty)), (0, vec![0.0, 0.0]));
+    assert_eq!(gradient(&model, &empty).norm(), 0.0);
+    let mut mixed = batch(0..1, Sharing::Shared);
+    mixed.push(&[], &[&[3], &[]], Sharing::Separate);
+    assert_eq!(logps(&model, &mixed)[..2], logps(&model, &batch(0..1, Sharing::Shared)));
 }
 
 #[test]

@@ -133,8 +133,8 @@ impl Keys<'_> {
     fn layers(&self, key: &str, default: Option<usize>) -> Result<usize> {
         const MOST: usize = 10_000;
         match self.size_or(key, default)? {
-            n if n <= MOST => Ok(n),
-            n => Err(Self::bad(key, &format!("is {n}; expected at most {MOST} layers"))),
+            n if (1..=MOST).contains(&n) => Ok(n),
+            n => Err(Self::bad(key, &format!("is {n}; expected 1 to {MOST} layers"))),
         }
     }
 

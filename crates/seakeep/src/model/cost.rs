@@ -1,7 +1,8 @@
 //! What the passes cost in floating-point operations and memory, from shapes alone.
 //!
 //! Counted is what the mathematics ask for: a multiplication and an addition for each weight and position, attention for each
-//! position that a position sees, the vocabulary projection for each predicted token. Not counted are norms, activations and
+//! position that a position sees, what comes after attention in the last layer and the vocabulary projection for each predicted token
+//! (adapters of that layer as of the others). Not counted are norms, activations and
 //! the softmax (well under 1%), and nothing that is computed a second time to save memory. Of a map `y = x w^T`, in products
 //! of the size of the forward pass's:
 //!
@@ -36,6 +37,8 @@ pub struct Sizes {
     pub trainable: usize,
     /// Weights of the layers' linear maps.
     linear: usize,
+    /// Those of them that come after the last layer's attention.
+    last: usize,
     /// Weights of the vocabulary projection.
     head: usize,
     /// Weights of adapters.
@@ -86,6 +89,7 @@ impl Sizes {
             parameters,
             trainable: if lora.is_some() { adapters } else { parameters },
             linear: params.layers.iter().flat_map(|layer| layer.linears()).map(|l| size(l.weight)).sum(),
+            last: params.layers.last().map_or(0, |l| l.after_attention().map(|l| size(l.weight)).sum()),
             head: size(params.head),
             adapters,
             config: config.clone(),
@@ -94,8 +98,9 @@ impl Sizes {
 
     /// What a batch costs in training; with `penalty` also the tangent passes.
     pub fn operations(&self, batch: &Batch, penalty: bool) -> Operations {
-        let positions = batch.rows() as f64;
-        let maps = 2.0 * (self.linear as f64 * positions + self.head as f64 * batch.predictions.len() as f64);
+        let (positions, predictions) = (batch.rows() as f64, batch.predictions.len() as f64);
+        let (all, read) = ((self.linear - self.last) as f64, (self.last + self.head) as f64);
+        let maps = 2.0 * (all * positions + read * predictions);
         let adapters = 2.0 * self.adapters as f64 * positions;
         let attention = self.attention(batch);
         // Adapters train themselves alone: no gradient of the maps.
@@ -225,22 +230,24 @@ mod tests {
         let sizes = Sizes::of(&config(json!({})), None).unwrap();
         // A layer: q and o [16, 16], k and v [8, 16], gate, up and down [24, 16].
         let maps = 2 * (2 * 256 + 2 * 128 + 3 * 384);
-        let seen = 1 + 2 + 3 + (4 + 5) + (4 + 5 + 6 + 7);
-        let products = |positions: usize| (2 * maps * positions + 2 * 16 * 100 * 6) as f64;
+        let seen = 1 + 2 + 3 + 4 + (4 + 5 + 6);
+        // In the last layer o, gate, up and down for the predicting rows alone.
+        let last = 2 * (256 + 3 * 384);
+        let products = |positions: usize| ((2 * maps - last) * positions + (last + 2 * 16 * 100) * 6) as f64;
         // Two products of a query and a key, or a probability and a value, in two layers.
         let attention = |seen: usize| (2 * 2 * 2 * 16 * seen) as f64;
         let found = sizes.operations(&batch(Sharing::Shared), true);
-        assert_eq!(found.forward, products(9) + attention(seen));
+        assert_eq!(found.forward, products(7) + attention(seen));
         assert_eq!(found.backward, 2.0 * found.forward);
-        assert_eq!(found.tangent, 3.0 * products(9) + 6.0 * attention(seen));
+        assert_eq!(found.tangent, 3.0 * products(7) + 6.0 * attention(seen));
         assert_eq!(found.attention, 9.0 * attention(seen));
         assert_eq!(sizes.operations(&batch(Sharing::Shared), false).tangent, 0.0);
         let apart = sizes.operations(&batch(Sharing::Separate), false);
-        assert_eq!(apart.forward, products(12) + attention(seen + 1 + 2 + 3));
+        assert_eq!(apart.forward, products(10) + attention(seen + 1 + 2 + 3));
         // A window of two sees two.
         let window = json!({"model_type": "mistral", "sliding_window": 2});
         let windowed = Sizes::of(&config(window), None).unwrap().operations(&batch(Sharing::Shared), false);
-        assert_eq!(windowed.forward, products(9) + attention(1 + 2 * 8));
+        assert_eq!(windowed.forward, products(7) + attention(1 + 2 * 6));
     }
 
     #[test]
@@ -254,10 +261,10 @@ mod tests {
         assert_eq!((own.trainable, own.parameters), (adapters, all.parameters + adapters));
         let (plain, with) =
             (all.operations(&batch(Sharing::Shared), false), own.operations(&batch(Sharing::Shared), false));
-        let more = (2 * adapters * 9) as f64;
+        let more = (2 * adapters * 7) as f64;
         assert_eq!(with.forward, plain.forward + more);
         // Without the gradients of the maps, which cost what their forward pass costs.
-        let maps = plain.forward - 2.0 * 2.0 * 2.0 * 16.0 * 37.0;
+        let maps = plain.forward - 2.0 * 2.0 * 2.0 * 16.0 * 25.0;
         assert_eq!(with.backward, plain.backward - maps + 2.0 * more);
     }
 }

@@ -10,7 +10,7 @@ use seakeep_kernels::rope::Table;
 use super::blocks::{Params, add};
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
-use super::layer::Context;
+use super::layer::{Context, Read};
 use super::lora::Adapters;
 use super::recompute::Kept;
 use super::tensors::{TensorMap, Tensors};
@@ -38,7 +38,9 @@ pub struct Model {
 /// A forward pass over a batch, kept for the passes that follow it.
 pub struct Activations {
     pub(super) layers: Vec<Kept>,
-    /// The residual stream after the last layer, `[T, C]`.
+    /// The rows that predict.
+    pub(super) read: Read,
+    /// The residual stream after the last layer at those, `[N, C]`.
     pub(super) last: Buffer,
     /// The normalised predicting rows, `[N, C]`.
     pub(super) hidden: Buffer,
@@ -75,10 +77,17 @@ impl Model {
         Model { config, map, weights, adapters: None, gradient_checkpointing: false, params, rope }
     }
 
-    pub(super) fn context<'a>(&'a self, batch: &'a Batch) -> Context<'a> {
-        let context = self.context_at(&batch.positions, &batch.layout);
-        let weights = Params { dropout: batch.dropout.as_ref(), ..context.weights };
-        Context { weights, ..context }
+    /// The context of each layer's passes over a batch, by the layer's number; of the last layer's output `read` is read, or all.
+    pub(super) fn contexts<'a>(
+        &'a self,
+        batch: &'a Batch,
+        read: Option<&'a Read>,
+    ) -> impl Fn(usize) -> Context<'a> {
+        move |layer| {
+            let context = self.context_at(&batch.positions, &batch.layout);
+            let weights = Params { dropout: batch.dropout.as_ref(), ..context.weights };
+            Context { weights, read: read.filter(|_| layer + 1 == self.config.layers), ..context }
+        }
     }
 
     /// What every pass reads besides activations, for rows that are no batch: generation's.
@@ -88,7 +97,7 @@ impl Model {
         layout: &'a seakeep_kernels::attention::Layout,
     ) -> Context<'a> {
         let weights = Params::plain(&self.weights);
-        Context { config: &self.config, weights, rope: self.rope.as_ref(), positions, layout }
+        Context { config: &self.config, weights, rope: self.rope.as_ref(), positions, layout, read: None }
     }
 
     /// Checks that every token and position of a batch exists in this model.
@@ -157,25 +166,13 @@ impl Model {
         linear::Map { w, inputs: self.config.hidden, outputs: self.config.vocab_size, precision }
     }
 
-    /// The rows of `x` that predict.
-    pub(super) fn predicting(&self, batch: &Batch, x: &[f32]) -> Buffer {
-        self.rows_of(x, &batch.predicting_rows())
-    }
-
-    /// Some rows of `x`, `[N, C]`.
-    pub(super) fn rows_of(&self, x: &[f32], rows: &[u32]) -> Buffer {
-        let c = self.config.hidden;
-        let mut out = Buffer::new(rows.len() * c, c);
-        gather(&mut out, x, rows, c);
-        out
-    }
-
-    /// All layers: what they keep for the other passes, and the residual stream after the last, `[T, C]`.
-    pub(super) fn forward_layers(&self, batch: &Batch) -> (Vec<Kept>, Buffer) {
-        let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
+    /// All layers: what they keep for the other passes, and of the residual stream after the last what is read, `[N, C]`.
+    pub(super) fn forward_layers(&self, batch: &Batch, read: &Read) -> (Vec<Kept>, Buffer) {
+        let (contexts, mut x) =
+            (self.contexts(batch, Some(read)), self.embed(&batch.tokens, &batch.positions));
         let mut layers = Vec::with_capacity(self.config.layers);
-        for layer in &self.params.layers {
-            let (out, kept) = layer.forward(&cx, x);
+        for (i, layer) in self.params.layers.iter().enumerate() {
+            let (out, kept) = layer.forward(&contexts(i), x);
             layers.push(Kept::new(kept, self.gradient_checkpointing));
             x = out;
         }
@@ -194,18 +191,20 @@ impl Model {
     }
 
     fn forward_keeping(&self, batch: &Batch, surprise: bool) -> Activations {
-        let (layers, last) = self.forward_layers(batch);
-        let hidden = self.predicting_hidden(batch, &last);
+        let read = Read::of(batch, &batch.predicting_rows());
+        let (layers, last) = self.forward_layers(batch, &read);
+        let hidden = self.params.final_norm.forward(&self.weights, &last);
         let mut d_predicted = Buffer::like(&hidden);
         let (head, targets) = (self.head(), batch.targets());
         let (predicted, surprise) =
             projection::forward_with_gradient(&mut d_predicted, &hidden, head, &targets, surprise);
-        Activations { layers, last, hidden, d_predicted, surprise, predicted }
+        Activations { layers, read, last, hidden, d_predicted, surprise, predicted }
     }
 
     /// The forward pass alone: what is predicted, nothing kept.
     pub fn predictions(&self, batch: &Batch) -> Vec<Predicted> {
-        self.predict(batch, &self.last_hidden(batch))
+        let read = Read::of(batch, &batch.predicting_rows());
+        self.predict(batch, &self.last_hidden(batch, Some(&read)))
     }
 
     /// What is predicted, and for each range of rows the mean of the last hidden states (after the final norm, as
@@ -215,7 +214,10 @@ impl Model {
         batch: &Batch,
         rows: &[std::ops::Range<usize>],
     ) -> (Vec<Predicted>, Vec<Vec<f32>>) {
-        let (last, c) = (self.last_hidden(batch), self.config.hidden);
+        if rows.is_empty() {
+            return (self.predictions(batch), Vec::new());
+        }
+        let (last, c) = (self.last_hidden(batch, None), self.config.hidden);
         let mean = |rows: &std::ops::Range<usize>| {
             let normalised =
                 self.params.final_norm.forward(&self.weights, &last[rows.start * c..rows.end * c]);
@@ -226,32 +228,32 @@ impl Model {
             sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
         };
         let means = rows.iter().map(mean).collect();
-        (self.predict(batch, &last), means)
+        let index = batch.predicting_rows();
+        let mut predicting = Buffer::new(index.len() * c, c);
+        gather(&mut predicting, &last[..], &index, c);
+        (self.predict(batch, &predicting), means)
     }
 
-    /// The residual stream after the last layer, `[T, C]`.
-    pub(super) fn last_hidden(&self, batch: &Batch) -> Buffer {
-        let (cx, mut x) = (self.context(batch), self.embed(&batch.tokens, &batch.positions));
-        for layer in &self.params.layers {
-            x = layer.forward(&cx, x).0;
+    /// The residual stream after the last layer: `[N, C]` if certain rows are read, otherwise `[T, C]`.
+    pub(super) fn last_hidden(&self, batch: &Batch, read: Option<&Read>) -> Buffer {
+        let (contexts, mut x) = (self.contexts(batch, read), self.embed(&batch.tokens, &batch.positions));
+        for (i, layer) in self.params.layers.iter().enumerate() {
+            x = layer.forward(&contexts(i), x).0;
         }
         x
     }
 
-    /// The normalised predicting rows, `[N, C]`.
-    fn predicting_hidden(&self, batch: &Batch, last: &[f32]) -> Buffer {
-        self.params.final_norm.forward(&self.weights, &self.predicting(batch, last))
-    }
-
+    /// What is predicted, from the residual stream after the last layer at the rows that predict, `[N, C]`.
     fn predict(&self, batch: &Batch, last: &[f32]) -> Vec<Predicted> {
-        projection::forward(&self.predicting_hidden(batch, last), self.head(), &batch.targets())
+        let hidden = self.params.final_norm.forward(&self.weights, last);
+        projection::forward(&hidden, self.head(), &batch.targets())
     }
 
     /// From the derivative of a loss with respect to every branch's log-probability: adds to `grads`, returns
     /// the gradient at the embedding lookup, `[T, C]`.
     pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Buffer {
         let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
-        self.backward_rows(batch, (&a.layers, &a.last), &batch.predicting_rows(), &d_hidden, grads)
+        self.backward_rows(batch, (&a.layers, &a.last, &a.read), &d_hidden, grads)
     }
 
     /// The gradient at the normalised predicting rows, `[N, C]`; adds the head's to `grads`.
@@ -277,38 +279,19 @@ impl Model {
         d_hidden
     }
 
-    /// From the gradient at the normalised `rows` (and what is to be added before the norm) that at the last layer's output,
-    /// `[T, C]`; adds to `grads`.
-    pub(super) fn backward_final_norm(
-        &self,
-        (last, rows): (&[f32], &[u32]),
-        d_hidden: &[f32],
-        source: Option<&[f32]>,
-        grads: &mut Tensors,
-    ) -> Buffer {
-        let mut d_rows =
-            self.params.final_norm.backward(&self.weights, grads, d_hidden, &self.rows_of(last, rows));
-        if let Some(source) = source {
-            add(&mut d_rows, source);
-        }
-        let mut d_x = Buffer::zeros(last.len(), self.config.hidden);
-        scatter_add(&mut d_x, &d_rows, rows, self.config.hidden);
-        d_x
-    }
-
-    /// From the derivative with respect to the normalised hidden states of `rows`, `[N, C]`, down to the embedding lookup:
-    /// adds to `grads`, returns the gradient there, `[T, C]`.
+    /// From the derivative with respect to the normalised hidden states of the rows that are read, `[N, C]`, down to the embedding
+    /// lookup: adds to `grads`, returns the gradient there, `[T, C]`.
     pub(super) fn backward_rows(
         &self,
         batch: &Batch,
-        (layers, last): (&[Kept], &[f32]),
-        rows: &[u32],
+        (layers, last, read): (&[Kept], &[f32], &Read),
         d_hidden: &[f32],
         grads: &mut Tensors,
     ) -> Buffer {
-        let (cx, mut d_x) =
-            (self.context(batch), self.backward_final_norm((last, rows), d_hidden, None, grads));
-        for (layer, kept) in self.params.layers.iter().zip(layers).rev() {
+        let contexts = self.contexts(batch, Some(read));
+        let mut d_x = self.params.final_norm.backward(&self.weights, grads, d_hidden, last);
+        for (i, (layer, kept)) in self.params.layers.iter().zip(layers).enumerate().rev() {
+            let cx = contexts(i);
             d_x = layer.backward(&cx, grads, &kept.activations(layer, &cx), d_x, None).0;
         }
         self.backward_embed(batch, &d_x, grads);

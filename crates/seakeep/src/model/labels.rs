@@ -4,6 +4,7 @@
 use seakeep_kernels::buffer::Buffer;
 
 use super::blocks::{Linear, Params};
+use super::layer::Read;
 use super::recompute::Kept;
 use super::{Model, Tensors};
 use crate::batch::Batch;
@@ -11,10 +12,10 @@ use crate::batch::Batch;
 /// A forward pass up to the final norm, kept for its backward pass.
 pub struct HiddenActivations {
     layers: Vec<Kept>,
-    /// The residual stream after the last layer, `[T, C]`.
+    /// The rows that were asked for.
+    read: Read,
+    /// The residual stream after the last layer at those, `[N, C]`.
     last: Buffer,
-    /// The rows that were asked for, `[N]`.
-    rows: Vec<u32>,
     /// Their hidden states after the final norm, `[N, C]`.
     pub hidden: Buffer,
 }
@@ -22,14 +23,15 @@ pub struct HiddenActivations {
 impl Model {
     /// The hidden states of `rows` of a batch after the final norm, `[N, C]`; nothing is kept.
     pub fn hidden(&self, batch: &Batch, rows: &[u32]) -> Buffer {
-        self.normalised(&self.last_hidden(batch), rows)
+        self.normalised(&self.last_hidden(batch, Some(&Read::of(batch, rows))))
     }
 
     /// As [`hidden`](Self::hidden), keeping what [`backward_hidden`](Self::backward_hidden) needs.
     pub fn forward_hidden(&self, batch: &Batch, rows: &[u32]) -> HiddenActivations {
-        let (layers, last) = self.forward_layers(batch);
-        let hidden = self.normalised(&last, rows);
-        HiddenActivations { layers, last, rows: rows.to_vec(), hidden }
+        let read = Read::of(batch, rows);
+        let (layers, last) = self.forward_layers(batch, &read);
+        let hidden = self.normalised(&last);
+        HiddenActivations { layers, read, last, hidden }
     }
 
     /// From the derivative of a loss with respect to the hidden states, `[N, C]`: adds to `grads`, returns the gradient
@@ -41,7 +43,7 @@ impl Model {
         d_hidden: &[f32],
         grads: &mut Tensors,
     ) -> Buffer {
-        self.backward_rows(batch, (&a.layers, &a.last), &a.rows, d_hidden, grads)
+        self.backward_rows(batch, (&a.layers, &a.last, &a.read), d_hidden, grads)
     }
 
     /// The head on hidden states `[N, C]`: logits, `[N, L]`.
@@ -62,7 +64,7 @@ impl Model {
         Linear { weight, bias: None, inputs, outputs: labels, adapter: None }
     }
 
-    fn normalised(&self, last: &[f32], rows: &[u32]) -> Buffer {
-        self.params.final_norm.forward(&self.weights, &self.rows_of(last, rows))
+    fn normalised(&self, last: &[f32]) -> Buffer {
+        self.params.final_norm.forward(&self.weights, last)
     }
 }

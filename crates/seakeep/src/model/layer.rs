@@ -9,18 +9,25 @@
 //!
 //! Norm outputs and the activation's output are cheap to compute and large to keep: they are recomputed.
 //!
+//! Of the last layer's output not all rows are read, of a preference pair those that predict, some two in five. From attention's output on it
+//! computes those alone ([`Read`]): `T` below is then `N` for `attended`, `mid`, `gate`, `up` and what goes with them.
+//!
 //! The gradient of an input-gradient penalty needs four passes: `forward`; `backward`, which leaves the gradients inside the
 //! layer; `tangent` with `curvature`, which turns those and the tangents into *sources*; and `backward` once more, to
 //! which the sources are added on the way down. Every matrix product of the whole is done once.
 
+use std::borrow::Cow;
+
 use seakeep_kernels::activation;
 use seakeep_kernels::attention::{self, Layout, Shape};
 use seakeep_kernels::buffer::Buffer;
+use seakeep_kernels::embedding::{gather, scatter_add};
 use seakeep_kernels::rope::{self, Table, Turn};
 
 use super::blocks::{Linear, Norm, Params, add};
 use super::config::ModelConfig;
 use super::tensors::Tensors;
+use crate::batch::{self, Batch};
 
 mod tangent;
 
@@ -67,9 +74,60 @@ pub(super) struct Context<'a> {
     pub rope: Option<&'a Table>,
     pub positions: &'a [u32],
     pub layout: &'a Layout,
+    /// The rows of the output that are read, if not all.
+    pub read: Option<&'a Read>,
 }
 
-impl Context<'_> {
+/// The rows of a batch of which the last layer's output is read. One that is read twice stands here twice.
+pub(super) struct Read {
+    rows: Vec<u32>,
+    /// The batch's, for these rows.
+    dropout: Option<batch::Dropout>,
+}
+
+impl Read {
+    /// Some rows of a batch.
+    pub(super) fn of(batch: &Batch, rows: &[u32]) -> Self {
+        let of_rows = |all: &batch::Dropout| batch::Dropout {
+            p: all.p,
+            rows: rows.iter().map(|row| all.rows[*row as usize]).collect(),
+        };
+        Read { rows: rows.to_vec(), dropout: batch.dropout.as_ref().map(of_rows) }
+    }
+}
+
+impl<'a> Context<'a> {
+    /// What the part of the layer after attention reads besides activations.
+    fn after_attention(&self) -> Params<'a> {
+        match self.read {
+            None => self.weights,
+            Some(read) => Params { dropout: read.dropout.as_ref(), ..self.weights },
+        }
+    }
+
+    /// The rows of `x`, `[T, width]`, that are read.
+    fn read<'x>(&self, x: &'x Buffer, width: usize) -> Cow<'x, Buffer> {
+        let Some(Read { rows, .. }) = self.read else { return Cow::Borrowed(x) };
+        let mut out = Buffer::new(rows.len() * width, width);
+        gather(&mut out, &x[..], rows, width);
+        Cow::Owned(out)
+    }
+
+    /// Adds `d`, the gradient at the rows that are read, to `d_x`, `[T, width]`.
+    fn add_read(&self, d_x: &mut [f32], d: &[f32], width: usize) {
+        match self.read {
+            None => add(d_x, d),
+            Some(read) => scatter_add(d_x, d, &read.rows, width),
+        }
+    }
+
+    /// The gradient at all rows, `[T, width]`, from that at the rows that are read.
+    fn spread(&self, d: Buffer, width: usize) -> Buffer {
+        let Some(Read { rows, .. }) = self.read else { return d };
+        let mut d_x = Buffer::zeros(self.positions.len() * width, width);
+        scatter_add(&mut d_x, &d, rows, width);
+        d_x
+    }
     fn turn(&self, x: &mut [f32], heads: usize, turn: Turn) {
         if let Some(table) = self.rope {
             rope::rotate(x, self.positions, table, heads, self.config.head_dim, turn);
@@ -168,12 +226,17 @@ pub(super) struct LayerSources {
 }
 
 impl Layer {
-    /// Its linear maps.
+    /// Its linear maps, in the order in which they are applied.
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let Mlp { gate, up, down } = &self.mlp;
         [Some(&self.q), Some(&self.k), Some(&self.v), Some(&self.o), gate.as_ref(), Some(up), Some(down)]
             .into_iter()
             .flatten()
+    }
+
+    /// Those of them that come after attention.
+    pub(super) fn after_attention(&self) -> impl Iterator<Item = &Linear> {
+        self.linears().skip(3)
     }
 
     /// Its linear maps, to be given adapters.
@@ -208,8 +271,13 @@ impl Layer {
     }
 
     /// The input of the feed-forward layer's norm.
-    fn mlp_input<'a>(&self, cx: &Context, x: &'a [f32], mid: &'a [f32]) -> &'a [f32] {
-        if cx.config.parallel_residual { x } else { mid }
+    fn mlp_input<'a>(&self, cx: &Context, x: &'a Buffer, mid: &'a Buffer) -> Cow<'a, Buffer> {
+        if cx.config.parallel_residual { cx.read(x, cx.config.hidden) } else { Cow::Borrowed(mid) }
+    }
+
+    /// Width of what goes into `o`.
+    fn attended_width(cx: &Context) -> usize {
+        cx.config.heads * cx.config.head_dim
     }
 
     fn activate(&self, cx: &Context, gate: Option<&[f32]>, up: &[f32]) -> Buffer {
@@ -224,7 +292,8 @@ impl Layer {
     /// The layer's output, and what the other passes need.
     pub(super) fn forward(&self, cx: &Context, x: Buffer) -> (Buffer, LayerActivations) {
         let a = self.inside(cx, x);
-        let mut out = self.mlp.down.forward(cx.weights, &self.activate(cx, a.gate.as_deref(), &a.up));
+        let activated = self.activate(cx, a.gate.as_deref(), &a.up);
+        let mut out = self.mlp.down.forward(cx.after_attention(), &activated);
         add(&mut out, &a.mid);
         (out, a)
     }
@@ -237,9 +306,11 @@ impl Layer {
         let mut lse = Buffer::new(cx.positions.len() * cx.config.heads * 2, cx.config.heads * 2);
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
+        let attended = cx.read(&attended, Self::attended_width(cx)).into_owned();
+        let w = cx.after_attention();
         let mut mid = self.o.forward(w, &attended);
-        add(&mut mid, &x);
-        let n2 = self.norm2.forward(&w, self.mlp_input(cx, &x, &mid));
+        add(&mut mid, &cx.read(&x, cx.config.hidden));
+        let n2 = self.norm2.forward(&w, &self.mlp_input(cx, &x, &mid));
         let gate = self.mlp.gate.map(|gate| gate.forward(w, &n2));
         let up = self.mlp.up.forward(w, &n2);
         LayerActivations { x, raw, qkv, attended, lse, mid, gate, up }
@@ -255,10 +326,10 @@ impl Layer {
         out: Buffer,
         sources: Option<&LayerSources>,
     ) -> (Buffer, LayerGradients) {
-        let w = cx.weights;
+        let (w, after, c) = (cx.weights, cx.after_attention(), cx.config.hidden);
         let mlp_in = self.mlp_input(cx, &a.x, &a.mid);
-        let (act, n2) = self.backward_mlp(cx, grads, a, mlp_in, &out, sources);
-        let mut d_mlp_in = self.norm2.backward(&w, grads, &n2, mlp_in);
+        let (act, n2) = self.backward_mlp(cx, grads, a, &mlp_in, &out, sources);
+        let mut d_mlp_in = self.norm2.backward(&after, grads, &n2, &mlp_in);
         if let Some(s) = sources {
             add(&mut d_mlp_in, &s.mlp_in);
         }
@@ -267,7 +338,8 @@ impl Layer {
         if !cx.config.parallel_residual {
             add(&mut mid, &d_mlp_in);
         }
-        let attended = self.o.backward(w, grads, &mid, &a.attended);
+        let attended = self.o.backward(after, grads, &mid, &a.attended);
+        let attended = cx.spread(attended, Self::attended_width(cx));
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
         attention::backward(to, &attended, a.qkv.parts(), &a.lse, cx.layout, cx.shape(self.window));
@@ -280,9 +352,9 @@ impl Layer {
         self.k.backward_adding(w, grads, &qkv.k, &n1, &mut d_n1);
         self.v.backward_adding(w, grads, &qkv.v, &n1, &mut d_n1);
         let mut d_x = self.norm1.backward(&w, grads, &d_n1, &a.x);
-        add(&mut d_x, &mid);
+        cx.add_read(&mut d_x, &mid, c);
         if cx.config.parallel_residual {
-            add(&mut d_x, &d_mlp_in);
+            cx.add_read(&mut d_x, &d_mlp_in, c);
         }
         if let Some(s) = sources {
             add(&mut d_x, &s.x);
@@ -300,7 +372,7 @@ impl Layer {
         d_out: &[f32],
         sources: Option<&LayerSources>,
     ) -> (Buffer, Buffer) {
-        let w = cx.weights;
+        let w = cx.after_attention();
         let activated = self.activate(cx, a.gate.as_deref(), &a.up);
         let d_act = self.mlp.down.backward(w, grads, d_out, &activated);
         let n2 = self.norm2.forward(&w, mlp_in);

@@ -15,6 +15,7 @@
 use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::projection;
 
+use super::blocks::add;
 use super::decoder::{Activations, Model, seeds};
 use super::recompute::{KeptGradients, KeptSources};
 use super::tensors::Tensors;
@@ -50,10 +51,11 @@ impl Model {
         grads: &mut Tensors,
     ) -> (Buffer, InnerGradients) {
         let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
-        let rows = batch.predicting_rows();
-        let mut d_x = self.backward_final_norm((&a.last, &rows), &d_hidden, None, grads);
-        let (cx, mut layers) = (self.context(batch), Vec::with_capacity(self.config.layers));
-        for (layer, kept) in self.params.layers.iter().zip(&a.layers).rev() {
+        let mut d_x = self.params.final_norm.backward(&self.weights, grads, &d_hidden, &a.last);
+        let contexts = self.contexts(batch, Some(&a.read));
+        let mut layers = Vec::with_capacity(self.config.layers);
+        for (i, (layer, kept)) in self.params.layers.iter().zip(&a.layers).enumerate().rev() {
+            let cx = contexts(i);
             let a = kept.activations(layer, &cx);
             let (below, inside) = layer.backward(&cx, grads, &a, d_x, None);
             layers.push(KeptGradients::new(inside, self.gradient_checkpointing));
@@ -75,19 +77,19 @@ impl Model {
         t_embed: Buffer,
         grads: &mut Tensors,
     ) -> Tangents {
-        let (cx, w) = (self.context(batch), &self.weights);
+        let (contexts, w) = (self.contexts(batch, Some(&a.read)), &self.weights);
         let (mut t_x, mut layers) = (t_embed, Vec::with_capacity(self.config.layers));
-        for ((layer, kept), d) in self.params.layers.iter().zip(&a.layers).zip(d.layers) {
+        for (i, ((layer, kept), d)) in self.params.layers.iter().zip(&a.layers).zip(d.layers).enumerate() {
+            let cx = contexts(i);
             let a = kept.activations(layer, &cx);
             let (above, t) = layer.tangent(&cx, &a, t_x);
             layers.push(KeptSources::new(layer, &cx, grads, &a, d, t));
             t_x = above;
         }
-        let (rows, t_rows) = (self.predicting(batch, &a.last), self.predicting(batch, &t_x));
-        let hidden = self.params.final_norm.tangent(w, &rows, &t_rows);
+        let hidden = self.params.final_norm.tangent(w, &a.last, &t_x);
         let t_logps = projection::tangent(&a.d_predicted, &hidden, self.config.hidden);
         let d_hidden = self.d_hidden(a, &seeds(batch, &d.d_logps));
-        let rows = self.params.final_norm.curvature(w, grads, &d_hidden, (&rows, &t_rows));
+        let rows = self.params.final_norm.curvature(w, grads, &d_hidden, (&a.last, &t_x));
         let branch_logps = batch.branch_sums(t_logps.into_iter());
         Tangents { layers, rows, hidden, d_logps: d.d_logps, branch_logps }
     }
@@ -115,10 +117,12 @@ impl Model {
             &batch.targets(),
             &a.predicted,
         );
-        let rows = batch.predicting_rows();
-        let mut e_x = self.backward_final_norm((&a.last, &rows), &e_hidden, Some(&t.rows), grads);
-        let cx = self.context(batch);
-        for ((layer, kept), sources) in self.params.layers.iter().zip(&a.layers).zip(t.layers).rev() {
+        let mut e_x = self.params.final_norm.backward(&self.weights, grads, &e_hidden, &a.last);
+        add(&mut e_x, &t.rows);
+        let contexts = self.contexts(batch, Some(&a.read));
+        let layers = self.params.layers.iter().zip(&a.layers).zip(t.layers);
+        for (i, ((layer, kept), sources)) in layers.enumerate().rev() {
+            let cx = contexts(i);
             let a = kept.activations(layer, &cx);
             let sources = sources.sources(layer, &cx, grads, &a);
             e_x = layer.backward(&cx, grads, &a, e_x, Some(&sources)).0;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::gating::{Gating, SCORE, objective_names};
 use super::loss::{Problem, sigmoid, softmax};
 use super::rows::{LabelNames, joined};
-use crate::batch::{Batch, Sharing};
+use crate::batch::Batch;
 use crate::data::Text;
 use crate::formats::{ModelSource, SaveDtype, Tokenizer};
 use crate::model::{Family, GATED_HEAD, LABEL_HEAD, Model, ModelConfig};
@@ -203,7 +203,7 @@ impl RewardModel {
                 if let Some(gating) = &self.gating {
                     prompts.push((first + gating.position(text, &self.tokenizer)?) as u32);
                 }
-                batch.push(text, &[], Sharing::Shared);
+                batch.push_whole(text, &[]);
                 rows.push(batch.rows() as u32 - 1);
             }
             self.model.check(&batch)?;

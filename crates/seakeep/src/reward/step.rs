@@ -2,7 +2,7 @@
 
 use super::loss::{Given, Objective, Target};
 use super::model::{RewardModel, rows_of};
-use crate::batch::{Batch, Sharing};
+use crate::batch::Batch;
 use crate::model::Tensors;
 use crate::{Error, Result};
 
@@ -26,14 +26,14 @@ fn lay_out(model: &RewardModel, examples: &[Example]) -> (Batch, Vec<u32>) {
             let most = a.len().min(b.len()) - 1;
             let shared = a[..most].iter().zip(&b[..most]).take_while(|(x, y)| x == y).count();
             if shared > 0 {
-                batch.push(&a[..shared], &[&a[shared..], &b[shared..]], Sharing::Shared);
+                batch.push_whole(&a[..shared], &[&a[shared..], &b[shared..]]);
                 let last = batch.rows() as u32 - 1;
                 rows.extend([last - (b.len() - shared) as u32, last]);
                 continue;
             }
         }
         for text in texts {
-            batch.push(text, &[], Sharing::Shared);
+            batch.push_whole(text, &[]);
             rows.push(batch.rows() as u32 - 1);
         }
     }

@@ -32,7 +32,7 @@ impl Layer {
         t_x: Buffer,
     ) -> (Buffer, LayerTangents) {
         let t = self.tangent_inside(cx, a, t_x);
-        let mut out = self.mlp.down.tangent(cx.weights, &t.activated);
+        let mut out = self.mlp.down.tangent(cx.after_attention(), &t.activated);
         add(&mut out, &t.mid);
         (out, t)
     }
@@ -55,13 +55,15 @@ impl Layer {
         cx.turn(&mut q, cx.config.heads, Turn::Forth);
         cx.turn(&mut k, cx.config.kv_heads, Turn::Forth);
         let qkv = Qkv { q, k, v };
-        let mut attended = Buffer::like(&a.attended);
+        let mut attended = Buffer::like(&a.qkv.q);
         let shape = cx.shape(self.window);
         attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
+        let attended = cx.read(&attended, Self::attended_width(cx)).into_owned();
+        let w = cx.after_attention();
         let mut mid = self.o.tangent(w, &attended);
-        add(&mut mid, &x);
+        add(&mut mid, &cx.read(&x, cx.config.hidden));
         let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &x, &mid));
-        let n2 = self.norm2.tangent(&w, mlp_in.0, mlp_in.1);
+        let n2 = self.norm2.tangent(&w, &mlp_in.0, &mlp_in.1);
         let gate = self.mlp.gate.map(|gate| gate.tangent(w, &n2));
         let up = self.mlp.up.tangent(w, &n2);
         let mut activated = Buffer::like(&up);
@@ -82,11 +84,11 @@ impl Layer {
         d: LayerGradients,
         t: LayerTangents,
     ) -> LayerSources {
-        let w = cx.weights;
+        let (w, after) = (cx.weights, cx.after_attention());
         let (gate, up) = self.curvature_mlp(cx, grads, a, &d, &t);
         let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
-        let mlp_in = self.norm2.curvature(&w, grads, &d.n2, mlp_in);
-        self.o.curvature(w, grads, &d.mid, &t.attended);
+        let mlp_in = self.norm2.curvature(&after, grads, &d.n2, (&mlp_in.0, &mlp_in.1));
+        self.o.curvature(after, grads, &d.mid, &t.attended);
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
         let (qkv_a, qkv_t, shape) = (a.qkv.parts(), t.qkv.parts(), cx.shape(self.window));
@@ -114,7 +116,7 @@ impl Layer {
         d: &LayerGradients,
         t: &LayerTangents,
     ) -> (Option<Buffer>, Buffer) {
-        let (w, act) = (cx.weights, cx.config.activation);
+        let (w, act) = (cx.after_attention(), cx.config.activation);
         self.mlp.down.curvature(w, grads, &d.out, &t.activated);
         let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, Buffer::like(&a.up));
         self.mlp.up.curvature(w, grads, &d_up, &t.n2);
