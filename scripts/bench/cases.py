@@ -126,12 +126,16 @@ class Cases:
         """bf16, the reference in every step."""
         return self.on_trl(dtype="bfloat16")
 
-    def torch_wdpo(self):
+    def torch_wdpo(self, **settings):
         """WDPO by double backward."""
         sizes = self.sizes
         same = {"steps": sizes.steps, "batch": sizes.batch, "max_length": sizes.max_length}
-        made, done = self.bench.rival("wdpo", rho=RHO, **same)
+        made, done = self.bench.rival("wdpo", rho=RHO, **same, **settings)
         return {**made, "process_seconds": done.seconds, "peak_bytes": done.peak_bytes, "pairs": sizes.pairs}
+
+    def torch_wdpo_as_trl(self):
+        """The same from TRL's batches."""
+        return self.torch_wdpo(as_trl=True)
 
     # Generation ---------------------------------------------------------------------------------
 

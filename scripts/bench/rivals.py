@@ -152,9 +152,10 @@ def trl(folder, scratch, steps, batch, max_length, dtype="float32", precompute=F
 # ---------------------------------------------------------------------------------------------
 
 
-def wdpo(folder, steps, batch, max_length, rho, **_):
+def wdpo(folder, steps, batch, max_length, rho, as_trl=False, **_):
     """Steps of WDPO (paper's form, prompt shared) as PyTorch can do it: eager attention, since fused attention has no second
-    derivative; a pair at a time and nothing padded, since a batch of four does not fit; logits of predicting rows only.
+    derivative; a pair at a time and nothing padded, since a batch of four does not fit; logits of predicting rows only. With `as_trl` each
+    pair is laid out as DPOTrainer lays it out, and every position projected.
 
     The first pass' parameter gradients come out of the same call as the input gradients, so that the products are those that
     Seakeep makes too: 1 forward, 2 backward, and the backward of both.
@@ -168,7 +169,8 @@ def wdpo(folder, steps, batch, max_length, rho, **_):
     rows = first_pairs(folder, steps * batch)
     pairs = source.trl_tokens(rows, tokenizer, max_length)
     with torch.no_grad():
-        references = [margin(model, pair)[0] for pair in pairs]
+        references = [margin_unpadded(model, pair)[0] for pair in pairs]
+    margin = margin_as_trl if as_trl else margin_unpadded
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
     times, losses = [], []
@@ -196,7 +198,7 @@ def wdpo(folder, steps, batch, max_length, rho, **_):
     return {"train_seconds": sum(times), "step_seconds": times, "losses": losses}
 
 
-def margin(model, pair):
+def margin_unpadded(model, pair):
     """(log-prob of chosen minus rejected, the input embeddings of prompt, chosen and rejected)."""
     import common
 
@@ -208,6 +210,25 @@ def margin(model, pair):
 
     h = logp(chosen, pair["chosen"]) - logp(rejected, pair["rejected"])
     return h, (prompt, chosen, rejected)
+
+
+def margin_as_trl(model, pair):
+    """The same from one batch of two texts, each with its prompt, padded to the longer; logits of every position."""
+    import common
+
+    prompt, chosen, rejected = inputs = [common.embed(model, pair[part]) for part in ("prompt", "chosen", "rejected")]
+    longest = len(prompt) + max(len(chosen), len(rejected))
+    texts, mask, targets = [], torch.zeros(2, longest, dtype=torch.long), torch.full((2, longest), -1)
+    for i, (completion, part) in enumerate([(chosen, "chosen"), (rejected, "rejected")]):
+        length = len(prompt) + len(completion)
+        texts.append(torch.cat([prompt, completion, prompt.new_zeros(longest - length, prompt.shape[1])]))
+        mask[i, :length] = 1
+        targets[i, len(prompt) : length] = torch.as_tensor(pair[part])
+    logits = model(inputs_embeds=torch.stack(texts), attention_mask=mask, use_cache=False).logits[:, :-1]
+    targets = targets[:, 1:]
+    logps = logits.log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    logps = torch.where(targets >= 0, logps, 0.0).sum(1)
+    return logps[0] - logps[1], inputs
 
 
 # ---------------------------------------------------------------------------------------------

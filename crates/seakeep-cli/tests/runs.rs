@@ -281,6 +281,22 @@ fn a_resumed_run_ends_as_the_uninterrupted_one_and_another_run_is_refused() {
     }
     let listed = place.succeed(&["inspect", "checkpoint", "parts"]).stdout;
     assert_eq!(listed.lines().count(), 2, "{listed}");
+
+    // A bit that has turned in what is resumed from.
+    for name in ["model.safetensors", "optimizer.safetensors"] {
+        let path = place.path("parts/checkpoint-2").join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let resume = ["--output_dir", "damaged", "--resume_from_checkpoint", "parts/checkpoint-2"];
+        let expected = [name, "not what was saved", "resume from another checkpoint"];
+        place.fail(&[&TRAIN[..], &FOUR_STEPS, &logging, &resume].concat(), 1, &expected);
+        place.fail(&["inspect", "checkpoint", "parts/checkpoint-2"], 1, &expected);
+        bytes[middle] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    place.succeed(&["inspect", "checkpoint", "parts/checkpoint-2"]);
 }
 
 #[test]

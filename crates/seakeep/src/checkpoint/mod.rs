@@ -5,13 +5,15 @@
 //!     config.json  model.safetensors  tokenizer ...   the policy, as transformers loads it (always f32);
 //!     adapter_config.json  adapter_model.safetensors  of a policy with adapters these alone, as PEFT loads them
 //!     optimizer.safetensors                           exp_avg/NAME and exp_avg_sq/NAME, in-memory layout
-//!     trainer_state.json                              step, tokens, the settings of the run
+//!     trainer_state.json                              step, tokens, the settings of the run, fingerprints of the files above
 //!     reference.safetensors                           what the reference says of each row
 //! ```
 //! The order of the data is a function of the seed and the step, so no generator state is needed.
 
+mod files;
 mod reference;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,9 @@ pub struct TrainerState {
     /// The weights below the adapters that are trained, if such are: a checkpoint does not hold them.
     #[serde(default)]
     pub base: Option<String>,
+    /// Fingerprints of a checkpoint's files of tensors, by name; of checkpoints from before there were any, none.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
 }
 
 /// Logged values, summed over the steps since the last line of the log.
@@ -171,7 +176,8 @@ pub fn save(
     save_model(directory.path(), model, source, SaveDtype::F32)?;
     save_optimizer(&directory.path().join("optimizer.safetensors"), model, optimizer)?;
     reference.save(&directory.path().join(REFERENCE))?;
-    write_json(&directory.path().join("trainer_state.json"), state)?;
+    let state = TrainerState { files: files::fingerprints(directory.path())?, ..state.clone() };
+    write_json(&directory.path().join("trainer_state.json"), &state)?;
     directory.replace()
 }
 
@@ -249,6 +255,14 @@ pub fn load_state(directory: &Path) -> Result<TrainerState> {
     Ok(state)
 }
 
+/// Checks that a checkpoint's files of tensors are those that were saved.
+///
+/// # Errors
+/// One that is missing or has another content, by name.
+pub fn check_files(directory: &Path, state: &TrainerState) -> Result<()> {
+    files::check(directory, &state.files)
+}
+
 /// What a checkpoint gives back.
 pub struct Restored {
     /// The policy.
@@ -266,7 +280,7 @@ pub struct Restored {
 ///
 /// # Errors
 /// A directory that is not a checkpoint, one of a run with other settings (each difference is named), or files that
-/// do not fit each other.
+/// do not fit each other or are not what was saved.
 pub fn load(
     directory: &Path,
     settings: &Map<String, Value>,
@@ -297,6 +311,7 @@ pub fn load(
         let what = format!("trainer_state.json says step {}, the directory's name another", state.step);
         return Err(Error::format(directory, what));
     }
+    check_files(directory, &state)?;
     let model = if AdapterFiles::are_in(directory) {
         let mut model = Model::load_in(source, numbers)?;
         if state.base.as_ref().is_some_and(|base| *base != name_of(&model)) {

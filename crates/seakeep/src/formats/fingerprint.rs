@@ -4,6 +4,13 @@
 //! twenty-line hash without a dependency is enough. The same content gives the same name on every
 //! machine and in every release.
 
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::mapped;
+use crate::Result;
+
 /// Incremental 128-bit FNV-1a.
 #[derive(Clone, Debug)]
 pub struct Fingerprint(u128);
@@ -21,6 +28,24 @@ impl Fingerprint {
     /// An empty fingerprint.
     pub fn new() -> Fingerprint {
         Fingerprint::default()
+    }
+
+    /// Of a file's content, in words and in parts, so that gigabytes take seconds.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn of_file(path: &Path) -> Result<Fingerprint> {
+        const PART: usize = 4 << 20;
+        let map = mapped::open(path)?;
+        let of_part = |part: &[u8]| {
+            let (words, rest) = part.as_chunks::<4>();
+            let print =
+                Fingerprint::new().words(words.iter().map(|word| u32::from_le_bytes(*word))).field(rest);
+            mapped::release(&map, part);
+            print.number()
+        };
+        let parts: Vec<u128> = map.par_chunks(PART).map(of_part).collect();
+        Ok(parts.iter().fold(Fingerprint::new(), |print, part| print.field(&part.to_le_bytes())))
     }
 
     /// Adds one field. The length goes in too, so that ("ab", "c") and ("a", "bc") differ.
@@ -65,6 +90,25 @@ mod tests {
         assert_eq!(hash.hex(), "6c62272e07bb014262b821756295c58d");
         hash.absorb(b"a");
         assert_eq!(hash.hex(), "d228cb696f1a8caf78912b704e4a8964");
+    }
+
+    #[test]
+    fn a_file_has_another_name_with_every_bit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let of = |bytes: &[u8]| {
+            std::fs::write(file.path(), bytes).unwrap();
+            Fingerprint::of_file(file.path()).unwrap().hex()
+        };
+        let bytes = vec![7; (4 << 20) + 11];
+        let all = of(&bytes);
+        assert_eq!(all, of(&bytes));
+        for (at, bit) in [(0, 1), (5, 128), ((4 << 20) - 1, 1), (4 << 20, 2), ((4 << 20) + 10, 64)] {
+            let mut other = bytes.clone();
+            other[at] ^= bit;
+            assert_ne!(of(&other), all, "byte {at}");
+        }
+        assert_ne!(of(&bytes[..bytes.len() - 1]), all);
+        assert_eq!(of(&[]), Fingerprint::new().hex());
     }
 
     #[test]

@@ -159,6 +159,7 @@ impl<'a> Run<'a> {
                     groups: Groups::of((0..train.len()).map(|i| train.group(i).map(str::to_string))),
                     settings,
                     base: options.lora.as_ref().map(|_| reference::weights(&model)),
+                    files: Default::default(),
                 };
                 (model, optimizer, state, ReferenceScores::default())
             }
