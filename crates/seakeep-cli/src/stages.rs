@@ -164,18 +164,25 @@ impl Marks {
         output::emit(Some(&self.path(stage)), &text)
     }
 
-    /// The mark of a stage that is done.
+    /// The mark of a stage that is done, and whose output is still there.
     ///
     /// # Errors
     /// [`Error::Usage`] where it was done with other flags or files.
     pub fn done(&self, stage: &Stage) -> Result<Option<Mark>> {
         let Some(mark) = self.read(stage)?.filter(|mark| mark.seconds.is_some()) else { return Ok(None) };
+        if stage.output().is_some_and(|output| self.is_watched(&output) && !output.exists()) {
+            return Ok(None);
+        }
         match self.difference(stage, &mark) {
             None => Ok(Some(mark)),
             // It has marks of its own, and does what is not done.
             Some(_) if stage.args[0] == "sweep" && stage.args == mark.args => Ok(None),
             Some(what) => Err(Error::Usage(format!("stage `{}` was done before, but {what}", stage.name))),
         }
+    }
+
+    fn is_watched(&self, path: &Path) -> bool {
+        !self.unwatched.as_ref().is_some_and(|place| path.starts_with(place))
     }
 
     fn difference(&self, stage: &Stage, mark: &Mark) -> Option<String> {
@@ -206,8 +213,8 @@ impl Marks {
         let named =
             stage.args.iter().skip(1).map(|arg| arg.split_once('=').map_or(arg.as_str(), |(_, path)| path));
         let watched = |arg: &&str| {
-            let unwatched = self.unwatched.iter().chain(&own).any(|place| Path::new(arg).starts_with(place));
-            !unwatched && (arg.contains('*') || Path::new(arg).exists())
+            let is_own = own.as_ref().is_some_and(|own| Path::new(arg).starts_with(own));
+            !is_own && self.is_watched(Path::new(arg)) && (arg.contains('*') || Path::new(arg).exists())
         };
         named.filter(watched).filter_map(|path| Some((path.to_string(), content(path)?))).collect()
     }

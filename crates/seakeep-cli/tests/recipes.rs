@@ -167,6 +167,16 @@ fn a_recipe_goes_on_where_it_was() {
     let again = place.succeed(&["run", "recipe.toml"]);
     assert!(again.stderr.contains("[2/2] train: done before"), "{}", again.stderr);
 
+    // What a stage made and is gone is made again, to the same bytes: what follows stays done.
+    std::fs::remove_dir_all(place.path("out/model")).unwrap();
+    let again = place.succeed(&["run", "recipe.toml"]);
+    assert!(
+        again.stderr.contains("[1/2] model: seakeep init")
+            && again.stderr.contains("[2/2] train: done before"),
+        "{}",
+        again.stderr
+    );
+
     // An interrupted stage has begun: it is done again, to the same bytes.
     interrupted(&place, "out/stages/train.mark.json");
     place.succeed(&["run", "recipe.toml"]);
@@ -259,6 +269,8 @@ fn a_bad_recipe_is_refused_before_anything_runs() {
     );
     place.write("recipe.toml", RECIPE);
     place.fail(&["run", "recipe.toml", "--from", "trian"], 2, &["did you mean `train`?"]);
+    let backwards = ["run", "recipe.toml", "--from", "train", "--until", "model"];
+    place.fail(&backwards, 2, &["stage `model` comes before `train`"]);
     place.fail(&["run", "recipe.toml", "--set", "stepz=3"], 2, &["the recipe has: steps, data"]);
 }
 

@@ -300,6 +300,27 @@ fn a_resumed_run_ends_as_the_uninterrupted_one_and_another_run_is_refused() {
 }
 
 #[test]
+fn a_weight_too_large_for_the_save_dtype_does_not_lose_the_run() {
+    let place = Place::new();
+    let path = place.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let end = tensors["model.embed_tokens.weight"]["data_offsets"][1].as_u64().unwrap() as usize;
+    bytes[header + end - 4..header + end].copy_from_slice(&7e4f32.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let half = ["--output_dir", "half", "--save_dtype", "float16"];
+    let run = place.succeed(&[&TRAIN[..], &FOUR_STEPS, &half].concat());
+    assert!(
+        run.stderr.contains("float16 cannot hold: the model is saved in float32")
+            && run.stderr.contains("model.embed_tokens.weight"),
+        "{}",
+        run.stderr
+    );
+    assert!(place.read("half/config.json").contains("\"float32\""));
+}
+
+#[test]
 fn the_model_is_not_overwritten_by_what_is_trained_from_it() {
     let place = Place::new();
     let before = std::fs::read(place.path("model/model.safetensors")).unwrap();
