@@ -195,7 +195,7 @@ fn a_step_moves_adapters_alone() {
     AdamW { weight_decay: 0.1, ..AdamW::default() }.step(
         &model.map,
         &mut model.weights,
-        &grads,
+        (&grads, 1.0),
         &mut state,
         0.1,
     );

@@ -160,7 +160,7 @@ fn steps_smaller_than_the_last_digit_of_bf16_are_not_lost() {
         let mut state = AdamWState::new(&model.map, &AdamW::default());
         for _ in 0..20 {
             // Each step is lr long: far less than half of the last digit of most weights (2^-9 of about 0.2).
-            AdamW::default().step(&model.map, &mut model.weights, &grads, &mut state, 1e-5);
+            AdamW::default().step(&model.map, &mut model.weights, (&grads, 1.0), &mut state, 1e-5);
         }
         model
     };

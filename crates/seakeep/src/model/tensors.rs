@@ -244,13 +244,6 @@ impl Tensors {
         });
     }
 
-    /// Multiplies every element.
-    pub fn scale(&mut self, factor: f32) {
-        self.0.par_iter_mut().for_each(|t| {
-            t.par_chunks_mut(1 << 16).for_each(|t| t.iter_mut().for_each(|x| *x *= factor));
-        });
-    }
-
     /// Euclidean norm over all parameters; squares are summed in a fixed order, from 256 on in f64.
     pub fn norm(&self) -> f64 {
         let of = |t: &Vec<f32>| {

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use half::bf16;
+use seakeep_kernels::vectorise;
 
 use super::moments::Moments;
 use crate::model::{ParamSpec, Stored, TensorMap, Tensors, Weights};
@@ -54,7 +55,7 @@ impl AdamWState {
 const PIECE: usize = 1 << 15;
 
 impl AdamW {
-    /// One step:
+    /// One step on `factor` (see [`clipping`]) times the gradients:
     ///
     /// ```text
     /// w -= lr decay w;   m = b1 m + (1 - b1) g;   s = b2 s + (1 - b2) g^2
@@ -70,7 +71,7 @@ impl AdamW {
         &self,
         map: &TensorMap,
         weights: &mut Weights,
-        grads: &Tensors,
+        (grads, factor): (&Tensors, f32),
         state: &mut AdamWState,
         lr: f64,
     ) {
@@ -87,11 +88,14 @@ impl AdamW {
             for (tensor, ((((w, g), m), s), spec)) in tensors {
                 let keep = if spec.decays { (1.0 - lr * self.weight_decay) as f32 } else { 1.0 };
                 let update = |w: &mut [f32], g: &[f32], m: &mut [f32], s: &mut [f32]| {
-                    for i in 0..w.len() {
-                        m[i] = b1 * m[i] + c1 * g[i];
-                        s[i] = b2 * s[i] + c2 * g[i] * g[i];
+                    let n = w.len();
+                    let (g, m, s) = (&g[..n], &mut m[..n], &mut s[..n]);
+                    vectorise!(for i in 0..n {
+                        let g = factor * g[i];
+                        m[i] = b1 * m[i] + c1 * g;
+                        s[i] = b2 * s[i] + c2 * g * g;
                         w[i] = keep * w[i] - step_size * m[i] / (s[i].sqrt() / root + eps);
-                    }
+                    });
                 };
                 let moments =
                     m.parts_mut(PIECE).into_par_iter().zip(s.parts_mut(PIECE)).zip(g.par_chunks(PIECE));
@@ -129,11 +133,45 @@ fn rounded_at_random(x: f32, place: [u32; 3]) -> bf16 {
     bf16::from_bits(((x.to_bits() + random) >> 16) as u16)
 }
 
-/// Shortens the gradient to length `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_`; `norm` is its
-/// length. 0 switches clipping off.
-pub fn clip(grads: &mut Tensors, norm: f64, max_norm: f64) {
+/// The factor that shortens a gradient of length `norm` to `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_`. A `max_norm`
+/// of 0 switches clipping off.
+pub fn clipping(norm: f64, max_norm: f64) -> f32 {
     let factor = max_norm / (norm + 1e-6);
-    if max_norm > 0.0 && factor < 1.0 {
-        grads.scale(factor as f32);
+    if max_norm > 0.0 && factor < 1.0 { factor as f32 } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::Model;
+
+    #[test]
+    fn a_clipped_step_is_a_step_on_the_shortened_gradient() {
+        assert_eq!((clipping(0.5, 1.0), clipping(5.0, 0.0)), (1.0, 1.0));
+        assert!((clipping(5.0, 2.0) - 0.4).abs() < 1e-6);
+        let config = json!({
+            "model_type": "llama", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8
+        });
+        let stepped = |scale: f32, factor: f32| {
+            let mut model = Model::random(&config, 1).unwrap();
+            let (adamw, mut grads) =
+                (AdamW { weight_decay: 0.1, ..AdamW::default() }, Tensors::zeros(&model.map));
+            grads.iter_mut().flatten().enumerate().for_each(|(i, g)| *g = scale * (i % 7) as f32);
+            let mut state = AdamWState::new(&model.map, &adamw);
+            for _ in 0..3 {
+                adamw.step(&model.map, &mut model.weights, (&grads, factor), &mut state, 1e-2);
+            }
+            model.weights
+        };
+        let (one, other) = (stepped(0.25, 1.0), stepped(1.0, 0.25));
+        for (a, b) in one.iter().zip(other.iter()) {
+            let mut values = [vec![0.0; a.elements().len()], vec![0.0; a.elements().len()]];
+            a.elements().read(0, &mut values[0]);
+            b.elements().read(0, &mut values[1]);
+            assert_eq!(values[0], values[1]);
+        }
     }
 }

@@ -4,6 +4,6 @@ mod adamw;
 mod moments;
 mod schedule;
 
-pub use adamw::{AdamW, AdamWState, clip};
+pub use adamw::{AdamW, AdamWState, clipping};
 pub use moments::Moments;
 pub use schedule::{Schedule, Warmup};

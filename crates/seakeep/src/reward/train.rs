@@ -12,7 +12,7 @@ use super::texts::Texts;
 use crate::checkpoint::Interval;
 use crate::formats::{ModelSource, SaveDtype};
 use crate::model::Tensors;
-use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clip};
+use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clipping};
 use crate::progress::{Progress, Silent};
 use crate::train::data::Visits;
 use crate::train::log::MetricsLog;
@@ -282,10 +282,10 @@ impl Run<'_> {
         if !norm.is_finite() {
             return Err(Error::NonFinite(format!("the gradient's length is {norm}")));
         }
-        clip(grads, norm, options.max_grad_norm);
         let learning_rate = options.learning_rate * options.schedule.factor(options.warmup, step, total);
         let model = &mut self.model.model;
-        options.optimizer.step(&model.map, &mut model.weights, grads, optimizer, learning_rate);
+        let clipped = (&*grads, clipping(norm, options.max_grad_norm));
+        options.optimizer.step(&model.map, &mut model.weights, clipped, optimizer, learning_rate);
         Ok((out, norm, learning_rate))
     }
 

@@ -20,7 +20,7 @@ use crate::formats::{ModelSource, SaveDtype};
 use crate::logps::{BranchLogps, Facts};
 use crate::model::{Model, Sizes};
 use crate::objective::{Context, Groups, Scored};
-use crate::optim::{AdamWState, clip};
+use crate::optim::{AdamWState, clipping};
 use crate::progress::{Progress, Silent};
 use crate::reference::{self, Known, Reference};
 use crate::scoring::{Layout, check_lengths, score_rows};
@@ -272,11 +272,11 @@ impl<'a> Run<'a> {
         let out =
             gradient(&self.model, &options.objective, &global, options.per_device_train_batch_size, grads)?;
         let grad_norm = finite(grads.total.norm())?;
-        clip(&mut grads.total, grad_norm, options.max_grad_norm);
         let factor = options.schedule.factor(options.warmup, self.state.step, self.state.total_steps);
         let learning_rate = options.learning_rate * factor;
         let (map, weights, optimizer) = (&self.model.map, &mut self.model.weights, &mut self.optimizer);
-        options.optimizer.step(map, weights, &grads.total, optimizer, learning_rate);
+        let clipped = (&grads.total, clipping(grad_norm, options.max_grad_norm));
+        options.optimizer.step(map, weights, clipped, optimizer, learning_rate);
         if let Some(groups) = &out.groups {
             self.state.groups = groups.clone();
         }

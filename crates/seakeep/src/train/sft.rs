@@ -3,7 +3,7 @@
 
 use crate::batch::{Batch, Sharing};
 use crate::model::{Model, Tensors};
-use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clip};
+use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clipping};
 use crate::progress::Progress;
 use crate::train::data::Visits;
 use crate::{Error, Result};
@@ -54,11 +54,9 @@ pub fn sft(
         }
         grads.clear();
         model.backward(&batch, &activations, &vec![-1.0 / tokens; batch.branches], &mut grads);
-        let norm = grads.norm();
-        clip(&mut grads, norm, 1.0);
         let lr =
             options.learning_rate * Schedule::Linear.factor(Warmup::Ratio(0.1), step + 1, options.steps + 1);
-        adamw.step(&model.map, &mut model.weights, &grads, &mut state, lr);
+        adamw.step(&model.map, &mut model.weights, (&grads, clipping(grads.norm(), 1.0)), &mut state, lr);
         losses.push(loss);
         progress.advance(1, &format!("loss {loss:.3}"));
     }
