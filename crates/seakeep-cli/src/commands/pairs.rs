@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::ValueParser;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use seakeep::formats::{AtomicDir, write_atomic};
 use seakeep::preferences::{Card, Form, Labels, PairOptions, Spread, make_pairs, read_completions};
@@ -99,6 +100,13 @@ fn options(matches: &ArgMatches) -> Result<PairOptions> {
     };
     let keep = args::texts(matches, "keep");
     let pairs = matches.get_one::<usize>("pairs_per_prompt").copied().unwrap_or(1);
+    if word("labels") == "best_worst"
+        && matches.value_source("pairs_per_prompt") != Some(ValueSource::DefaultValue)
+    {
+        return Err(Error::Usage(
+            "--pairs_per_prompt without effect: --labels best_worst makes one pair of each prompt".into(),
+        ));
+    }
     let options = PairOptions {
         weights: weights(&word("weights"))?,
         form: if word("mixture") == "geometric" { Form::Geometric } else { Form::Convex },

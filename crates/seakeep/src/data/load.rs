@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rayon::prelude::*;
 
@@ -22,6 +22,9 @@ use crate::progress::Progress;
 const VERSION: &str = "1";
 /// Rows that a thread is handed at a time; a few times as many are in memory.
 const PIECE: usize = 512;
+
+/// Tokens that no run has asked for in this time are removed when a run adds others: a month.
+const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What is to be loaded, and how.
 pub struct Loading<'a> {
@@ -60,7 +63,10 @@ impl Loading<'_> {
         let (path, made_from) = (directory.join(self.name()), self.made_from(&files)?);
         if path.is_file() {
             match Rows::open(&path) {
-                Ok(rows) if rows.made_from() == made_from => return Ok((rows, true)),
+                Ok(rows) if rows.made_from() == made_from => {
+                    note_use(&path);
+                    return Ok((rows, true));
+                }
                 // The data changed since.
                 Ok(_) => {}
                 Err(e) => progress.note(&format!("{e}; they are made anew")),
@@ -81,7 +87,10 @@ impl Loading<'_> {
                 })
             });
         match written {
-            Ok(()) => Ok((Rows::open(&path)?, false)),
+            Ok(()) => {
+                remove_unused(directory);
+                Ok((Rows::open(&path)?, false))
+            }
             Err(Error::Io { path: at, source, action }) if at == path || at == directory => {
                 let e = Error::Io { path: at, source, action };
                 progress.note(&format!("tokens are kept in memory and not for other runs: {e}"));
@@ -205,6 +214,24 @@ fn read(
         }
     }
     let _ = to.send(Ok(piece));
+}
+
+/// A cache's file tells by its time when it was last asked for. Where that cannot be set, it is made again some day.
+fn note_use(path: &Path) {
+    let _ = std::fs::File::options().append(true).open(path).and_then(|f| f.set_modified(SystemTime::now()));
+}
+
+/// Removes the tokens in `directory` that have not been asked for in a long time. What cannot be removed does no harm.
+fn remove_unused(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_ours =
+            name.to_str().is_some_and(|name| name.starts_with("tokens-") && name.ends_with(".rows"));
+        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        if is_ours && age.is_some_and(|age| age > UNUSED) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -201,3 +201,30 @@ fn the_first_bad_row_in_the_files_order_is_named_and_nothing_is_kept() {
     let error = place.load("train", false, None, &mut Silent).err().unwrap().to_string();
     assert!(error.contains("the file is empty"), "{error}");
 }
+
+#[test]
+fn tokens_that_nobody_asks_for_are_removed_when_others_are_added() {
+    let place = Place::new();
+    let load = |split: &str| place.load(split, false, Some(&place.cache()), &mut Silent).unwrap().1;
+    let files = || {
+        let names = std::fs::read_dir(place.cache()).unwrap().map(|e| e.unwrap().path());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let age = |path: &Path| {
+        let long_ago = SystemTime::now() - UNUSED - Duration::from_secs(60);
+        std::fs::File::options().append(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    };
+    assert!(!load("train[:10]"));
+    let first = files().pop_first().unwrap();
+    assert!(!load("train[:20]"));
+    files().iter().for_each(|path| age(path));
+    std::fs::write(place.cache().join("tokens-of-mine.txt"), "kept").unwrap();
+    age(&place.cache().join("tokens-of-mine.txt"));
+    // One is asked for again; the other is not.
+    assert!(load("train[:10]"));
+    assert!(!load("train[:30]"));
+    let left = files();
+    assert!(left.len() == 3 && left.contains(&first), "{left:?}");
+    assert!(left.contains(&place.cache().join("tokens-of-mine.txt")));
+    assert!(load("train[:10]") && load("train[:30]") && !load("train[:20]"));
+}
