@@ -2,7 +2,8 @@
 //!
 //! A stage leaves a mark when it begins and completes it when it is done: its flags and the fingerprints of the files that
 //! they name. On the next start a stage that is done is passed over; where flags or files are no longer those of the
-//! mark, that is an error that says which, because results of different settings would stand side by side. Only what a mark
+//! mark, that is an error that says which, because results of different settings would stand side by side. A stage whose output is
+//! gone is not done: it is done again, and those that read it stay done if it comes out as it was. Only what a mark
 //! says a stage has begun to write is ever removed.
 
 use std::collections::BTreeMap;
@@ -170,7 +171,9 @@ impl Marks {
     /// [`Error::Usage`] where it was done with other flags or files.
     pub fn done(&self, stage: &Stage) -> Result<Option<Mark>> {
         let Some(mark) = self.read(stage)?.filter(|mark| mark.seconds.is_some()) else { return Ok(None) };
-        if stage.output().is_some_and(|output| self.is_watched(&output) && !output.exists()) {
+        if let Some(output) = stage.output().filter(|output| self.is_watched(output))
+            && (!output.try_exists().map_err(Error::io("look at", &output))? || is_empty(&output))
+        {
             return Ok(None);
         }
         match self.difference(stage, &mark) {
@@ -251,6 +254,11 @@ impl Marks {
     }
 }
 
+/// A directory with nothing in it.
+fn is_empty(path: &Path) -> bool {
+    std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 /// A file, or a directory with something in it.
 fn holds_something(path: &Path) -> bool {
     path.is_file() || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
@@ -304,7 +312,8 @@ fn content(spec: &str) -> Option<String> {
         names = std::fs::read_dir(path)
             .ok()?
             .filter_map(|e| Some(e.ok()?.path()))
-            .filter(|p| p.is_file())
+            // It tells how long the run took: a run that is made again, to the same model, would be another.
+            .filter(|p| p.is_file() && !p.ends_with("training_args.json"))
             .collect();
         names.sort();
     }

@@ -177,6 +177,25 @@ fn a_recipe_goes_on_where_it_was() {
         again.stderr
     );
 
+    // So is a trained one, though it tells how long it took: what reads it stays done.
+    let chain = format!(
+        "{RECIPE}\n{}",
+        RECIPE[RECIPE.rfind("[[stages]]").unwrap()..]
+            .replace("\"train\"\ncommand", "\"further\"\ncommand")
+            .replace("{out}/policy", "{out}/further")
+            .replace("{out}/model", "{out}/policy")
+    );
+    place.write("chain.toml", &chain);
+    place.succeed(&["run", "chain.toml"]);
+    std::fs::remove_dir_all(place.path("out/policy")).unwrap();
+    let again = place.succeed(&["run", "chain.toml"]);
+    assert!(
+        again.stderr.contains("[2/3] train: seakeep train")
+            && again.stderr.contains("[3/3] further: done before"),
+        "{}",
+        again.stderr
+    );
+
     // An interrupted stage has begun: it is done again, to the same bytes.
     interrupted(&place, "out/stages/train.mark.json");
     place.succeed(&["run", "recipe.toml"]);

@@ -28,7 +28,9 @@ fn passes(c: &mut Criterion) {
     // Weights, both moments and gradients are read, all but the last written.
     group.throughput(Throughput::Bytes(7 * bytes));
     group.bench_function("adamw", |b| {
-        b.iter(|| AdamW::default().step(&model.map, black_box(&mut model.weights), &grads, &mut state, 1e-6));
+        b.iter(|| {
+            AdamW::default().step(&model.map, black_box(&mut model.weights), (&grads, 1.0), &mut state, 1e-6)
+        });
     });
     group.throughput(Throughput::Bytes(bytes));
     group.bench_function("norm", |b| b.iter(|| black_box(grads.norm())));

@@ -189,7 +189,7 @@ impl Scores {
     ) -> Result<()> {
         let batch = layout.lay_out(part.iter().copied());
         // Lengths were checked before, where the row has a name.
-        model.check_tokens(&batch.tokens)?;
+        model.check_batch_tokens(&batch)?;
         let prompts = if with_features { prompt_rows(part, &batch) } else { Vec::new() };
         // On a thread of the pool, as a training step.
         let (predicted, features) = rayon::scope(|_| model.predictions_and_means(&batch, &prompts));

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use seakeep::batch::{Batch, Sharing};
-use seakeep::formats::ModelSource;
-use seakeep::model::{Model, Tensors};
+use seakeep::formats::{LoraConfig, ModelSource};
+use seakeep::model::{Model, Stored, Tensors};
 use seakeep_kernels::projection::Predicted;
 
 const PROMPTS: [&[u32]; 3] = [&[1, 7, 30, 12, 5], &[3], &[9, 9, 2, 21, 33, 17, 8]];
@@ -83,6 +83,70 @@ fn rows_that_nothing_reads_change_nothing() {
         let n = short.predictions.len();
         assert_eq!(logps(&model.predictions(&short)), logps(&model.predictions(&long))[..n], "{case}");
     }
+}
+
+#[test]
+fn dropout_after_the_last_attention_is_that_of_the_rows() {
+    for case in ["llama", "gpt_neox"] {
+        let mut model = model(case);
+        model.add_adapters(&LoraConfig::plain(2, 8.0), 7).unwrap();
+        let own: Vec<bool> = model.map.params.iter().map(|p| p.trainable).collect();
+        let move_by = |model: &mut Model, by: &dyn Fn(usize, usize) -> f32| {
+            for (k, (stored, _)) in
+                model.weights.iter_mut().zip(&own).enumerate().filter(|(_, (_, own))| **own)
+            {
+                let Stored::F32(values) = stored else { panic!("adapters are in f32") };
+                values.iter_mut().enumerate().for_each(|(i, x)| *x += by(k, i));
+            }
+        };
+        // What adapters add is 0 until their second half has moved.
+        move_by(&mut model, &|_, i| 0.1 * ((i % 5) as f32 - 2.0));
+        let mut batch = batch(0..3, Sharing::Shared);
+        let without = logps(&model, &batch);
+        batch.drop_out(0.3, 11, 0);
+        let all = model.predictions_and_means(&batch, &[0..batch.rows()]).0;
+        let with = logps(&model, &batch);
+        assert_ne!(with, without, "{case}");
+        assert_eq!(with, batch.branch_sums(all.iter().map(|p| p.logp)), "{case}");
+        // The gradient under these masks, along a direction, against differences.
+        let seeds: Vec<f64> = (0..batch.branches).map(|b| 0.3 - 0.2 * b as f64).collect();
+        let mut grads = Tensors::of_trainable(&model.map);
+        model.backward(&batch, &model.forward(&batch), &seeds, &mut grads);
+        let along = |k: usize, i: usize| (((k * 31 + i * 7) % 11) as f32 - 5.0) * 2e-4;
+        let of = |(k, g): (usize, &[f32])| -> f64 {
+            g.iter().enumerate().map(|(i, g)| (*g * along(k, i)) as f64).sum()
+        };
+        let expected: f64 = grads.iter().enumerate().map(of).sum();
+        let mut at = |scale: f32| {
+            move_by(&mut model, &|k, i| scale * along(k, i));
+            logps(&model, &batch).iter().zip(&seeds).map(|(l, s)| l * s).sum::<f64>()
+        };
+        let (above, below) = (at(1.0), at(-2.0));
+        let found = (above - below) / 2.0;
+        // Third derivatives and f32's rounding of log-probabilities of some tens of nats.
+        assert!((found - expected).abs() <= 1e-2 * expected.abs().max(1e-2), "{case}: {found}, {expected}");
+    }
+}
+
+#[test]
+fn a_token_that_is_only_predicted_must_exist_too() {
+    let model = model("llama");
+    let vocabulary = model.config.vocab_size as u32;
+    for completion in [&[4, vocabulary][..], &[vocabulary]] {
+        let mut batch = Batch::default();
+        batch.push(&[1, 2], &[completion], Sharing::Shared);
+        let message = model.check(&batch).unwrap_err().to_string();
+        assert!(message.contains("do not belong together"), "{message}");
+    }
+}
+
+#[test]
+fn a_batch_that_predicts_nothing_is_none_the_worse() {
+    let model = model("llama");
+    let mut silent = Batch::default();
+    silent.push(&[5, 6], &[&[], &[]], Sharing::Shared);
+    assert_eq!((silent.rows(), logps(&model, &silent)), (2, vec![0.0, 0.0]));
+    assert_eq!(gradient(&model, &silent).norm(), 0.0);
 }
 
 #[test]

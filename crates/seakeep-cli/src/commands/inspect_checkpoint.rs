@@ -34,8 +34,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let found = checkpoint::list(directory);
     if found.is_empty() {
         let state = checkpoint::load_state(directory)?;
-        checkpoint::check_files(directory, &state)?;
-        return output::print(&format!("{}\nfiles\n{}", describe(&state), files(directory)?));
+        output::print(&format!("{}\nfiles\n{}", describe(&state), files(directory)?))?;
+        return checkpoint::check_files(directory, &state);
     }
     let mut text = String::new();
     for (_, path) in found {

@@ -29,11 +29,11 @@ pub(super) fn check(directory: &Path, expected: &BTreeMap<String, String>) -> Re
         if !path.is_file() {
             return Err(Error::format(
                 directory,
-                format!("{name} is missing; resume from another checkpoint"),
+                format!("{name} is missing; resume from another checkpoint, or remove this one"),
             ));
         }
         if Fingerprint::of_file(&path)?.hex() != *print {
-            let what = "not what was saved: the file was damaged or replaced; resume from another checkpoint";
+            let what = "not what was saved: the file was damaged or replaced; resume from another checkpoint, or remove this one";
             return Err(Error::format(path, what));
         }
     }

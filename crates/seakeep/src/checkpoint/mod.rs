@@ -28,6 +28,7 @@ use crate::formats::{
 use crate::model::{Model, Numbers};
 use crate::objective::Groups;
 use crate::optim::{AdamW, AdamWState, Moments};
+use crate::progress::Progress;
 use crate::{Error, Result};
 
 /// The layout of `trainer_state.json` that this program writes.
@@ -129,6 +130,26 @@ pub fn save_model(directory: &Path, model: &Model, source: &ModelSource, dtype: 
         write_atomic(directory.join("generation_config.json"), text.as_bytes())?;
     }
     model.save(directory, &source.config, dtype)
+}
+
+/// Has `save` write a trained model as `dtype`, or where that cannot hold a weight in f32, with a note: no reason to lose a run.
+///
+/// # Errors
+/// Those of `save`.
+pub fn save_or_in_f32(
+    dtype: SaveDtype,
+    progress: &mut dyn Progress,
+    save: impl Fn(SaveDtype) -> Result<()>,
+) -> Result<()> {
+    match save(dtype) {
+        Err(Error::NonFinite(what)) if dtype != SaveDtype::F32 => {
+            save(SaveDtype::F32)?;
+            let what = what.trim_end_matches("; nothing was written");
+            progress.note(&format!("{what}: the model is saved in float32"));
+            Ok(())
+        }
+        saved => saved,
+    }
 }
 
 /// What decided a finished run, beside its model: `training_args.json`.

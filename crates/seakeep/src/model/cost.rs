@@ -132,7 +132,8 @@ impl Sizes {
     }
 
     /// Bytes that the passes over a batch of `positions` rows with `predictions` predicted tokens need at a time: what the forward
-    /// pass keeps, with `penalty` also what the passes after it keep for each other, and what is there while they run.
+    /// pass keeps, with `penalty` also what the passes after it keep for each other, and what is there while they run. The last layer, which
+    /// keeps less, is counted as the others.
     pub fn activation_bytes(
         &self,
         (positions, predictions): (usize, usize),

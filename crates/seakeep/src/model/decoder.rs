@@ -105,7 +105,7 @@ impl Model {
     /// # Errors
     /// A token outside the vocabulary, or a text longer than the model's positions.
     pub fn check(&self, batch: &Batch) -> Result<()> {
-        self.check_tokens(&batch.tokens)?;
+        self.check_batch_tokens(batch)?;
         if let Some(position) = batch.positions.iter().find(|&&p| p as usize >= self.config.max_positions) {
             return Err(Error::Usage(format!(
                 "a text of more than {position} tokens is longer than the model's {} positions; set `max_length` to {} or less",
@@ -134,6 +134,12 @@ impl Model {
                 param.name
             ))),
         }
+    }
+
+    /// Checks that every token of a batch is in the vocabulary, those too that are predicted and not read.
+    pub(crate) fn check_batch_tokens(&self, batch: &Batch) -> Result<()> {
+        self.check_tokens(&batch.tokens)?;
+        self.check_tokens(&batch.targets())
     }
 
     /// Checks that every token is in the vocabulary.

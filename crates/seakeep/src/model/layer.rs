@@ -10,7 +10,8 @@
 //! Norm outputs and the activation's output are cheap to compute and large to keep: they are recomputed.
 //!
 //! Of the last layer's output not all rows are read, of a preference pair those that predict, some two in five. From attention's output on it
-//! computes those alone ([`Read`]): `T` below is then `N` for `attended`, `mid`, `gate`, `up` and what goes with them.
+//! computes those alone ([`Read`]): `T` below is then `N` for `attended`, `mid`, `gate`, `up`, the output and what goes with them (but not for the
+//! gradient at `attended`, which attention's passes need at all rows).
 //!
 //! The gradient of an input-gradient penalty needs four passes: `forward`; `backward`, which leaves the gradients inside the
 //! layer; `tangent` with `curvature`, which turns those and the tangents into *sources*; and `backward` once more, to
@@ -106,11 +107,19 @@ impl<'a> Context<'a> {
     }
 
     /// The rows of `x`, `[T, width]`, that are read.
-    fn read<'x>(&self, x: &'x Buffer, width: usize) -> Cow<'x, Buffer> {
+    fn rows_read<'x>(&self, x: &'x Buffer, width: usize) -> Cow<'x, Buffer> {
         let Some(Read { rows, .. }) = self.read else { return Cow::Borrowed(x) };
         let mut out = Buffer::new(rows.len() * width, width);
         gather(&mut out, &x[..], rows, width);
         Cow::Owned(out)
+    }
+
+    /// [`rows_read`](Self::rows_read) of what is not needed otherwise.
+    fn keep_read(&self, x: Buffer, width: usize) -> Buffer {
+        match self.rows_read(&x, width) {
+            Cow::Owned(rows) => rows,
+            Cow::Borrowed(_) => x,
+        }
     }
 
     /// Adds `d`, the gradient at the rows that are read, to `d_x`, `[T, width]`.
@@ -128,6 +137,7 @@ impl<'a> Context<'a> {
         scatter_add(&mut d_x, &d, rows, width);
         d_x
     }
+
     fn turn(&self, x: &mut [f32], heads: usize, turn: Turn) {
         if let Some(table) = self.rope {
             rope::rotate(x, self.positions, table, heads, self.config.head_dim, turn);
@@ -272,7 +282,7 @@ impl Layer {
 
     /// The input of the feed-forward layer's norm.
     fn mlp_input<'a>(&self, cx: &Context, x: &'a Buffer, mid: &'a Buffer) -> Cow<'a, Buffer> {
-        if cx.config.parallel_residual { cx.read(x, cx.config.hidden) } else { Cow::Borrowed(mid) }
+        if cx.config.parallel_residual { cx.rows_read(x, cx.config.hidden) } else { Cow::Borrowed(mid) }
     }
 
     /// Width of what goes into `o`.
@@ -306,10 +316,10 @@ impl Layer {
         let mut lse = Buffer::new(cx.positions.len() * cx.config.heads * 2, cx.config.heads * 2);
         let shape = cx.shape(self.window);
         attention::forward(&mut attended, &mut lse, &qkv.q, &qkv.k, &qkv.v, cx.layout, shape);
-        let attended = cx.read(&attended, Self::attended_width(cx)).into_owned();
+        let attended = cx.keep_read(attended, Self::attended_width(cx));
         let w = cx.after_attention();
         let mut mid = self.o.forward(w, &attended);
-        add(&mut mid, &cx.read(&x, cx.config.hidden));
+        add(&mut mid, &cx.rows_read(&x, cx.config.hidden));
         let n2 = self.norm2.forward(&w, &self.mlp_input(cx, &x, &mid));
         let gate = self.mlp.gate.map(|gate| gate.forward(w, &n2));
         let up = self.mlp.up.forward(w, &n2);

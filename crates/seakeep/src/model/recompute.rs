@@ -32,7 +32,7 @@ impl Kept {
 /// What a backward pass leaves.
 pub(super) enum KeptGradients {
     Whole(Box<LayerGradients>),
-    /// The gradient at the layer's output, `[T, C]`.
+    /// The gradient at the layer's output, `[T, C]` (of the last layer at the rows that are read, `[N, C]`).
     Output(Buffer),
 }
 
@@ -45,7 +45,7 @@ impl KeptGradients {
 /// What a tangent pass leaves.
 pub(super) enum KeptSources {
     Whole(LayerSources),
-    /// The gradient at the layer's output and the tangent of its input, `[T, C]` both.
+    /// The gradient at the layer's output (of the last layer at the rows that are read, `[N, C]`) and the tangent of its input, `[T, C]` both.
     Ends {
         d_out: Buffer,
         t_x: Buffer,

@@ -9,7 +9,7 @@ use super::model::RewardModel;
 use super::rows::{LabelNames, RewardRow, label_names, read_rewards};
 use super::step::{Example, StepOutput, gradient};
 use super::texts::Texts;
-use crate::checkpoint::Interval;
+use crate::checkpoint::{Interval, save_or_in_f32};
 use crate::formats::{ModelSource, SaveDtype};
 use crate::model::Tensors;
 use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clipping};
@@ -127,7 +127,8 @@ pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<Rewar
     let log = MetricsLog::open(&options.output_dir, 0, options.tensorboard)?;
     let mut run = Run { options, objective, model, eval, log, evaluation: None };
     let (steps, metrics) = run.steps(&rows, &texts, progress)?;
-    run.model.save(&options.output_dir, options.save_dtype)?;
+    let save = |dtype| run.model.save(&options.output_dir, dtype);
+    save_or_in_f32(options.save_dtype, progress, save)?;
     let seconds = started.elapsed().as_secs_f64();
     Ok(RewardSummary { steps, metrics, eval: run.evaluation, seconds })
 }

@@ -16,7 +16,7 @@ use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceRows, ReferenceSc
 use crate::data::{Rows, TokenizedPair};
 use crate::environments::Environments;
 use crate::eval::evaluate;
-use crate::formats::{ModelSource, SaveDtype};
+use crate::formats::ModelSource;
 use crate::logps::{BranchLogps, Facts};
 use crate::model::{Model, Sizes};
 use crate::objective::{Context, Groups, Scored};
@@ -67,7 +67,8 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     prepare::clear_output(&options.output_dir, resumes)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
     let (metrics, speed) = run.steps(&mut log, progress)?;
-    run.save_model(progress)?;
+    let save = |dtype| checkpoint::save_model(&options.output_dir, &run.model, &source, dtype);
+    checkpoint::save_or_in_f32(options.save_dtype, progress, save)?;
     let seconds = started.elapsed().as_secs_f64();
     checkpoint::save_settings(&options.output_dir, &run.state.settings, seconds)?;
     Ok(TrainSummary { steps: run.state.step, metrics, seconds, speed })
@@ -167,20 +168,6 @@ impl<'a> Run<'a> {
         let sizes = Sizes::of(&model.config, options.lora.as_ref())?;
         model.gradient_checkpointing = options.gradient_checkpointing;
         Ok(Run { options, source, train, eval, visits, sizes, model, optimizer, state, reference })
-    }
-
-    /// Writes the trained model. Weights that float16 cannot hold are no reason to lose the run: they are kept as they are.
-    fn save_model(&self, progress: &mut dyn Progress) -> Result<()> {
-        let save = |dtype| checkpoint::save_model(&self.options.output_dir, &self.model, self.source, dtype);
-        match (save(self.options.save_dtype), self.options.save_dtype) {
-            (Err(Error::NonFinite(what)), SaveDtype::F16 | SaveDtype::BF16) => {
-                save(SaveDtype::F32)?;
-                let what = what.trim_end_matches("; nothing was written");
-                progress.note(&format!("{what}: the model is saved in float32"));
-                Ok(())
-            }
-            (saved, _) => saved,
-        }
     }
 
     /// What the reference says of all rows the run will visit, those that a checkpoint did not bring.

@@ -58,10 +58,10 @@ impl Layer {
         let mut attended = Buffer::like(&a.qkv.q);
         let shape = cx.shape(self.window);
         attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
-        let attended = cx.read(&attended, Self::attended_width(cx)).into_owned();
+        let attended = cx.keep_read(attended, Self::attended_width(cx));
         let w = cx.after_attention();
         let mut mid = self.o.tangent(w, &attended);
-        add(&mut mid, &cx.read(&x, cx.config.hidden));
+        add(&mut mid, &cx.rows_read(&x, cx.config.hidden));
         let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &x, &mid));
         let n2 = self.norm2.tangent(&w, &mlp_in.0, &mlp_in.1);
         let gate = self.mlp.gate.map(|gate| gate.tangent(w, &n2));
