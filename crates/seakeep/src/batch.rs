@@ -95,7 +95,9 @@ impl Batch {
     pub fn push_whole(&mut self, start: &[u32], ends: &[&[u32]]) {
         let first = self.layout.segments.len();
         let context = self.segment(start, 0..0);
-        ends.iter().for_each(|end| drop(self.segment(end, context.clone())));
+        for end in ends {
+            self.segment(end, context.clone());
+        }
         self.layout.groups.push(first..self.layout.segments.len());
         self.pairs += 1;
     }

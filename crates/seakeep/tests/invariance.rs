@@ -70,7 +70,7 @@ fn rows_that_nothing_reads_change_nothing() {
     for case in ["llama", "mistral", "qwen3", "gpt2", "gpt_neox", "gpt_neox_seq"] {
         let (model, batch) = (model(case), batch(0..3, Sharing::Shared));
         // Means over hidden states read every row of the last layer, predictions only those that predict.
-        let all = model.predictions_and_means(&batch, &[0..batch.rows()]).0;
+        let all = model.predictions_and_means(&batch, &[0..1, 1..batch.rows()]).0;
         let logps = |predicted: &[Predicted]| predicted.iter().map(|p| p.logp).collect::<Vec<_>>();
         assert_eq!(logps(&model.predictions(&batch)), logps(&all), "{case}");
         assert_eq!(logps(&model.forward(&batch).predicted), logps(&all), "{case}");
@@ -104,7 +104,7 @@ fn dropout_after_the_last_attention_is_that_of_the_rows() {
         let mut batch = batch(0..3, Sharing::Shared);
         let without = logps(&model, &batch);
         batch.drop_out(0.3, 11, 0);
-        let all = model.predictions_and_means(&batch, &[0..batch.rows()]).0;
+        let all = model.predictions_and_means(&batch, &[0..1, 1..batch.rows()]).0;
         let with = logps(&model, &batch);
         assert_ne!(with, without, "{case}");
         assert_eq!(with, batch.branch_sums(all.iter().map(|p| p.logp)), "{case}");
