@@ -10,7 +10,7 @@
 //! Norm outputs and the activation's output are cheap to compute and large to keep: they are recomputed.
 //!
 //! Of the last layer's output not all rows are read, of a preference pair those that predict, some two in five. From attention's output on it
-//! computes those alone ([`Read`]): `T` below is then `N` for `attended`, `mid`, `gate`, `up`, the output and what goes with them (but not for the
+//! computes those alone (`Read`): `T` below is then `N` for `attended`, `mid`, `gate`, `up`, the output and what goes with them (but not for the
 //! gradient at `attended`, which attention's passes need at all rows).
 //!
 //! The gradient of an input-gradient penalty needs four passes: `forward`; `backward`, which leaves the gradients inside the
