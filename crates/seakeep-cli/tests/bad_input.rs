@@ -189,7 +189,7 @@ fn broken_models_are_refused() {
         ("unknown", "(`model_type`) is `mamba`; supported: llama"),
         ("wordless", "wordless: no tokenizer.json"),
         ("wide", "wide"),
-        ("deep", "`num_hidden_layers` is 1000000000; expected at most 10000 layers"),
+        ("deep", "`num_hidden_layers` is 1000000000; expected 1 to 10000 layers"),
         ("shallow", "belongs to no layer: config.json says that there are 1"),
         ("cut.gguf", "cut.gguf"),
     ] {
