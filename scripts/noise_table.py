@@ -25,7 +25,7 @@ def main():
     labels = sorted(sweeps[40], key=lambda label: -accuracy(40, label))
 
     def cells(label):
-        yield from (f"{accuracy(rate, label):.3f}" for rate in RATES)
+        yield from (parts[rate].estimate(lambda d: d[label]) for rate in RATES)
         for rate in RATES:
             yield "" if label == BASE else firm(parts[rate].estimate(lambda d: d[label] - d[BASE]))
         yield from (firm(parts[rate].over_dpo(label)) for rate in RATES)
