@@ -72,14 +72,13 @@ class Part:
             for rows, some in draws
         ]
 
-    def estimate(self, of):
-        """A number of every draw: as measured, with its interval; a dash where it cannot be made."""
+    def interval(self, of):
+        """A number of every draw: as measured, and the ends of its interval; none where it cannot be made."""
         values = [of(draw) for draw in self.draws]
         if None in values:
-            return "–"
-        whole, drawn = values[0], sorted(values[1:])
-        low, high = (drawn[round(share * (RESAMPLES - 1))] for share in (0.025, 0.975))
-        return f"{whole:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
+            return None
+        drawn = sorted(values[1:])
+        return values[0], *(drawn[round(share * (RESAMPLES - 1))] for share in (0.025, 0.975))
 
     def at_kl(self, draw, nats):
         """DPO's accuracy at a divergence, straight in its logarithm between two betas; none beyond them."""
@@ -91,15 +90,23 @@ class Part:
         return None
 
     def over_dpo(self, label):
-        """How far a policy's accuracy lies above DPO's at its divergence."""
+        """How far a policy's accuracy lies above DPO's at its divergence, as an interval; none for DPO."""
         if label in self.dpo:
-            return "–"
+            return None
 
         def gap(draw):
             level = self.at_kl(draw, self.kl[label])
             return None if level is None else draw[label] - level
 
-        return self.estimate(gap)
+        return self.interval(gap)
+
+
+def told(interval):
+    """An interval as a cell of a table."""
+    if interval is None:
+        return "–"
+    whole, low, high = interval
+    return f"{whole:.3f} [{low:.3f}, {high:.3f}]".replace("-", "−")
 
 
 def table(title, labels, cells):
@@ -117,10 +124,10 @@ def main():
     heads = [f"{part.title} ({part.pairs})" for part in made]
     print(f"{made[0].seeds} seeds. Accuracy:\n")
     print(table(["method", "KL, nats/token", *heads], labels,
-                lambda label: [f"{made[0].kl[label]:.3f}", *(part.estimate(lambda d: d[label]) for part in made)]))
+                lambda label: [f"{made[0].kl[label]:.3f}", *(told(part.interval(lambda d: d[label])) for part in made)]))
     print("Less DPO's accuracy at the same KL:\n")
     others = [label for label in labels if label not in made[0].dpo]
-    print(table(["method", *heads], others, lambda label: [part.over_dpo(label) for part in made]))
+    print(table(["method", *heads], others, lambda label: [told(part.over_dpo(label)) for part in made]))
 
 
 if __name__ == "__main__":

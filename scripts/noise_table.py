@@ -10,7 +10,7 @@ from DPO at beta 0.1 on the same pairs. Needs Python's standard library only.
 import sys
 from pathlib import Path
 
-from accuracy_table import RESAMPLES, Part, read, table
+from accuracy_table import Part, read, table, told
 
 RATES = (0, 20, 40)
 BASE = "dpo beta 0.1"
@@ -21,34 +21,26 @@ def main():
     run, picture = Path(sys.argv[1]), Path(sys.argv[2])
     sweeps = {rate: read(run / f"sweep-{rate}") for rate in RATES}
     parts = {rate: Part(labels, "clean", None) for rate, labels in sweeps.items()}
-    accuracy = lambda rate, label: parts[rate].draws[0][label]
-    labels = sorted(sweeps[40], key=lambda label: -accuracy(40, label))
+    level = lambda rate, label: parts[rate].interval(lambda d: d[label])
+    labels = sorted(sweeps[40], key=lambda label: -level(40, label)[0])
 
     def cells(label):
-        yield from (parts[rate].estimate(lambda d: d[label]) for rate in RATES)
+        yield from (told(level(rate, label)) for rate in RATES)
         for rate in RATES:
-            yield "" if label == BASE else firm(parts[rate].estimate(lambda d: d[label] - d[BASE]))
+            yield "" if label == BASE else firm(parts[rate].interval(lambda d: d[label] - d[BASE]))
         yield from (firm(parts[rate].over_dpo(label)) for rate in RATES)
         yield " / ".join(f"{parts[rate].kl[label]:.3f}" for rate in RATES)
 
     head = [f"{rate}%" for rate in RATES]
     head = ["method", *head, *(f"{h}, from DPO" for h in head), *(f"{h}, equal KL" for h in head), "KL, nats/token"]
     print(table(head, labels, cells))
-    picture.write_text(drawn({label: {rate: spread(parts[rate], label) for rate in RATES} for label in labels}, parts[0].pairs))
+    picture.write_text(drawn({label: {rate: level(rate, label) for rate in RATES} for label in labels}, parts[0].pairs))
 
 
-def firm(text):
-    """In bold where the interval leaves out 0."""
-    if "[" not in text:
-        return text
-    low, high = (float(end) for end in text.replace("−", "-").split("[")[1].rstrip("]").split(", "))
-    return f"**{text}**" if low > 0 or high < 0 else text
-
-
-def spread(part, label):
-    """(accuracy, 2.5%, 97.5%)."""
-    drawn = sorted(draw[label] for draw in part.draws[1:])
-    return part.draws[0][label], *(drawn[round(share * (RESAMPLES - 1))] for share in (0.025, 0.975))
+def firm(interval):
+    """A difference, in bold where its interval leaves out 0."""
+    apart = interval is not None and (interval[1] > 0 or interval[2] < 0)
+    return f"**{told(interval)}**" if apart else told(interval)
 
 
 def drawn(points, pairs):

@@ -325,9 +325,7 @@ fn content(spec: &str) -> Option<String> {
         let print = match known {
             Some(print) => print,
             None => {
-                let bytes = std::fs::read(&name).ok()?;
-                let words = bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
-                let print = Fingerprint::new().words(words).field(bytes.chunks_exact(4).remainder()).hex();
+                let print = Fingerprint::of_file(&name).ok()?.hex();
                 KNOWN.lock().expect("no holder panics").insert(key, print.clone());
                 print
             }

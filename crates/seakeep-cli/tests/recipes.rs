@@ -156,26 +156,18 @@ fn a_recipe_goes_on_where_it_was() {
     );
     place.succeed(&["run", "recipe.toml", "--until", "model"]);
     assert!(place.path("out/model/model.safetensors").exists() && !place.path("out/policy").exists());
-    let whole = place.succeed(&["run", "recipe.toml"]);
-    assert!(
-        whole.stderr.contains("[1/2] model: done before")
-            && whole.stderr.contains("[2/2] train: seakeep train"),
-        "{}",
-        whole.stderr
-    );
+    let says = |recipe: &str, parts: [&str; 2]| {
+        let run = place.succeed(&["run", recipe]);
+        assert!(parts.iter().all(|part| run.stderr.contains(part)), "{}", run.stderr);
+    };
+    says("recipe.toml", ["[1/2] model: done before", "[2/2] train: seakeep train"]);
     let weights = std::fs::read(place.path("out/policy/model.safetensors")).unwrap();
     let again = place.succeed(&["run", "recipe.toml"]);
     assert!(again.stderr.contains("[2/2] train: done before"), "{}", again.stderr);
 
     // What a stage made and is gone is made again, to the same bytes: what follows stays done.
     std::fs::remove_dir_all(place.path("out/model")).unwrap();
-    let again = place.succeed(&["run", "recipe.toml"]);
-    assert!(
-        again.stderr.contains("[1/2] model: seakeep init")
-            && again.stderr.contains("[2/2] train: done before"),
-        "{}",
-        again.stderr
-    );
+    says("recipe.toml", ["[1/2] model: seakeep init", "[2/2] train: done before"]);
 
     // So is a trained one, though it tells how long it took: what reads it stays done.
     let chain = format!(
@@ -188,13 +180,7 @@ fn a_recipe_goes_on_where_it_was() {
     place.write("chain.toml", &chain);
     place.succeed(&["run", "chain.toml"]);
     std::fs::remove_dir_all(place.path("out/policy")).unwrap();
-    let again = place.succeed(&["run", "chain.toml"]);
-    assert!(
-        again.stderr.contains("[2/3] train: seakeep train")
-            && again.stderr.contains("[3/3] further: done before"),
-        "{}",
-        again.stderr
-    );
+    says("chain.toml", ["[2/3] train: seakeep train", "[3/3] further: done before"]);
 
     // An interrupted stage has begun: it is done again, to the same bytes.
     interrupted(&place, "out/stages/train.mark.json");

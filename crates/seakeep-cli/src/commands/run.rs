@@ -55,8 +55,10 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let recipe = Recipe::read(&path, text("output_dir"), &args::texts(matches, "set"))?;
     let place = |name: &str| text(name).map(|stage| recipe.place(&stage)).transpose();
     let (from, until) = (place("from")?, place("until")?);
-    if from.zip(until).is_some_and(|(from, until)| until < from) {
-        let [from, until] = ["from", "until"].map(|name| text(name).unwrap_or_default());
+    if let (Some(from), Some(until)) = (from, until)
+        && until < from
+    {
+        let [until, from] = [until, from].map(|place| recipe.stages[place].name.as_str());
         return Err(Error::Usage(format!("stage `{until}` comes before `{from}`: nothing is left to do")));
     }
     for stage in &recipe.stages {

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use files::check_files;
 pub use reference::{ReferenceRow, ReferenceRows, ReferenceScores};
 
 use crate::formats::adapter;
@@ -274,14 +275,6 @@ pub fn load_state(directory: &Path) -> Result<TrainerState> {
         ));
     }
     Ok(state)
-}
-
-/// Checks that a checkpoint's files of tensors are those that were saved.
-///
-/// # Errors
-/// One that is missing or has another content, by name.
-pub fn check_files(directory: &Path, state: &TrainerState) -> Result<()> {
-    files::check(directory, &state.files)
 }
 
 /// What a checkpoint gives back.

@@ -4,12 +4,11 @@
 //! twenty-line hash without a dependency is enough. The same content gives the same name on every
 //! machine and in every release.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
-use rayon::prelude::*;
-
-use super::mapped;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Incremental 128-bit FNV-1a.
 #[derive(Clone, Debug)]
@@ -30,22 +29,24 @@ impl Fingerprint {
         Fingerprint::default()
     }
 
-    /// Of a file's content, in words and in parts, so that gigabytes take seconds.
+    /// Of a file's content, word by word, a part of it in memory at a time.
     ///
     /// # Errors
     /// A file that cannot be read.
     pub fn of_file(path: &Path) -> Result<Fingerprint> {
-        const PART: usize = 4 << 20;
-        let map = mapped::open(path)?;
-        let of_part = |part: &[u8]| {
+        const PART: usize = 1 << 20;
+        let mut file = File::open(path).map_err(Error::io("open", path))?;
+        let (mut print, mut part) = (Fingerprint::new(), Vec::with_capacity(PART));
+        loop {
+            part.clear();
+            file.by_ref().take(PART as u64).read_to_end(&mut part).map_err(Error::io("read", path))?;
             let (words, rest) = part.as_chunks::<4>();
-            let print =
-                Fingerprint::new().words(words.iter().map(|word| u32::from_le_bytes(*word))).field(rest);
-            mapped::release(&map, part);
-            print.number()
-        };
-        let parts: Vec<u128> = map.par_chunks(PART).map(of_part).collect();
-        Ok(parts.iter().fold(Fingerprint::new(), |print, part| print.field(&part.to_le_bytes())))
+            print = print.words(words.iter().map(|word| u32::from_le_bytes(*word)));
+            // Whole parts are whole words: what is left over stands at the end.
+            if part.len() < PART {
+                return Ok(print.field(rest));
+            }
+        }
     }
 
     /// Adds one field. The length goes in too, so that ("ab", "c") and ("a", "bc") differ.
@@ -99,16 +100,24 @@ mod tests {
             std::fs::write(file.path(), bytes).unwrap();
             Fingerprint::of_file(file.path()).unwrap().hex()
         };
-        let bytes = vec![7; (4 << 20) + 11];
+        let bytes = vec![7; (1 << 20) + 11];
         let all = of(&bytes);
         assert_eq!(all, of(&bytes));
-        for (at, bit) in [(0, 1), (5, 128), ((4 << 20) - 1, 1), (4 << 20, 2), ((4 << 20) + 10, 64)] {
+        for (at, bit) in [(0, 1), (5, 128), ((1 << 20) - 1, 1), (1 << 20, 2), ((1 << 20) + 10, 64)] {
             let mut other = bytes.clone();
             other[at] ^= bit;
             assert_ne!(of(&other), all, "byte {at}");
         }
         assert_ne!(of(&bytes[..bytes.len() - 1]), all);
-        assert_eq!(of(&[]), Fingerprint::new().hex());
+        // As marks of stages have it: words, then what is left over.
+        let words = |bytes: &[u8]| {
+            let (words, rest) = bytes.as_chunks::<4>();
+            Fingerprint::new().words(words.iter().map(|w| u32::from_le_bytes(*w))).field(rest).hex()
+        };
+        assert_eq!(
+            (of(&bytes), of(&[]), of(&bytes[..1 << 20])),
+            (words(&bytes), words(&[]), words(&bytes[..1 << 20]))
+        );
     }
 
     #[test]

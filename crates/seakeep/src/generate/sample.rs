@@ -7,10 +7,10 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use seakeep_kernels::simd::{exp, max, sum_by};
+use seakeep_kernels::vectorise;
 
 use super::GenerateOptions;
 use crate::{Error, Result};
-use seakeep_kernels::vectorise;
 
 /// Tokens whose weights are added up in f32, between sums in f64.
 const BLOCK: usize = 512;

@@ -5,6 +5,7 @@ use std::ops::Deref;
 
 use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::dropout::Dropout;
+use seakeep_kernels::embedding::gather;
 use seakeep_kernels::{dora, layernorm, linear, lora, rmsnorm};
 
 use super::tensors::{ParamId, Tensors};
@@ -298,6 +299,13 @@ fn or_aside<'a>(trained: Option<&'a mut [f32]>, aside: &'a mut Vec<f32>, len: us
         aside.resize(len, 0.0);
         aside
     })
+}
+
+/// Some rows of `x`, each of `width`.
+pub(super) fn rows_of(x: &[f32], rows: &[u32], width: usize) -> Buffer {
+    let mut out = Buffer::new(rows.len() * width, width);
+    gather(&mut out, x, rows, width);
+    out
 }
 
 /// `to += from`.

@@ -7,7 +7,7 @@ use seakeep_kernels::linear;
 use seakeep_kernels::projection::{self, Predicted};
 use seakeep_kernels::rope::Table;
 
-use super::blocks::{Params, add};
+use super::blocks::{Params, add, rows_of};
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
 use super::layer::{Context, Read};
@@ -234,10 +234,7 @@ impl Model {
             sums.iter().map(|sum| (sum / rows.len().max(1) as f64) as f32).collect()
         };
         let means = rows.iter().map(mean).collect();
-        let index = batch.predicting_rows();
-        let mut predicting = Buffer::new(index.len() * c, c);
-        gather(&mut predicting, &last[..], &index, c);
-        (self.predict(batch, &predicting), means)
+        (self.predict(batch, &rows_of(&last, &batch.predicting_rows(), c)), means)
     }
 
     /// The residual stream after the last layer: `[N, C]` if certain rows are read, otherwise `[T, C]`.

@@ -22,10 +22,10 @@ use std::borrow::Cow;
 use seakeep_kernels::activation;
 use seakeep_kernels::attention::{self, Layout, Shape};
 use seakeep_kernels::buffer::Buffer;
-use seakeep_kernels::embedding::{gather, scatter_add};
+use seakeep_kernels::embedding::scatter_add;
 use seakeep_kernels::rope::{self, Table, Turn};
 
-use super::blocks::{Linear, Norm, Params, add};
+use super::blocks::{Linear, Norm, Params, add, rows_of};
 use super::config::ModelConfig;
 use super::tensors::Tensors;
 use crate::batch::{self, Batch};
@@ -109,9 +109,7 @@ impl<'a> Context<'a> {
     /// The rows of `x`, `[T, width]`, that are read.
     fn rows_read<'x>(&self, x: &'x Buffer, width: usize) -> Cow<'x, Buffer> {
         let Some(Read { rows, .. }) = self.read else { return Cow::Borrowed(x) };
-        let mut out = Buffer::new(rows.len() * width, width);
-        gather(&mut out, &x[..], rows, width);
-        Cow::Owned(out)
+        Cow::Owned(rows_of(x, rows, width))
     }
 
     /// [`rows_read`](Self::rows_read) of what is not needed otherwise.
@@ -132,9 +130,11 @@ impl<'a> Context<'a> {
 
     /// The gradient at all rows, `[T, width]`, from that at the rows that are read.
     fn spread(&self, d: Buffer, width: usize) -> Buffer {
-        let Some(Read { rows, .. }) = self.read else { return d };
+        if self.read.is_none() {
+            return d;
+        }
         let mut d_x = Buffer::zeros(self.positions.len() * width, width);
-        scatter_add(&mut d_x, &d, rows, width);
+        self.add_read(&mut d_x, &d, width);
         d_x
     }
 
