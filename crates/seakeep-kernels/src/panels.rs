@@ -239,7 +239,7 @@ impl Piece<'_> {
 
 /// Asks for the cache line at `from` ahead of time.
 #[inline(always)]
-fn prefetch(from: *const f32) {
+pub(crate) fn prefetch(from: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which reads nothing: any address will do.
     unsafe {

@@ -13,6 +13,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Shape;
+use crate::panels::prefetch;
 use crate::simd::{exp, max, sum_by};
 
 /// Positions of a block, and channels of a line: a cache line of floats.
@@ -258,14 +259,15 @@ impl Task<'_> {
             let slots = seen.start - at..seen.end - at;
             for (line, v) in v.chunks_exact(LINE * LINE).enumerate() {
                 let v = S::as_simd_f32s(&v[slots.start * LINE..slots.end * LINE]).0;
+                let next = after::<S>(v, shape.kv_heads * of_v);
                 for s in (0..count).step_by(TILE) {
                     let p = (&scores[s * columns + seen.start..], columns);
                     let out = (&mut scratch.out[(s * lines + line) * LINE..], lines * LINE);
                     match count - s {
-                        1 => mix::<S, V, 1>(simd, out, p, v),
-                        2 => mix::<S, V, 2>(simd, out, p, v),
-                        3 => mix::<S, V, 3>(simd, out, p, v),
-                        _ => mix::<S, V, TILE>(simd, out, p, v),
+                        1 => mix::<S, V, 1>(simd, out, p, v, next),
+                        2 => mix::<S, V, 2>(simd, out, p, v, next),
+                        3 => mix::<S, V, 3>(simd, out, p, v, next),
+                        _ => mix::<S, V, TILE>(simd, out, p, v, next),
                     }
                 }
             }
@@ -288,7 +290,9 @@ impl Task<'_> {
     ) {
         let q: [&[f32]; N] = std::array::from_fn(|n| self.query(s + n));
         let mut sums = [[simd.splat_f32s(0.0); V]; N];
+        let next = after::<S>(k, self.shape.kv_heads * block(self.shape)[0]);
         for (d, k) in k.chunks_exact(V).enumerate() {
+            prefetch(next.wrapping_add(d * LINE));
             for n in 0..N {
                 let q = simd.splat_f32s(q[n][d]);
                 for v in 0..V {
@@ -304,13 +308,22 @@ impl Task<'_> {
     }
 }
 
+/// What lies `floats` after the beginning of `from`: the next block of the same head, which is asked for while this one is in use.
+/// (A head's part of a block is about a page, and the processor does not read ahead from one page into another.)
+#[inline(always)]
+fn after<S: Simd>(from: &[S::f32s], floats: usize) -> *const f32 {
+    from.as_ptr().cast::<f32>().wrapping_add(floats)
+}
+
 /// `out += p v` for `N` rows of probabilities and a line of values, `[positions, 16]`; both come with the distance of their rows.
+/// Asks for as much at `next`.
 #[inline(always)]
 fn mix<S: Simd, const V: usize, const N: usize>(
     simd: S,
     (out, to_next): (&mut [f32], usize),
     (p, columns): (&[f32], usize),
     v: &[S::f32s],
+    next: *const f32,
 ) {
     let p: [&[f32]; N] = std::array::from_fn(|n| &p[n * columns..][..v.len() / V]);
     let mut sums = [[simd.splat_f32s(0.0); V]; N];
@@ -318,6 +331,7 @@ fn mix<S: Simd, const V: usize, const N: usize>(
         sums.copy_from_slice(S::as_simd_f32s(&out[n * to_next..][..LINE]).0);
     }
     for (i, v) in v.chunks_exact(V).enumerate() {
+        prefetch(next.wrapping_add(i * LINE));
         for n in 0..N {
             let p = simd.splat_f32s(p[n][i]);
             for c in 0..V {
