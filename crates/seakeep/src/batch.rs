@@ -33,17 +33,19 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// Position of each row in its own text, `[T]`.
     pub positions: Vec<u32>,
-    /// Segments and groups, as attention sees them. One group for each call of [`push`](Self::push) (shared)
-    /// or for each branch (separate).
+    /// Segments and groups, as attention sees them. One group for the [opening](Self::open), one for each call of
+    /// [`push`](Self::push) (shared) or for each branch (separate).
     pub layout: Layout,
     /// `[N]`, in order of branches.
     pub predictions: Vec<Prediction>,
     /// Branches so far: those of pair 0, of pair 1, ...
     pub branches: usize,
-    /// Pair (call of [`push`](Self::push)) of each row, `[T]`.
+    /// Pair (call of [`push`](Self::push)) of each row, `[T]`. The rows of an opening belong to all pairs and say 0.
     pub pair_of_row: Vec<u32>,
     /// Dropout of what goes into adapters, in training.
     pub dropout: Option<Dropout>,
+    /// Rows of what all texts begin with.
+    opening: std::ops::Range<usize>,
     pairs: usize,
 }
 
@@ -57,16 +59,29 @@ pub struct Dropout {
 }
 
 impl Batch {
+    /// A batch of texts that all begin with `opening`: it stands once, and what is pushed goes on after it. Every prompt that is
+    /// pushed must begin with it. What is said of single pairs (gradients at their embeddings, dropout, features of prompts) cannot
+    /// be said of such a batch.
+    pub fn open(opening: &[u32]) -> Self {
+        let mut batch = Batch::default();
+        if !opening.is_empty() {
+            batch.opening = batch.segment(opening, 0..0);
+            batch.layout.groups.push(0..1);
+        }
+        batch
+    }
+
     /// Adds a prompt and its branches. A branch's tokens are all predicted, except one that stands first
     /// in its text (an empty prompt): nothing precedes it. Its last token predicts nothing, and no other looks back at it: it has no row.
     pub fn push(&mut self, prompt: &[u32], branches: &[&[u32]], sharing: Sharing) {
         match sharing {
             Sharing::Shared => {
                 let first = self.layout.segments.len();
-                let prompt_rows = self.segment(prompt, 0..0);
+                let prompt_rows = self.segment(self.after_opening(prompt), 0..0);
+                let before = prompt_rows.clone().last().or(self.opening.clone().last());
                 for branch in branches {
                     let rows = self.segment(but_last(branch), prompt_rows.clone());
-                    self.predict(branch, prompt_rows.clone().last(), rows.start);
+                    self.predict(branch, before, rows.start);
                 }
                 self.layout.groups.push(first..self.layout.segments.len());
             }
@@ -83,9 +98,11 @@ impl Batch {
     pub fn push_texts(&mut self, texts: &[(&[u32], &[u32])]) {
         for (prompt, completion) in texts {
             let first = self.layout.segments.len();
-            let rows = self.segment(&[*prompt, but_last(completion)].concat(), 0..0);
+            let prompt = self.after_opening(prompt);
+            let rows = self.segment(&[prompt, but_last(completion)].concat(), 0..0);
             let start = rows.start + prompt.len();
-            self.predict(completion, (rows.start..start).last(), start);
+            let before = (rows.start..start).last().or(self.opening.clone().last());
+            self.predict(completion, before, start);
             self.layout.groups.push(first..first + 1);
         }
         self.pairs += 1;
@@ -127,6 +144,7 @@ impl Batch {
     /// Sets dropout. A row's key is that of its pair (of the pair's number, counted from `first` on) and its place in it, so that
     /// it does not depend on what else is in the batch.
     pub fn drop_out(&mut self, p: f32, key: u32, first: usize) {
+        assert!(self.opening.is_empty(), "a row that pairs share would need the masks of all of them");
         let (mut rows, mut before, mut place) = (Vec::with_capacity(self.rows()), None, 0);
         for &pair in &self.pair_of_row {
             place = if before == Some(pair) { place + 1 } else { 0 };
@@ -136,13 +154,21 @@ impl Batch {
         self.dropout = Some(Dropout { p, rows });
     }
 
+    /// What a prompt goes on with.
+    fn after_opening<'a>(&self, prompt: &'a [u32]) -> &'a [u32] {
+        let (opening, rest) = prompt.split_at(self.opening.len());
+        debug_assert_eq!(opening, &self.tokens[self.opening.clone()], "every prompt begins with the opening");
+        rest
+    }
+
     fn segment(&mut self, tokens: &[u32], context: std::ops::Range<usize>) -> std::ops::Range<usize> {
         let start = self.tokens.len();
-        let position = context.len();
+        let opening = self.opening.clone();
+        let position = opening.len() + context.len();
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
         self.pair_of_row.extend(std::iter::repeat_n(self.pairs as u32, tokens.len()));
-        self.layout.segments.push(Segment { start, len: tokens.len(), context });
+        self.layout.segments.push(Segment { start, len: tokens.len(), opening, context });
         start..start + tokens.len()
     }
 
@@ -201,7 +227,26 @@ mod tests {
         let p = |row, target, branch| Prediction { row, target, branch, weight: 1.0 };
         assert_eq!(batch.predictions, [p(1, 3, 0), p(2, 4, 0), p(1, 5, 1)]);
         assert_eq!((batch.layout.groups.len(), &batch.layout.groups[0]), (1, &(0..3)));
-        assert_eq!(batch.layout.segments[2], Segment { start: 3, len: 0, context: 0..2 });
+        assert_eq!(batch.layout.segments[2], Segment { start: 3, len: 0, opening: 0..0, context: 0..2 });
+    }
+
+    #[test]
+    fn an_opening_stands_once_before_all_pairs() {
+        let mut batch = Batch::open(&[8, 9]);
+        batch.push(&[8, 9, 1], &[&[3, 4], &[5]], Sharing::Shared);
+        batch.push(&[8, 9], &[&[6, 7]], Sharing::Shared);
+        batch.push_texts(&[(&[8, 9, 2], &[3]), (&[8, 9], &[4])]);
+        assert_eq!(batch.tokens, [8, 9, 1, 3, 6, 2]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 2, 2]);
+        let p = |row, target, branch| Prediction { row, target, branch, weight: 1.0 };
+        let texts = [p(5, 3, 3), p(1, 4, 4)];
+        assert_eq!(
+            batch.predictions,
+            [&[p(2, 3, 0), p(3, 4, 0), p(2, 5, 1), p(1, 6, 2), p(4, 7, 2)], &texts[..]].concat()
+        );
+        assert_eq!(batch.layout.groups, [0..1, 1..4, 4..6, 6..7, 7..8]);
+        assert_eq!(batch.layout.segments[2], Segment { start: 3, len: 1, opening: 0..2, context: 2..3 });
+        assert_eq!(batch.pair_of_row, [0, 0, 0, 0, 1, 2]);
     }
 
     #[test]

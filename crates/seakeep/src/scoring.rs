@@ -20,21 +20,29 @@ pub struct Layout {
     pub prompts: bool,
     /// LD-DPO's weight of tokens beyond the shorter completion.
     pub ld_alpha: Option<f64>,
+    /// Whether what all prompts of a batch begin with is computed once for all of them, where it may be. The same
+    /// log-probabilities and gradients of weights, less work; what is asked of single pairs' rows is not to be had so.
+    pub opening: bool,
 }
 
-impl Layout {
-    /// The prompt once, completions predicted and nothing else.
-    pub const PLAIN: Layout = Layout { sharing: Sharing::Shared, prompts: false, ld_alpha: None };
+/// A shorter opening is not worth an attention of its own: a token that begins every text, and little more.
+pub(crate) const SHORTEST_OPENING: usize = 16;
 
-    /// For an objective.
+impl Layout {
+    /// Everything once, completions predicted and nothing else.
+    pub const PLAIN: Layout =
+        Layout { sharing: Sharing::Shared, prompts: false, ld_alpha: None, opening: true };
+
+    /// For an objective. A penalty is on the gradient of each pair at its own embeddings.
     pub fn of(objective: &Objective) -> Layout {
         let (sharing, prompts) = (objective.sharing(), objective.learns_prompts());
-        Layout { sharing, prompts, ld_alpha: objective.pair.ld_alpha }
+        let opening = objective.penalty.is_none();
+        Layout { sharing, prompts, ld_alpha: objective.pair.ld_alpha, opening }
     }
 
     /// For the reference of an objective, whose log-probabilities do not depend on how prompts lie.
     pub fn of_reference(objective: &Objective) -> Layout {
-        Layout { sharing: Sharing::Shared, ..Layout::of(objective) }
+        Layout { sharing: Sharing::Shared, opening: true, ..Layout::of(objective) }
     }
 
     /// Branches of a pair.
@@ -47,9 +55,21 @@ impl Layout {
         vec![0.0; self.branches(pair)]
     }
 
-    /// Lays out pairs: the branches of each, the prompt shared where all of them keep the same.
+    /// The tokens that stand once for all of `pairs`: what all their prompts begin with, if that is worth it.
+    pub fn opening<'a>(self, pairs: &[&'a TokenizedPair]) -> &'a [u32] {
+        let whole = self.prompts || self.sharing == Sharing::Separate;
+        let [first, _, ..] = pairs else { return &[] };
+        if !self.opening || whole {
+            return &[];
+        }
+        let shared = pairs.iter().fold(first.longest_prompt(), |opening, pair| begin(opening, pair));
+        if shared.len() < SHORTEST_OPENING { &[] } else { shared }
+    }
+
+    /// Lays out pairs: what all begin with, then the branches of each, the prompt shared where all of them keep the same.
     pub fn lay_out<'a>(self, pairs: impl IntoIterator<Item = &'a TokenizedPair>) -> Batch {
-        let mut batch = Batch::default();
+        let pairs: Vec<&TokenizedPair> = pairs.into_iter().collect();
+        let mut batch = Batch::open(self.opening(&pairs));
         for pair in pairs {
             let (row, branch) = (batch.rows(), batch.branches);
             let completions: Vec<&[u32]> = pair.branches.iter().map(|b| b.completion.as_slice()).collect();
@@ -74,6 +94,14 @@ impl Layout {
     pub fn logps(self, pairs: &[&TokenizedPair], branches: &[f64]) -> BranchLogps {
         BranchLogps::from_branches(branches, pairs.iter().map(|p| self.branches(p)))
     }
+}
+
+/// How much of `opening` every prompt of a pair begins with.
+pub(crate) fn begin<'a>(opening: &'a [u32], pair: &TokenizedPair) -> &'a [u32] {
+    pair.branches.iter().fold(opening, |opening, branch| {
+        let same = opening.iter().zip(pair.prompt_of(branch)).take_while(|(a, b)| a == b);
+        &opening[..same.count()]
+    })
 }
 
 /// Means over predicted tokens, as TRL logs them. Tokens of mismatched completions and of prompts do not count.
@@ -187,6 +215,7 @@ impl Scores {
         layout: Layout,
         with_features: bool,
     ) -> Result<()> {
+        let layout = Layout { opening: layout.opening && !with_features, ..layout };
         let batch = layout.lay_out(part.iter().copied());
         // Lengths were checked before, where the row has a name.
         model.check_batch_tokens(&batch)?;

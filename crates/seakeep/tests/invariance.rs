@@ -57,6 +57,31 @@ fn a_shared_prompt_gives_what_two_copies_give() {
 }
 
 #[test]
+fn an_opening_that_stands_once_gives_what_copies_give() {
+    let opening = [6, 2, 28];
+    for case in ["llama", "mistral", "qwen3", "gpt2", "gpt_neox"] {
+        let model = model(case);
+        // The last prompt is the opening and nothing more; branches that keep different prompts begin with it too.
+        let prompts: Vec<Vec<u32>> =
+            PROMPTS.iter().chain([&[][..]].iter()).map(|p| [&opening, *p].concat()).collect();
+        let fill = |mut batch: Batch| {
+            for (prompt, branches) in prompts.iter().zip([BRANCHES[0], BRANCHES[1], BRANCHES[2], BRANCHES[0]])
+            {
+                batch.push(prompt, &branches, Sharing::Shared);
+            }
+            batch.push_texts(&[(&prompts[0], BRANCHES[1][0]), (&prompts[3], BRANCHES[1][0])]);
+            batch
+        };
+        let (once, copies) = (fill(Batch::open(&opening)), fill(Batch::default()));
+        assert_eq!(copies.rows() - once.rows(), 5 * opening.len());
+        close(&logps(&model, &once), &logps(&model, &copies));
+        let (mut g, want) = (gradient(&model, &once), gradient(&model, &copies));
+        g.add_scaled(&want, -1.0);
+        assert!(g.norm() <= 5e-6 * want.norm(), "{case}: {} of {}", g.norm(), want.norm());
+    }
+}
+
+#[test]
 fn packed_pairs_give_what_each_gives_alone() {
     for case in ["llama", "mistral", "gpt2", "gpt_neox_seq"] {
         let model = model(case);
@@ -170,10 +195,10 @@ fn threads_do_not_change_a_bit() {
         "max_position_embeddings": 512, "initializer_range": 0.1
     });
     let model = Model::random(&config, 1).unwrap();
-    let mut wide = Batch::default();
     let long: Vec<u32> = (0..150).map(|i| i * 7 % 40).collect();
+    let mut wide = Batch::open(&long[..30]);
     for i in 0..3 {
-        wide.push(&long[i..90], &[&long[3 + i..], &long[..40]], Sharing::Shared);
+        wide.push(&[&long[..30], &long[i..90]].concat(), &[&long[3 + i..], &long[..40]], Sharing::Shared);
     }
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -150,9 +150,9 @@ fn layout() -> Layout {
     for pair in 0..PAIRS {
         let start = pair * (PROMPT + 2 * COMPLETION);
         let (first, context) = (layout.segments.len(), start..start + PROMPT);
-        layout.segments.push(Segment { start, len: PROMPT, context: 0..0 });
+        layout.segments.push(Segment { start, len: PROMPT, opening: 0..0, context: 0..0 });
         for start in [context.end, context.end + COMPLETION] {
-            layout.segments.push(Segment { start, len: COMPLETION, context: context.clone() });
+            layout.segments.push(Segment { start, len: COMPLETION, opening: 0..0, context: context.clone() });
         }
         layout.groups.push(first..layout.segments.len());
     }

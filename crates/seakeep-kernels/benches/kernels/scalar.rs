@@ -36,7 +36,7 @@ pub fn attention(o: &mut [f32], q: &[f32], k: &[f32], v: &[f32], layout: &Layout
     let mut p = Vec::new();
     for segment in &layout.segments {
         for row in segment.start..segment.start + segment.len {
-            let keys = || segment.context.clone().chain(segment.start..=row);
+            let keys = || segment.opening.clone().chain(segment.context.clone()).chain(segment.start..=row);
             for head in 0..shape.heads {
                 let at = head / (shape.heads / shape.kv_heads) * d;
                 let q = &q[row * wide + head * d..][..d];

@@ -1,7 +1,7 @@
 //! Attention: backward, and how it changes along a tangent. Probabilities are recomputed block by block.
 
 use super::forward::probabilities_with_tangent;
-use super::{Layout, Shape, place, run, tasks};
+use super::{Layout, Shape, place, place_keys, run, tasks};
 use crate::buffer::Buffer;
 use crate::simd::sum_by;
 use crate::vectorise;
@@ -18,9 +18,8 @@ pub fn backward(
 ) {
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
-        let (rows, d) = (task.rows, shape.head_dim);
-        let mut d_q = Buffer::scratch(rows * shape.per_kv() * d);
-        let (mut d_k, mut d_v) = (Buffer::zeros(rows * d, d), Buffer::zeros(rows * d, d));
+        let mut d_q = Buffer::scratch(task.rows * shape.per_kv() * shape.head_dim);
+        let (mut d_k, mut d_v) = (task.key_gradients(), task.key_gradients());
         for block in task.blocks() {
             let width = block.width();
             let (mut p, mut d_s) = (block.buffer(), block.buffer());
@@ -41,10 +40,9 @@ pub fn backward(
         }
         (d_q, d_k, d_v)
     });
-    let d = shape.head_dim;
-    place(d_q, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * d);
-    place(d_k, &tasks, results.iter().map(|r| &r.1[..]), d);
-    place(d_v, &tasks, results.iter().map(|r| &r.2[..]), d);
+    place(d_q, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * shape.head_dim);
+    place_keys(d_k, &tasks, results.iter().map(|r| &r.1[..]));
+    place_keys(d_v, &tasks, results.iter().map(|r| &r.2[..]));
 }
 
 /// How [`backward`] changes along the tangents, `d_o` held: writes `s_q`, `s_k`, `s_v`. With `t_dp = d_o t_v^T`,
@@ -61,9 +59,8 @@ pub fn curvature(
 ) {
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
-        let (rows, d) = (task.rows, shape.head_dim);
-        let mut s_q = Buffer::scratch(rows * shape.per_kv() * d);
-        let (mut s_k, mut s_v) = (Buffer::zeros(rows * d, d), Buffer::zeros(rows * d, d));
+        let mut s_q = Buffer::scratch(task.rows * shape.per_kv() * shape.head_dim);
+        let (mut s_k, mut s_v) = (task.key_gradients(), task.key_gradients());
         for block in task.blocks() {
             let width = block.width();
             let [mut p, mut t_p, mut d_s, mut s_s] = std::array::from_fn(|_| block.buffer());
@@ -93,8 +90,7 @@ pub fn curvature(
         }
         (s_q, s_k, s_v)
     });
-    let d = shape.head_dim;
-    place(s_q, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * d);
-    place(s_k, &tasks, results.iter().map(|r| &r.1[..]), d);
-    place(s_v, &tasks, results.iter().map(|r| &r.2[..]), d);
+    place(s_q, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * shape.head_dim);
+    place_keys(s_k, &tasks, results.iter().map(|r| &r.1[..]));
+    place_keys(s_v, &tasks, results.iter().map(|r| &r.2[..]));
 }

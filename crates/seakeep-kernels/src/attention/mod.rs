@@ -11,8 +11,12 @@
 //! keys of a rejected row: the whole prompt, and rejected up to itself
 //! ```
 //!
+//! Where all texts of a batch begin with the same tokens (a chat template's system prompt), those stand once too,
+//! before everything else: the *opening* that the segments of every group look back at.
+//!
 //! A *group* is the segments that share keys (one pair); its rows are contiguous. Work is done by
-//! (group, key/value head), so every gradient is summed by one thread in a fixed order. Queries are taken
+//! (group, key/value head), so every gradient is summed by one thread in a fixed order; what groups add to the
+//! gradients of the opening they keep apart, and it is added in the order of groups. Queries are taken
 //! in blocks of rows, of all the heads that share keys: a block's products are as large as may be. Memory is linear in
 //! the length, and no pass stores probabilities; the backward passes recompute them from the saved log-sum-exp.
 
@@ -70,14 +74,17 @@ pub struct Segment {
     pub start: usize,
     /// Rows.
     pub len: usize,
-    /// Rows of the text before it: position 0 up to where the segment continues. Empty if it starts a text.
+    /// Rows that its text begins with and that other groups share. Empty, or all of a segment before its group.
+    pub opening: Range<usize>,
+    /// Rows of the text between the opening and where the segment continues, in its own group. Empty if it starts there.
     pub context: Range<usize>,
 }
 
 /// The segments of a flat batch, and which of them share keys.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
-    /// In order of rows; a segment's context lies before it in the same group.
+    /// In order of rows; a segment's context lies before it in the same group, an opening before the group. The segments of a
+    /// group have the same opening.
     pub segments: Vec<Segment>,
     /// Ranges of `segments`, in order, together all of them; they cover all rows.
     pub groups: Vec<Range<usize>>,
@@ -90,6 +97,8 @@ struct Task<'a> {
     /// First row and number of rows of the group.
     first: usize,
     rows: usize,
+    /// What the group's texts begin with, outside of it.
+    opening: Range<usize>,
     kv: usize,
 }
 
@@ -100,8 +109,8 @@ struct Block {
     rows: usize,
     /// `G`
     heads: usize,
-    /// Key rows, in order of position: the context, then the segment's own up to the block's last row.
-    spans: [Range<usize>; 2],
+    /// Key rows, in order of position: the opening, the context, then the segment's own up to the block's last row.
+    spans: [Range<usize>; 3],
     /// Position of the first query row.
     position: usize,
 }
@@ -114,7 +123,7 @@ impl Block {
 
     /// All key columns of the block, seen or not.
     fn columns(&self) -> usize {
-        self.spans[0].len() + self.spans[1].len()
+        self.spans.iter().map(|span| span.len()).sum()
     }
 
     /// Distance between rows of scores: whole vectors, so that loops along them have no rest.
@@ -141,9 +150,14 @@ impl Block {
         p[seen.end..].fill(f32::NEG_INFINITY);
     }
 
-    /// `(first column, rows)` of each span.
-    fn placed(&self) -> [(usize, &Range<usize>); 2] {
-        [(0, &self.spans[0]), (self.spans[0].len(), &self.spans[1])]
+    /// `(first column, rows)` of each span that has any.
+    fn placed(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
+        let spans = self.spans.iter().scan(0, |columns, span| {
+            let first = *columns;
+            *columns += span.len();
+            Some((first, span))
+        });
+        spans.filter(|(_, span)| !span.is_empty())
     }
 }
 
@@ -154,8 +168,12 @@ fn blocks(segment: &Segment, shape: Shape) -> impl Iterator<Item = Block> + '_ {
             row: segment.start + i,
             rows,
             heads: shape.per_kv(),
-            spans: [segment.context.clone(), segment.start..segment.start + i + rows],
-            position: segment.context.len() + i,
+            spans: [
+                segment.opening.clone(),
+                segment.context.clone(),
+                segment.start..segment.start + i + rows,
+            ],
+            position: segment.opening.len() + segment.context.len() + i,
         }
     })
 }
@@ -166,7 +184,9 @@ fn tasks(layout: &Layout, shape: Shape) -> Vec<Task<'_>> {
         let segments = &layout.segments[group.clone()];
         let first = segments.first().map_or(0, |s| s.start);
         let rows = segments.last().map_or(0, |s| s.start + s.len) - first;
-        (0..shape.kv_heads).map(move |kv| Task { shape, segments, first, rows, kv })
+        let opening = segments.first().map_or(0..0, |s| s.opening.clone());
+        debug_assert!(segments.iter().all(|s| s.opening == opening) && opening.end <= first);
+        (0..shape.kv_heads).map(move |kv| Task { shape, segments, first, rows, opening: opening.clone(), kv })
     };
     layout.groups.iter().flat_map(of_group).collect()
 }
@@ -204,10 +224,8 @@ impl Task<'_> {
         let (width, d) = (block.width(), self.shape.head_dim);
         s.chunks_exact_mut(width).for_each(|s| s[block.columns()..].fill(0.0));
         for (column, span) in block.placed() {
-            if !span.is_empty() {
-                let (size, k) = ((block.scores(), span.len(), d), self.key(k, span.start).t());
-                gemm(size, &mut s[column..], width, add, alpha, Mat::new(a, d), k, Threads::One);
-            }
+            let (size, k) = ((block.scores(), span.len(), d), self.key(k, span.start).t());
+            gemm(size, &mut s[column..], width, add, alpha, Mat::new(a, d), k, Threads::One);
         }
     }
 
@@ -215,23 +233,26 @@ impl Task<'_> {
     fn mix(&self, o: &mut [f32], block: &Block, mut add: bool, alpha: f32, s: &[f32], v: &[f32]) {
         let (width, d) = (block.width(), self.shape.head_dim);
         for (column, span) in block.placed() {
-            if !span.is_empty() {
-                let (size, s) = ((block.scores(), d, span.len()), Mat::new(&s[column..], width));
-                gemm(size, o, d, add, alpha, s, self.key(v, span.start), Threads::One);
-                add = true;
-            }
+            let (size, s) = ((block.scores(), d, span.len()), Mat::new(&s[column..], width));
+            gemm(size, o, d, add, alpha, s, self.key(v, span.start), Threads::One);
+            add = true;
         }
     }
 
-    /// `d_k[span rows, D] += alpha s^T a` for a buffer `[group rows, D]` of this task alone; `a` is `[S, D]`.
+    /// Zeros for gradients of keys or values: of the group's rows, then of its opening, `[rows + opening, D]`.
+    fn key_gradients(&self) -> Buffer {
+        let d = self.shape.head_dim;
+        Buffer::zeros((self.rows + self.opening.len()) * d, d)
+    }
+
+    /// `d_k[span rows, D] += alpha s^T a` in the task's [`key_gradients`](Self::key_gradients); `a` is `[S, D]`.
     fn spread(&self, d_k: &mut [f32], block: &Block, alpha: f32, s: &[f32], a: &[f32]) {
         let (width, d) = (block.width(), self.shape.head_dim);
         for (column, span) in block.placed() {
-            if !span.is_empty() {
-                let to = &mut d_k[(span.start - self.first) * d..];
-                let (size, s) = ((span.len(), d, block.scores()), Mat::new(&s[column..], width).t());
-                gemm(size, to, d, true, alpha, s, Mat::new(a, d), Threads::One);
-            }
+            let inside = span.start.checked_sub(self.first);
+            let to = &mut d_k[inside.unwrap_or(self.rows + span.start - self.opening.start) * d..];
+            let (size, s) = ((span.len(), d, block.scores()), Mat::new(&s[column..], width).t());
+            gemm(size, to, d, true, alpha, s, Mat::new(a, d), Threads::One);
         }
     }
 
@@ -274,6 +295,18 @@ fn place<'r>(out: &mut [f32], tasks: &[Task], results: impl Iterator<Item = &'r 
             }
         }
     });
+}
+
+/// [`place`] of [`key_gradients`](Task::key_gradients); then adds what groups have for their openings, in the order of groups.
+fn place_keys<'r>(out: &mut [f32], tasks: &[Task], results: impl Iterator<Item = &'r [f32]> + Clone) {
+    let Some(&Shape { kv_heads, head_dim: d, .. }) = tasks.first().map(|task| &task.shape) else { return };
+    place(out, tasks, results.clone(), d);
+    for (task, result) in tasks.iter().zip(results) {
+        for (row, from) in task.opening.clone().zip(result[task.rows * d..].chunks_exact(d)) {
+            let to = &mut out[(row * kv_heads + task.kv) * d..][..d];
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+    }
 }
 
 #[cfg(test)]

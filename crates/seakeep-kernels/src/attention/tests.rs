@@ -1,21 +1,28 @@
 use super::*;
 use crate::testing::{Op, check, close, random};
 
-/// A prompt of 5 with branches of 70 (more than a block) and 3, and a lone text of 4.
+/// A prompt of 5 with branches of 70 (more than a block) and 3, a lone text of 4; and what two groups begin with, rows 82..85: a
+/// prompt of 2 with branches of 3 and 1, and a text without one.
 fn layout() -> Layout {
-    let segment = |start, len, context| Segment { start, len, context };
+    let segment = |start, len, context| Segment { start, len, opening: 0..0, context };
+    let after = |start, len, context| Segment { start, len, opening: 82..85, context };
     Layout {
         segments: vec![
             segment(0, 5, 0..0),
             segment(5, 70, 0..5),
             segment(75, 3, 0..5),
             segment(78, 4, 78..78),
+            segment(82, 3, 0..0),
+            after(85, 2, 85..85),
+            after(87, 3, 85..87),
+            after(90, 1, 85..87),
+            after(91, 4, 0..0),
         ],
-        groups: vec![0..3, 3..4],
+        groups: vec![0..3, 3..4, 4..5, 5..8, 8..9],
     }
 }
 
-const T: usize = 82;
+const T: usize = 95;
 const H: usize = 4;
 const J: usize = 2;
 const D: usize = 3;
@@ -28,7 +35,7 @@ fn shape(window: Option<usize>) -> Shape {
 fn reference(q: &[f32], k: &[f32], v: &[f32], window: Option<usize>) -> Vec<f32> {
     let mut o = vec![0.0; T * H * D];
     for segment in layout().segments {
-        let before: Vec<usize> = segment.context.collect();
+        let before: Vec<usize> = segment.opening.chain(segment.context).collect();
         for i in 0..segment.len {
             let mut keys: Vec<usize> = before.clone();
             keys.extend(segment.start..=segment.start + i);
@@ -193,7 +200,7 @@ fn texts_of_a_batch_have_the_bits_they_have_alone() {
         let text = Cached { row: 0, rows, shared: Vec::new(), own: &mut Cache::default() };
         cached_forward(&mut alone, (q, k, v), &mut [text], shape);
         assert!(alone == together[row * of_q..(row + rows) * of_q], "{rows} rows");
-        let all = Segment { start: 0, len: rows, context: 0..0 };
+        let all = Segment { start: 0, len: rows, opening: 0..0, context: 0..0 };
         let layout = Layout { segments: vec![all], groups: std::iter::once(0..1).collect() };
         let (mut want, mut lse) = (vec![0.0; rows * of_q], vec![0.0; rows * 6 * 2]);
         forward(&mut want, &mut lse, q, k, v, &layout, shape);

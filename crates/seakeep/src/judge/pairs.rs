@@ -227,7 +227,7 @@ pub fn input_gradients(
     let mut unused = Tensors::none(&model.map);
     let size = batch_size.max(1);
     for (pairs, losses) in pairs.chunks(size).zip(losses.chunks(size)) {
-        let batch = layout.lay_out(pairs);
+        let batch = Layout { opening: false, ..layout }.lay_out(pairs);
         model.check(&batch)?;
         let seeds: Vec<f64> = losses.iter().flat_map(|l| l.d.iter().copied()).collect();
         let v = model.backward(&batch, &model.forward(&batch), &seeds, &mut unused);

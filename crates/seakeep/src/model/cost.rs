@@ -64,6 +64,16 @@ impl Operations {
     pub fn total(&self) -> f64 {
         self.forward + self.backward + self.tangent
     }
+
+    /// So many times these.
+    pub fn times(&self, n: f64) -> Operations {
+        Operations {
+            forward: n * self.forward,
+            backward: n * self.backward,
+            tangent: n * self.tangent,
+            attention: n * self.attention,
+        }
+    }
 }
 
 impl std::ops::AddAssign for Operations {

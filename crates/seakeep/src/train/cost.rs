@@ -13,7 +13,7 @@ use crate::formats::ModelSource;
 use crate::model::{Keep, Model, Operations, Sizes};
 use crate::objective::Objective;
 use crate::progress::Progress;
-use crate::scoring::Layout;
+use crate::scoring::{Layout, SHORTEST_OPENING, begin};
 
 /// Share of the machine's best product that a step reaches as a whole, within which expected times lie. Measured:
 /// docs/PERFORMANCE.md.
@@ -85,11 +85,29 @@ impl Cost {
     }
 }
 
-/// What one row costs.
+/// What a row costs.
+#[derive(Default)]
 struct RowCost {
     operations: Operations,
     computed: usize,
     predictions: usize,
+}
+
+/// What rows cost.
+struct RowCosts {
+    /// Each by itself.
+    each: Vec<RowCost>,
+    /// What all of them begin with, which stands once in a batch.
+    opening: RowCost,
+}
+
+impl RowCosts {
+    /// Operations of a forward pass over `rows`, so many at a time; `whole` if each is computed with its opening.
+    fn forward(&self, rows: &[usize], batch: usize, whole: bool) -> f64 {
+        let known = if whole { 0 } else { rows.len() - rows.len().div_ceil(batch) };
+        let sum: f64 = rows.iter().map(|&i| self.each[i].operations.forward).sum();
+        sum - known as f64 * self.opening.operations.forward
+    }
 }
 
 /// Counts what the run that `options` describe will cost: reads and tokenises the data, looks at the model's configuration,
@@ -113,33 +131,39 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let mut tokens = Tokens::default();
     let costs = of_rows(&train, objective, &sizes, Some(&mut tokens))?;
     let visited = visits.visited(steps);
-    let eval_forward: f64 =
-        of_rows(&eval, objective, &sizes, None)?.iter().map(|c| c.operations.forward).sum();
+    let eval_costs = of_rows(&eval, objective, &sizes, None)?;
+    let scored_at_a_time = options.per_device_eval_batch_size;
     let (mut run, mut again, mut largest) = (Operations::default(), 0.0, (0, 0));
     let plain = (options.numbers.keep, options.numbers.precision) == (Keep::F32, Precision::F32);
+    // As a step lays pairs out.
+    let drops_out = options.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
+    let whole = !Layout::of(objective).opening || drops_out;
+    let opening = if whole { 0 } else { costs.opening.computed };
     for rows in visits.steps(0, steps) {
         let micro = options.per_device_train_batch_size;
-        rows.iter().for_each(|&i| run += costs[i].operations);
+        let computed: Vec<usize> = rows.iter().map(|&i| costs.each[i].computed).collect();
+        for part in runs(objective, micro, (&computed, opening), plain) {
+            let rows = &rows[part];
+            let known = if whole { 0 } else { rows.len() - 1 };
+            rows.iter().for_each(|&i| run += costs.each[i].operations);
+            run += costs.opening.operations.times(-(known as f64));
+            let sum = |of: fn(&RowCost) -> usize| rows.iter().map(|&i| of(&costs.each[i])).sum::<usize>();
+            largest = largest.max((sum(|c| c.computed) - known * opening, sum(|c| c.predictions)));
+        }
         // Again for the backward pass, where activations could not be kept.
         if options.gradient_checkpointing || (objective.couples_pairs() && rows.len() > micro) {
-            again += rows.iter().map(|&i| costs[i].operations.forward).sum::<f64>();
-        }
-        let computed: Vec<usize> = rows.iter().map(|&i| costs[i].computed).collect();
-        for run in runs(objective, micro, &computed, plain) {
-            let sum =
-                |of: fn(&RowCost) -> usize| rows[run.clone()].iter().map(|&i| of(&costs[i])).sum::<usize>();
-            largest = largest.max((sum(|c| c.computed), sum(|c| c.predictions)));
+            again += costs.forward(&rows, micro, whole);
         }
     }
-    let each = 1.0 / steps.max(1) as f64;
-    let step = Operations {
-        forward: run.forward * each,
-        backward: run.backward * each,
-        tangent: run.tangent * each,
-        attention: run.attention * each,
-    };
+    let step = run.times(1.0 / steps.max(1) as f64);
+    let every: Vec<usize> = (0..eval.len()).collect();
+    // Features of prompts are means over all of their rows.
+    let features = options.environments.is_some();
     let reference = match objective.needs_reference() {
-        true => visited.iter().map(|&i| costs[i].operations.forward).sum::<f64>() + eval_forward,
+        true => {
+            costs.forward(&visited, scored_at_a_time, features)
+                + eval_costs.forward(&every, scored_at_a_time, features)
+        }
         false => 0.0,
     };
     let evaluations = match options.eval {
@@ -147,7 +171,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         Every::Steps(n) => steps.div_ceil(n),
         Every::Epoch => steps.div_ceil(visits.per_epoch()),
     };
-    let evaluation = evaluations as f64 * eval_forward;
+    let evaluation = evaluations as f64 * eval_costs.forward(&every, scored_at_a_time, false);
     Ok(Cost {
         rows: train.len(),
         left_out: train.report().dropped(),
@@ -171,10 +195,18 @@ fn of_rows(
     objective: &Objective,
     sizes: &Sizes,
     mut tokens: Option<&mut Tokens>,
-) -> Result<Vec<RowCost>> {
+) -> Result<RowCosts> {
     let layout = Layout::of(objective);
+    let cost = |batch: &Batch| RowCost {
+        operations: sizes.operations(batch, objective.penalty.is_some()),
+        computed: batch.rows(),
+        predictions: batch.predictions.len(),
+    };
+    let mut opening: Option<Vec<u32>> = None;
     let of = |pair: Result<TokenizedPair>| {
         let pair = pair?;
+        let before = opening.get_or_insert_with(|| pair.longest_prompt().to_vec());
+        before.truncate(begin(before, &pair).len());
         let batch: Batch = layout.lay_out([&pair]);
         if let Some(tokens) = &mut tokens {
             tokens.prompts += pair.longest_prompt().len();
@@ -182,13 +214,11 @@ fn of_rows(
             tokens.predicted += batch.predictions.len();
             tokens.computed += batch.rows();
         }
-        Ok(RowCost {
-            operations: sizes.operations(&batch, objective.penalty.is_some()),
-            computed: batch.rows(),
-            predictions: batch.predictions.len(),
-        })
+        Ok(cost(&batch))
     };
-    rows.iter().map(of).collect()
+    let each = rows.iter().map(of).collect::<Result<_>>()?;
+    let opening = opening.filter(|opening| !layout.prompts && opening.len() >= SHORTEST_OPENING);
+    Ok(RowCosts { each, opening: cost(&Batch::open(&opening.unwrap_or_default())) })
 }
 
 /// What memory is needed for at the fullest moment: in a step, or where the model is written.

@@ -361,7 +361,8 @@ impl<'a> Run<'a> {
     fn evaluate(&self) -> Result<Vec<(String, f64)>> {
         let all: Vec<usize> = (0..self.eval.len()).collect();
         let (objective, size) = (&self.options.objective, self.options.per_device_eval_batch_size);
-        let layout = Layout::of(objective);
+        // Nothing is trained: pairs may lie as the reference's do.
+        let layout = Layout::of_reference(objective);
         let scores = score_rows(&self.model, (self.eval, &all), layout, false, size, &mut Silent)?;
         let (mut facts, mut reference) = (Vec::new(), BranchLogps::default());
         for (i, pair) in self.eval.iter().enumerate() {

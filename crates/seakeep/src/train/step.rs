@@ -86,10 +86,12 @@ fn gradient_with(
     grads: &mut Gradients,
 ) -> Result<StepOutput> {
     let context = Context::of(global.facts, global.progress, global.groups.clone());
+    let of_objective = Layout::of(objective);
     let mut step = Step {
         model,
         objective,
-        layout: Layout::of(objective),
+        // Rows that pairs share would need the dropout masks of all of them.
+        layout: Layout { opening: of_objective.opening && global.dropout.is_none(), ..of_objective },
         stats: TokenStats::default(),
         at_once,
         mean_square: 0.0,
@@ -99,7 +101,8 @@ fn gradient_with(
     grads.penalty.iter_mut().for_each(Tensors::clear);
 
     let rows: Vec<usize> = global.pairs.iter().map(|pair| step.layout.lay_out([*pair]).rows()).collect();
-    let runs = runs(objective, micro_batch, &rows, model.weights.are_plain());
+    let opening = step.layout.opening(global.pairs).len();
+    let runs = runs(objective, micro_batch, (&rows, opening), model.weights.are_plain());
     // Pairs that are coupled must all be seen before any backward pass.
     let together = if objective.couples_pairs() { runs.len() } else { 1 };
     for runs in runs.chunks(together.max(1)) {
@@ -136,23 +139,23 @@ fn gradient_with(
 }
 
 /// Rows with which products of f32 are as fast as they become: more at a time would need more memory and bring nothing.
-const FULL: usize = 512;
+const FULL: usize = 576;
 
-/// The pairs that go through the model at a time: `micro_batch`, and fewer where fewer are enough rows (`rows`, of each pair)
-/// and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
+/// The pairs that go through the model at a time: `micro_batch`, and fewer where fewer are enough rows (`rows` of each pair alone,
+/// of which `opening` are the same for all) and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
 /// there is a penalty, an unknown factor on its gradient costs a product more; where weights are not `plain`, they are packed or
 /// decoded for every run.
 pub(super) fn runs(
     objective: &Objective,
     micro_batch: usize,
-    rows: &[usize],
+    (rows, opening): (&[usize], usize),
     plain: bool,
 ) -> Vec<Range<usize>> {
     let may_be_cut = plain && !objective.couples_pairs() && objective.penalty.is_none();
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
     for (i, &rows) in rows.iter().enumerate() {
-        filled += rows;
+        filled += rows - opening;
         match runs.last_mut() {
             Some(run) if run.len() < micro_batch && !(may_be_cut && filled > FULL) => run.end = i + 1,
             _ => {

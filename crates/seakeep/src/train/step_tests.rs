@@ -7,6 +7,7 @@ use crate::formats::ModelSource;
 use crate::formats::adapter::LoraConfig;
 use crate::objective::wdpo::{Form, PromptGradient};
 use crate::objective::{Rule, rule::Kldpo};
+use crate::scoring::SHORTEST_OPENING;
 
 fn model(name: &str) -> Model {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -126,15 +127,50 @@ fn what_is_computed_again_has_the_same_bits() {
 }
 
 #[test]
+fn what_all_pairs_begin_with_is_computed_once_and_changes_nothing() {
+    let mut begun = pairs();
+    let opening: Vec<u32> = (0..SHORTEST_OPENING as u32).collect();
+    begun.iter_mut().for_each(|pair| pair.prompt.splice(0..0, opening.iter().copied()).for_each(drop));
+    let all: Vec<&TokenizedPair> = begun.iter().collect();
+    let facts: Vec<Facts> = all.iter().map(|p| Facts::of(p, false)).collect();
+    let reference = &BranchLogps::of_pairs(&[-9.0, -8.0, -14.0], &[-11.0, -16.0, -15.0]);
+    for (name, model) in models() {
+        let step = |objective: &Objective, micro_batch| {
+            let (groups, mut grads) = (Groups::default(), Gradients::new(&model));
+            let global =
+                GlobalBatch { pairs: &all, facts: &facts, reference, progress: 1.0, groups, dropout: None };
+            let out = gradient(&model, objective, &global, micro_batch, &mut grads).unwrap();
+            (out.loss, grads.total)
+        };
+        let kldpo = Rule::Kldpo(Kldpo::Tau(0.5));
+        for objective in [Objective::dpo(0.1), Objective { rule: kldpo, ..Objective::dpo(0.1) }] {
+            assert_eq!(Layout::of(&objective).opening(&all), opening);
+            // One at a time there is nobody to share with.
+            let ((loss, mut together), (want_loss, want)) = (step(&objective, 3), step(&objective, 1));
+            assert!((loss - want_loss).abs() <= 1e-6 * want_loss.abs(), "{name}: {loss}, {want_loss}");
+            together.add_scaled(&want, -1.0);
+            assert!(together.norm() <= 5e-6 * want.norm(), "{name}: {} of {}", together.norm(), want.norm());
+        }
+    }
+    let dpo = Layout::of(&Objective::dpo(0.1));
+    assert!(dpo.opening(&all[..1]).is_empty(), "a single pair");
+    begun[1].prompt.remove(0);
+    assert!(dpo.opening(&begun.iter().collect::<Vec<_>>()).is_empty(), "another beginning");
+    let penalty = penalised(Form::Paper, PromptGradient::Shared, Rule::Mean);
+    assert!(!Layout::of(&penalty).opening, "gradients of each pair's own embeddings");
+}
+
+#[test]
 fn more_rows_than_fill_the_products_are_run_apart_where_that_costs_nothing() {
     let rows = [300, 200, 100, 600, 20, 30, 40, 50];
     let dpo = Objective::dpo(0.1);
-    assert_eq!(runs(&dpo, 8, &rows, true), [0..2, 2..3, 3..4, 4..8]);
-    assert_eq!(runs(&dpo, 2, &rows, true), [0..2, 2..3, 3..4, 4..6, 6..8]);
-    assert_eq!(runs(&dpo, 3, &rows, false), [0..3, 3..6, 6..8], "weights in another form");
+    assert_eq!(runs(&dpo, 8, (&rows, 0), true), [0..2, 2..3, 3..4, 4..8]);
+    assert_eq!(runs(&dpo, 2, (&rows, 0), true), [0..2, 2..3, 3..4, 4..6, 6..8]);
+    assert_eq!(runs(&dpo, 3, (&rows, 0), false), [0..3, 3..6, 6..8], "weights in another form");
+    assert_eq!(runs(&dpo, 8, (&[300, 290, 290], 20), true), [0..2, 2..3], "20 of 590 rows stand once");
     let coupled = Objective { rule: Rule::Kldpo(crate::objective::rule::Kldpo::Tau(0.5)), ..dpo.clone() };
     for whole in [coupled, penalised(Form::Paper, PromptGradient::Shared, Rule::Mean)] {
-        assert_eq!(runs(&whole, 3, &rows, true), [0..3, 3..6, 6..8], "{whole:?}");
+        assert_eq!(runs(&whole, 3, (&rows, 0), true), [0..3, 3..6, 6..8], "{whole:?}");
     }
-    assert!(runs(&dpo, 2, &[], true).is_empty());
+    assert!(runs(&dpo, 2, (&[], 0), true).is_empty());
 }
