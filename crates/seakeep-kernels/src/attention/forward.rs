@@ -39,14 +39,17 @@ pub fn forward(
     let results = run(&tasks, |task| {
         let rows = task.rows * shape.per_kv();
         let (mut o, mut lse) = (Buffer::scratch(rows * shape.head_dim), Buffer::scratch(rows * 2));
-        for block in task.blocks() {
-            let mut p = block.buffer();
-            task.products(&mut p, &block, false, shape.scale, &task.queries(q, &block), k);
-            let lse = &mut lse[2 * (block.row - task.first) * block.heads..];
-            for (lse, value) in lse.chunks_exact_mut(2).zip(softmax(&mut p, &block, shape.window)) {
-                lse.copy_from_slice(&value);
+        for segment in task.segments {
+            let [k, v] = [k, v].map(|x| task.keys(x, segment));
+            for block in segment.blocks(shape) {
+                let mut p = block.buffer();
+                task.products(&mut p, &block, false, shape.scale, &task.queries(q, &block), &k);
+                let lse = &mut lse[2 * (block.row - task.first) * block.heads..];
+                for (lse, value) in lse.chunks_exact_mut(2).zip(softmax(&mut p, &block, shape.window)) {
+                    lse.copy_from_slice(&value);
+                }
+                task.mix(task.part(&mut o, &block), &block, false, 1.0, &p, &v);
             }
-            task.mix(task.part(&mut o, &block), &block, false, 1.0, &p, v);
         }
         (o, lse)
     });
@@ -91,13 +94,16 @@ pub fn tangent(
     let tasks = tasks(layout, shape);
     let results = run(&tasks, |task| {
         let mut t_o = Buffer::scratch(task.rows * shape.per_kv() * shape.head_dim);
-        for block in task.blocks() {
-            let (mut p, mut t_p) = (block.buffer(), block.buffer());
-            let (q, t_q) = (task.queries(q, &block), task.queries(t_q, &block));
-            probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, k), (&t_q, t_k), lse);
-            let out = task.part(&mut t_o, &block);
-            task.mix(out, &block, false, 1.0, &t_p, v);
-            task.mix(out, &block, true, 1.0, &p, t_v);
+        for segment in task.segments {
+            let [k, v, t_k, t_v] = [k, v, t_k, t_v].map(|x| task.keys(x, segment));
+            for block in segment.blocks(shape) {
+                let (mut p, mut t_p) = (block.buffer(), block.buffer());
+                let (q, t_q) = (task.queries(q, &block), task.queries(t_q, &block));
+                probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, &k), (&t_q, &t_k), lse);
+                let out = task.part(&mut t_o, &block);
+                task.mix(out, &block, false, 1.0, &t_p, &v);
+                task.mix(out, &block, true, 1.0, &p, &t_v);
+            }
         }
         t_o
     });

@@ -109,8 +109,6 @@ struct Block {
     rows: usize,
     /// `G`
     heads: usize,
-    /// Key rows, in order of position: the opening, the context, then the segment's own up to the block's last row.
-    spans: [Range<usize>; 3],
     /// Position of the first query row.
     position: usize,
 }
@@ -121,9 +119,9 @@ impl Block {
         self.rows * self.heads
     }
 
-    /// All key columns of the block, seen or not.
+    /// Key columns of the block, seen or not: every position of the text up to its last row.
     fn columns(&self) -> usize {
-        self.spans.iter().map(|span| span.len()).sum()
+        self.position + self.rows
     }
 
     /// Distance between rows of scores: whole vectors, so that loops along them have no rest.
@@ -149,33 +147,27 @@ impl Block {
         p[..seen.start].fill(f32::NEG_INFINITY);
         p[seen.end..].fill(f32::NEG_INFINITY);
     }
-
-    /// `(first column, rows)` of each span that has any.
-    fn placed(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
-        let spans = self.spans.iter().scan(0, |columns, span| {
-            let first = *columns;
-            *columns += span.len();
-            Some((first, span))
-        });
-        spans.filter(|(_, span)| !span.is_empty())
-    }
 }
 
-fn blocks(segment: &Segment, shape: Shape) -> impl Iterator<Item = Block> + '_ {
-    (0..segment.len).step_by(shape.block()).map(move |i| {
-        let rows = shape.block().min(segment.len - i);
-        Block {
-            row: segment.start + i,
-            rows,
+impl Segment {
+    /// Rows of its text up to its last, in order of position.
+    fn spans(&self) -> [Range<usize>; 3] {
+        [self.opening.clone(), self.context.clone(), self.start..self.start + self.len]
+    }
+
+    /// Rows of its text up to its last.
+    fn columns(&self) -> usize {
+        self.opening.len() + self.context.len() + self.len
+    }
+
+    fn blocks(&self, shape: Shape) -> impl Iterator<Item = Block> {
+        (0..self.len).step_by(shape.block()).map(move |i| Block {
+            row: self.start + i,
+            rows: shape.block().min(self.len - i),
             heads: shape.per_kv(),
-            spans: [
-                segment.opening.clone(),
-                segment.context.clone(),
-                segment.start..segment.start + i + rows,
-            ],
-            position: segment.opening.len() + segment.context.len() + i,
-        }
-    })
+            position: self.columns() - self.len + i,
+        })
+    }
 }
 
 /// The tasks of a batch, groups in order, heads within.
@@ -197,11 +189,6 @@ fn run<'a, R: Send>(tasks: &'a [Task<'a>], each: impl Fn(&'a Task<'a>) -> R + Sy
 }
 
 impl Task<'_> {
-    /// The task's blocks, in order.
-    fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
-        self.segments.iter().flat_map(|segment| blocks(segment, self.shape))
-    }
-
     /// The block's rows of the task's query heads in a `[T, H, D]` buffer, `[S, D]`.
     fn queries(&self, x: &[f32], block: &Block) -> Buffer {
         let Shape { heads, head_dim, .. } = self.shape;
@@ -213,47 +200,53 @@ impl Task<'_> {
         out
     }
 
-    /// Key or value rows from `row` on in a `[T, J, D]` buffer.
-    fn key<'m>(&self, x: &'m [f32], row: usize) -> Mat<'m> {
-        let Shape { kv_heads, head_dim, .. } = self.shape;
-        Mat::new(&x[(row * kv_heads + self.kv) * head_dim..], kv_heads * head_dim)
+    /// Key or value rows of a segment's text in a `[T, J, D]` buffer, in order of position, `[columns, D]`. Sums over them then do
+    /// not depend on where they lay: a text has the same bits whatever it shares with others.
+    fn keys(&self, x: &[f32], segment: &Segment) -> Buffer {
+        let Shape { kv_heads, head_dim: d, .. } = self.shape;
+        let mut out = Buffer::new(segment.columns() * d, d);
+        for (out, row) in out.chunks_exact_mut(d).zip(segment.spans().into_iter().flatten()) {
+            out.copy_from_slice(&x[(row * kv_heads + self.kv) * d..][..d]);
+        }
+        out
     }
 
     /// `s[S, columns] (+)= alpha a k^T` over the block's key columns, 0 beyond; `a` is `[S, D]`.
     fn products(&self, s: &mut [f32], block: &Block, add: bool, alpha: f32, a: &[f32], k: &[f32]) {
         let (width, d) = (block.width(), self.shape.head_dim);
         s.chunks_exact_mut(width).for_each(|s| s[block.columns()..].fill(0.0));
-        for (column, span) in block.placed() {
-            let (size, k) = ((block.scores(), span.len(), d), self.key(k, span.start).t());
-            gemm(size, &mut s[column..], width, add, alpha, Mat::new(a, d), k, Threads::One);
-        }
+        let size = (block.scores(), block.columns(), d);
+        gemm(size, s, width, add, alpha, Mat::new(a, d), Mat::new(k, d).t(), Threads::One);
     }
 
     /// `o[S, D] (+)= alpha s v`.
-    fn mix(&self, o: &mut [f32], block: &Block, mut add: bool, alpha: f32, s: &[f32], v: &[f32]) {
+    fn mix(&self, o: &mut [f32], block: &Block, add: bool, alpha: f32, s: &[f32], v: &[f32]) {
         let (width, d) = (block.width(), self.shape.head_dim);
-        for (column, span) in block.placed() {
-            let (size, s) = ((block.scores(), d, span.len()), Mat::new(&s[column..], width));
-            gemm(size, o, d, add, alpha, s, self.key(v, span.start), Threads::One);
-            add = true;
+        let size = (block.scores(), d, block.columns());
+        gemm(size, o, d, add, alpha, Mat::new(s, width), Mat::new(v, d), Threads::One);
+    }
+
+    /// `d_k[columns, D] += alpha s^T a`; `a` is `[S, D]`.
+    fn spread(&self, d_k: &mut [f32], block: &Block, alpha: f32, s: &[f32], a: &[f32]) {
+        let (width, d) = (block.width(), self.shape.head_dim);
+        let size = (block.columns(), d, block.scores());
+        gemm(size, d_k, d, true, alpha, Mat::new(s, width).t(), Mat::new(a, d), Threads::One);
+    }
+
+    /// Adds gradients of a segment's keys, `[columns, D]`, to those of the group's rows and then of its opening,
+    /// `[rows + opening, D]`.
+    fn scatter(&self, to: &mut [f32], segment: &Segment, from: &[f32]) {
+        let d = self.shape.head_dim;
+        for (from, row) in from.chunks_exact(d).zip(segment.spans().into_iter().flatten()) {
+            let at = row.checked_sub(self.first).unwrap_or(self.rows + row - self.opening.start);
+            to[at * d..][..d].iter_mut().zip(from).for_each(|(to, from)| *to += from);
         }
     }
 
-    /// Zeros for gradients of keys or values: of the group's rows, then of its opening, `[rows + opening, D]`.
+    /// Zeros for [`scatter`](Self::scatter).
     fn key_gradients(&self) -> Buffer {
         let d = self.shape.head_dim;
         Buffer::zeros((self.rows + self.opening.len()) * d, d)
-    }
-
-    /// `d_k[span rows, D] += alpha s^T a` in the task's [`key_gradients`](Self::key_gradients); `a` is `[S, D]`.
-    fn spread(&self, d_k: &mut [f32], block: &Block, alpha: f32, s: &[f32], a: &[f32]) {
-        let (width, d) = (block.width(), self.shape.head_dim);
-        for (column, span) in block.placed() {
-            let inside = span.start.checked_sub(self.first);
-            let to = &mut d_k[inside.unwrap_or(self.rows + span.start - self.opening.start) * d..];
-            let (size, s) = ((span.len(), d, block.scores()), Mat::new(&s[column..], width).t());
-            gemm(size, to, d, true, alpha, s, Mat::new(a, d), Threads::One);
-        }
     }
 
     /// The block's probabilities from its queries `q`, `[S, D]`, and the saved log-sum-exp (`lse` is `[T, H, 2]`); zero where
