@@ -14,7 +14,7 @@ use crate::vectorise;
 /// Most rows of a chunk: 256 rows of 49,152 logits are 50 MB.
 pub const CHUNK: usize = 256;
 /// Most rows of which a forward pass keeps `onehot - p`.
-pub const KEPT: usize = 2 * CHUNK;
+pub const KEPT: usize = 3 * CHUNK;
 
 /// What the forward pass gives for one predicted token.
 #[derive(Clone, Copy, Debug, Default)]

@@ -25,6 +25,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::blocks::Blocks;
+use crate::vectorise;
 use isa::{Isa, Side, Tile};
 use pack::{Packed, Source, Strided, Words};
 
@@ -129,7 +130,9 @@ impl Elements<'_> {
         match self {
             Elements::F32(data) => out.copy_from_slice(&data[first..first + out.len()]),
             Elements::Bf16(data) => {
-                out.iter_mut().zip(&data[first..]).for_each(|(o, x)| *o = x.to_f32());
+                vectorise!(for (o, x) in out.iter_mut().zip(&data[first..]) {
+                    *o = f32::from_bits(u32::from(x.to_bits()) << 16);
+                });
             }
             Elements::Blocks(blocks) => blocks.read(first, out),
         }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use half::bf16;
+use seakeep_kernels::gemm::Elements;
 use seakeep_kernels::vectorise;
 
 use super::moments::Moments;
@@ -105,11 +106,10 @@ impl AdamW {
                     }),
                     Stored::Bf16(w) => {
                         w.par_chunks_mut(PIECE).zip(moments).enumerate().for_each(|(p, (w, ((m, s), g)))| {
-                            let mut exact: Vec<f32> = w.iter().map(|w| w.to_f32()).collect();
+                            let mut exact = vec![0.0; w.len()];
+                            Elements::Bf16(w).read(0, &mut exact);
                             m.change(|m| s.change(|s| update(&mut exact, g, m, s)));
-                            for (i, (w, exact)) in w.iter_mut().zip(exact).enumerate() {
-                                *w = rounded_at_random(exact, [step, tensor as u32, (p * PIECE + i) as u32]);
-                            }
+                            round_at_random(w, &exact, ([step, tensor as u32], (p * PIECE) as u32));
                         });
                     }
                     Stored::Blocks(_) => panic!("`{}` is quantised and cannot be trained", spec.name),
@@ -119,18 +119,23 @@ impl AdamW {
     }
 }
 
-/// `x` rounded to one of its two neighbours in bf16, to each the more likely the nearer it is; which one follows from `place`.
-fn rounded_at_random(x: f32, place: [u32; 3]) -> bf16 {
-    if !x.is_finite() {
-        return bf16::from_f32(x);
-    }
-    // Mixes as MurmurHash3's finalizer does.
-    let mix = |h: u32, x: u32| {
+/// Writes numbers rounded to one of their two neighbours in bf16, to each the more likely the nearer it is; which one follows from
+/// `key` and the element's number, counted from `first` on.
+fn round_at_random(to: &mut [bf16], from: &[f32], (key, first): ([u32; 2], u32)) {
+    // As MurmurHash3's finalizer does.
+    #[inline(always)]
+    fn mix(h: u32, x: u32) -> u32 {
         let h = (h ^ x).wrapping_mul(0x85eb_ca6b);
         (h ^ h >> 13).wrapping_mul(0xc2b2_ae35) ^ h >> 16
-    };
-    let random = place.into_iter().fold(0x9e37_79b9, mix) >> 16;
-    bf16::from_bits(((x.to_bits() + random) >> 16) as u16)
+    }
+    let key = key.into_iter().fold(0x9e37_79b9, mix);
+    vectorise!(for (i, (to, x)) in to.iter_mut().zip(from).enumerate() {
+        let (bits, random) = (x.to_bits(), mix(key, first.wrapping_add(i as u32)) >> 16);
+        // Infinities stay, and of what is not a number no bits that say so are lost.
+        let special = bits >> 16 | u32::from(x.is_nan()) << 6;
+        let rounded = if x.is_finite() { bits.wrapping_add(random) >> 16 } else { special };
+        *to = bf16::from_bits(rounded as u16);
+    });
 }
 
 /// The factor that shortens a gradient of length `norm` to `max_norm` if it is longer, as `torch.nn.utils.clip_grad_norm_`. A `max_norm`
@@ -146,6 +151,25 @@ mod tests {
 
     use super::*;
     use crate::model::Model;
+
+    #[test]
+    fn rounding_at_random_is_right_on_average() {
+        // 1 + 3/8 of a step of bf16 at 1, which is 2^-7.
+        let x = 1.0 + 0.375 / 128.0;
+        let mut to = vec![bf16::ZERO; 1 << 16];
+        round_at_random(&mut to, &vec![x; 1 << 16], ([3, 1], 7));
+        let up = to.iter().filter(|w| w.to_f32() == 1.0 + 1.0 / 128.0).count();
+        assert_eq!(to.iter().filter(|w| w.to_f32() == 1.0).count() + up, to.len(), "its neighbours");
+        // 65,536 draws: the share's standard deviation is 0.002.
+        assert!((up as f64 / to.len() as f64 - 0.375).abs() < 0.01, "{up}");
+        let mut later = vec![bf16::ZERO; 100];
+        round_at_random(&mut later, &[x; 100], ([3, 1], 57));
+        assert_eq!(later, to[50..150], "what is drawn follows from the element's number");
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, f32::from_bits(0x7f80_0001)];
+        round_at_random(&mut later[..5], &special, ([0, 0], 0));
+        assert!(later[0].is_nan() && later[4].is_nan(), "{:?}", &later[..5]);
+        assert_eq!(later[1..4], [bf16::INFINITY, bf16::NEG_INFINITY, bf16::NEG_ZERO]);
+    }
 
     #[test]
     fn a_clipped_step_is_a_step_on_the_shortened_gradient() {
