@@ -79,8 +79,11 @@ fn what_real_pairs_cost_is_what_was_counted_by_hand() {
     };
     let (pairs, _) = tokenize_pairs(&rows, &source.tokenizer().unwrap(), &options).unwrap();
     let sizes = Sizes::of(&Model::config(&source).unwrap(), None).unwrap();
-    let batch = Layout::PLAIN.lay_out(&pairs);
+    let batch = Layout { opening: false, ..Layout::PLAIN }.lay_out(&pairs);
     assert_eq!((batch.rows(), batch.predictions.len()), (14_211, 5_717));
+    // The template's system prompt, 24 tokens, stands before every pair.
+    let of_four = |four| Layout::PLAIN.lay_out(four).rows();
+    assert_eq!(pairs.chunks(4).map(of_four).sum::<usize>(), 14_211 - 16 * 3 * 24);
     let found = sizes.operations(&batch, false);
     let giga = |operations: f64| (operations / 64e9).round();
     assert_eq!(giga(found.total() - found.attention), 154.0);
