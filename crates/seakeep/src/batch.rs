@@ -78,7 +78,7 @@ impl Batch {
             Sharing::Shared => {
                 let first = self.layout.segments.len();
                 let prompt_rows = self.segment(self.after_opening(prompt), 0..0);
-                let before = prompt_rows.clone().last().or(self.opening.clone().last());
+                let before = self.last_of(prompt_rows.clone());
                 for branch in branches {
                     let rows = self.segment(but_last(branch), prompt_rows.clone());
                     self.predict(branch, before, rows.start);
@@ -101,7 +101,7 @@ impl Batch {
             let prompt = self.after_opening(prompt);
             let rows = self.segment(&[prompt, but_last(completion)].concat(), 0..0);
             let start = rows.start + prompt.len();
-            let before = (rows.start..start).last().or(self.opening.clone().last());
+            let before = self.last_of(rows.start..start);
             self.predict(completion, before, start);
             self.layout.groups.push(first..first + 1);
         }
@@ -159,6 +159,11 @@ impl Batch {
         let (opening, rest) = prompt.split_at(self.opening.len());
         debug_assert_eq!(opening, &self.tokens[self.opening.clone()], "every prompt begins with the opening");
         rest
+    }
+
+    /// The last row of a prompt, of which `rows` come after the opening.
+    fn last_of(&self, rows: std::ops::Range<usize>) -> Option<usize> {
+        rows.last().or(self.opening.clone().last())
     }
 
     fn segment(&mut self, tokens: &[u32], context: std::ops::Range<usize>) -> std::ops::Range<usize> {

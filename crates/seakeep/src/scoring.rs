@@ -4,6 +4,7 @@
 use seakeep_kernels::projection::Predicted;
 
 use crate::batch::{Batch, Sharing};
+use crate::data::tokenize::common_prefix;
 use crate::data::{Role, Rows, TokenizedPair};
 use crate::logps::BranchLogps;
 use crate::model::Model;
@@ -40,8 +41,8 @@ impl Layout {
         Layout { sharing, prompts, ld_alpha: objective.pair.ld_alpha, opening }
     }
 
-    /// For the reference of an objective, whose log-probabilities do not depend on how prompts lie.
-    pub fn of_reference(objective: &Objective) -> Layout {
+    /// For an objective where nothing is trained (by the reference, in evaluation): log-probabilities do not depend on how prompts lie.
+    pub fn to_score(objective: &Objective) -> Layout {
         Layout { sharing: Sharing::Shared, opening: true, ..Layout::of(objective) }
     }
 
@@ -57,13 +58,14 @@ impl Layout {
 
     /// The tokens that stand once for all of `pairs`: what all their prompts begin with, if that is worth it.
     pub fn opening<'a>(self, pairs: &[&'a TokenizedPair]) -> &'a [u32] {
-        let whole = self.prompts || self.sharing == Sharing::Separate;
         let [first, _, ..] = pairs else { return &[] };
-        if !self.opening || whole {
-            return &[];
-        }
-        let shared = pairs.iter().fold(first.longest_prompt(), |opening, pair| begin(opening, pair));
-        if shared.len() < SHORTEST_OPENING { &[] } else { shared }
+        self.worth(pairs.iter().fold(first.longest_prompt(), |opening, pair| begin(opening, pair)))
+    }
+
+    /// `opening`, which all prompts begin with, where it is to stand once; nothing where it may not, or is too short.
+    pub(crate) fn worth(self, opening: &[u32]) -> &[u32] {
+        let may = self.opening && !self.prompts && self.sharing == Sharing::Shared;
+        if may && opening.len() >= SHORTEST_OPENING { opening } else { &[] }
     }
 
     /// Lays out pairs: what all begin with, then the branches of each, the prompt shared where all of them keep the same.
@@ -98,10 +100,9 @@ impl Layout {
 
 /// How much of `opening` every prompt of a pair begins with.
 pub(crate) fn begin<'a>(opening: &'a [u32], pair: &TokenizedPair) -> &'a [u32] {
-    pair.branches.iter().fold(opening, |opening, branch| {
-        let same = opening.iter().zip(pair.prompt_of(branch)).take_while(|(a, b)| a == b);
-        &opening[..same.count()]
-    })
+    pair.branches
+        .iter()
+        .fold(opening, |opening, branch| &opening[..common_prefix(opening, pair.prompt_of(branch))])
 }
 
 /// Means over predicted tokens, as TRL logs them. Tokens of mismatched completions and of prompts do not count.

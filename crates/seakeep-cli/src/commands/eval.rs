@@ -290,7 +290,7 @@ impl Work {
         let model = Model::load_in(&self.source, plan::numbers(&self.settings)?)?;
         let features =
             objective::environments(&self.settings, &self.objective).is_some() && self.reference.is_none();
-        let how = (Layout::of(&self.objective), features);
+        let how = (Layout::to_score(&self.objective), features);
         let score = |set: &Set| {
             let what = format!("policy on {}", set.spec);
             logps::score(&model, &set.pairs, how, &self.settings, &what, progress)
@@ -364,7 +364,7 @@ impl Work {
         let mut known = Vec::with_capacity(sets.len());
         if needed && !sets.is_empty() {
             let features = objective::environments(&self.settings, &self.objective).is_some();
-            let how = (Layout::of_reference(&self.objective), features);
+            let how = (Layout::to_score(&self.objective), features);
             let mut reference = Reference::open(&model, how, cache.as_deref(), self.batch_size)?;
             for set in sets {
                 progress.start(&format!("reference on {}", set.spec), set.pairs.len() as u64);

@@ -97,8 +97,6 @@ struct Task<'a> {
     /// First row and number of rows of the group.
     first: usize,
     rows: usize,
-    /// What the group's texts begin with, outside of it.
-    opening: Range<usize>,
     kv: usize,
 }
 
@@ -176,9 +174,9 @@ fn tasks(layout: &Layout, shape: Shape) -> Vec<Task<'_>> {
         let segments = &layout.segments[group.clone()];
         let first = segments.first().map_or(0, |s| s.start);
         let rows = segments.last().map_or(0, |s| s.start + s.len) - first;
-        let opening = segments.first().map_or(0..0, |s| s.opening.clone());
-        debug_assert!(segments.iter().all(|s| s.opening == opening) && opening.end <= first);
-        (0..shape.kv_heads).map(move |kv| Task { shape, segments, first, rows, opening: opening.clone(), kv })
+        let together = |s: &Segment| s.opening == segments[0].opening && s.opening.end <= first;
+        debug_assert!(segments.iter().all(together), "the segments of a group have one opening, before it");
+        (0..shape.kv_heads).map(move |kv| Task { shape, segments, first, rows, kv })
     };
     layout.groups.iter().flat_map(of_group).collect()
 }
@@ -189,6 +187,11 @@ fn run<'a, R: Send>(tasks: &'a [Task<'a>], each: impl Fn(&'a Task<'a>) -> R + Sy
 }
 
 impl Task<'_> {
+    /// What the group's texts begin with, outside of it.
+    fn opening(&self) -> Range<usize> {
+        self.segments.first().map_or(0..0, |segment| segment.opening.clone())
+    }
+
     /// The block's rows of the task's query heads in a `[T, H, D]` buffer, `[S, D]`.
     fn queries(&self, x: &[f32], block: &Block) -> Buffer {
         let Shape { heads, head_dim, .. } = self.shape;
@@ -238,7 +241,7 @@ impl Task<'_> {
     fn scatter(&self, to: &mut [f32], segment: &Segment, from: &[f32]) {
         let d = self.shape.head_dim;
         for (from, row) in from.chunks_exact(d).zip(segment.spans().into_iter().flatten()) {
-            let at = row.checked_sub(self.first).unwrap_or(self.rows + row - self.opening.start);
+            let at = row.checked_sub(self.first).unwrap_or(self.rows + row - self.opening().start);
             to[at * d..][..d].iter_mut().zip(from).for_each(|(to, from)| *to += from);
         }
     }
@@ -246,7 +249,7 @@ impl Task<'_> {
     /// Zeros for [`scatter`](Self::scatter).
     fn key_gradients(&self) -> Buffer {
         let d = self.shape.head_dim;
-        Buffer::zeros((self.rows + self.opening.len()) * d, d)
+        Buffer::zeros((self.rows + self.opening().len()) * d, d)
     }
 
     /// The block's probabilities from its queries `q`, `[S, D]`, and the saved log-sum-exp (`lse` is `[T, H, 2]`); zero where
@@ -295,7 +298,7 @@ fn place_keys<'r>(out: &mut [f32], tasks: &[Task], results: impl Iterator<Item =
     let Some(&Shape { kv_heads, head_dim: d, .. }) = tasks.first().map(|task| &task.shape) else { return };
     place(out, tasks, results.clone(), d);
     for (task, result) in tasks.iter().zip(results) {
-        for (row, from) in task.opening.clone().zip(result[task.rows * d..].chunks_exact(d)) {
+        for (row, from) in task.opening().zip(result[task.rows * d..].chunks_exact(d)) {
             let to = &mut out[(row * kv_heads + task.kv) * d..][..d];
             to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
         }

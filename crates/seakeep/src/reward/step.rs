@@ -3,6 +3,7 @@
 use super::loss::{Given, Objective, Target};
 use super::model::{RewardModel, rows_of};
 use crate::batch::Batch;
+use crate::data::tokenize::common_prefix;
 use crate::model::Tensors;
 use crate::{Error, Result};
 
@@ -24,7 +25,7 @@ fn lay_out(model: &RewardModel, examples: &[Example]) -> (Batch, Vec<u32>) {
         if let [a, b] = texts[..] {
             // Each keeps a row of its own, the one that is scored.
             let most = a.len().min(b.len()) - 1;
-            let shared = a[..most].iter().zip(&b[..most]).take_while(|(x, y)| x == y).count();
+            let shared = common_prefix(&a[..most], &b[..most]);
             if shared > 0 {
                 batch.push_whole(&a[..shared], &[&a[shared..], &b[shared..]]);
                 let last = batch.rows() as u32 - 1;

@@ -13,7 +13,7 @@ use crate::formats::ModelSource;
 use crate::model::{Keep, Model, Operations, Sizes};
 use crate::objective::Objective;
 use crate::progress::Progress;
-use crate::scoring::{Layout, SHORTEST_OPENING, begin};
+use crate::scoring::{Layout, begin};
 
 /// Share of the machine's best product that a step reaches as a whole, within which expected times lie. Measured:
 /// docs/PERFORMANCE.md.
@@ -85,8 +85,7 @@ impl Cost {
     }
 }
 
-/// What a row costs.
-#[derive(Default)]
+/// What one row costs.
 struct RowCost {
     operations: Operations,
     computed: usize,
@@ -217,8 +216,8 @@ fn of_rows(
         Ok(cost(&batch))
     };
     let each = rows.iter().map(of).collect::<Result<_>>()?;
-    let opening = opening.filter(|opening| !layout.prompts && opening.len() >= SHORTEST_OPENING);
-    Ok(RowCosts { each, opening: cost(&Batch::open(&opening.unwrap_or_default())) })
+    let opening = opening.unwrap_or_default();
+    Ok(RowCosts { each, opening: cost(&Batch::open(Layout::to_score(objective).worth(&opening))) })
 }
 
 /// What memory is needed for at the fullest moment: in a step, or where the model is written.

@@ -193,7 +193,7 @@ impl<'a> Run<'a> {
         };
         let model = fresh.as_ref().unwrap_or(&self.model);
         let options = self.options;
-        let how = (Layout::of_reference(&options.objective), options.environments.is_some());
+        let how = (Layout::to_score(&options.objective), options.environments.is_some());
         let (cache, size) = (options.reference_cache_dir.as_deref(), options.per_device_eval_batch_size);
         let mut reference = Reference::open(model, how, cache, size)?;
         progress.start("reference log-probabilities", (train.len() + eval.len()) as u64);
@@ -361,8 +361,7 @@ impl<'a> Run<'a> {
     fn evaluate(&self) -> Result<Vec<(String, f64)>> {
         let all: Vec<usize> = (0..self.eval.len()).collect();
         let (objective, size) = (&self.options.objective, self.options.per_device_eval_batch_size);
-        // Nothing is trained: pairs may lie as the reference's do.
-        let layout = Layout::of_reference(objective);
+        let layout = Layout::to_score(objective);
         let scores = score_rows(&self.model, (self.eval, &all), layout, false, size, &mut Silent)?;
         let (mut facts, mut reference) = (Vec::new(), BranchLogps::default());
         for (i, pair) in self.eval.iter().enumerate() {
