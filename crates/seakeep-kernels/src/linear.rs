@@ -1,6 +1,8 @@
 //! `y = x w^T + b`: `x` is `[T, I]`, `w` is `[O, I]`, `b` is `[O]`, `y` is `[T, O]`.
 
-use crate::gemm::{Elements, Mat, Precision, Product, Threads, Weight, multiply, multiply_weight};
+use crate::gemm::{
+    Elements, Mat, Own, Precision, Product, Weight, multiply, multiply_by_each, multiply_each_by,
+};
 use crate::rows;
 
 /// The map without its bias.
@@ -25,12 +27,9 @@ impl<'a> Map<'a> {
     /// Writes `y = x w^T + b`; without `b` also `t_y` from `t_x`.
     pub fn forward(&self, y: &mut [f32], x: &[f32], b: Option<&[f32]>) {
         let (i, o) = (self.inputs, self.outputs);
-        if let Some(b) = b {
-            y.chunks_exact_mut(o).for_each(|row| row.copy_from_slice(b));
-        }
         let size = (x.len() / i, o, i);
-        let w = Weight::new(self.w, i).t();
-        multiply_weight(size, y, product(o, b.is_some(), self.precision), Mat::new(x, i), w);
+        let product = Product::whole(o, begin(y, b), self.precision);
+        multiply(size, y, product, Mat::new(x, i), Weight::new(self.w, i).t());
     }
 
     /// Writes (or with `accumulate` adds) `d_x = d_y w`.
@@ -38,26 +37,55 @@ impl<'a> Map<'a> {
         let (i, o) = (self.inputs, self.outputs);
         let size = (d_y.len() / o, i, o);
         let w = Weight::new(self.w, i);
-        multiply_weight(size, d_x, product(i, accumulate, self.precision), Mat::new(d_y, o), w);
+        multiply(size, d_x, Product::whole(i, accumulate, self.precision), Mat::new(d_y, o), w);
     }
 }
 
-fn product(c_row: usize, accumulate: bool, precision: Precision) -> Product {
-    Product { c_row, accumulate, alpha: 1.0, threads: Threads::All, precision }
+/// Writes the bias to each row, if there is one; whether there is.
+fn begin(y: &mut [f32], b: Option<&[f32]>) -> bool {
+    if let Some(b) = b {
+        y.chunks_exact_mut(b.len()).for_each(|row| row.copy_from_slice(b));
+    }
+    b.is_some()
 }
 
-/// Adds `d_w += d_y^T x`. With `t_x` for `x` it is the curvature: how the gradient changes along `t_x`, `d_y` held.
-pub fn backward_weight(
-    d_w: &mut [f32],
-    d_y: &[f32],
+/// [`Map::forward`] by several maps of the same `x` (and one precision): to the bit the same, but `x` is packed once.
+pub fn forward_each<'a, const N: usize>(
+    maps: [Map<'a>; N],
+    ys: [&'a mut [f32]; N],
+    x: &[f32],
+    biases: [Option<&[f32]>; N],
+) {
+    let Some(&Map { inputs, precision, .. }) = maps.first() else { return };
+    let each = maps.into_iter().zip(ys).zip(biases);
+    if N == 1 {
+        return each.for_each(|((map, y), b)| map.forward(y, x, b));
+    }
+    let own = |((map, y), b): ((Map<'a>, &'a mut [f32]), _)| {
+        let accumulate = begin(y, b);
+        Own { factor: Weight::new(map.w, inputs).t().into(), size: map.outputs, c: y, accumulate }
+    };
+    multiply_by_each(Mat::new(x, inputs), (x.len() / inputs, inputs), each.map(own).collect(), precision);
+}
+
+/// Adds `d_w += d_y^T x` for each `(d_w, d_y)` of maps of the same `x`, which is packed once. With `t_x` for `x` it is the curvature: how the
+/// gradient changes along `t_x`, `d_y` held.
+pub fn backward_weights<'a>(
+    each: Vec<(&'a mut [f32], &'a [f32])>,
     x: &[f32],
     inputs: usize,
-    outputs: usize,
     precision: Precision,
 ) {
-    let size = (outputs, inputs, d_y.len() / outputs);
-    let d_y = Mat::new(d_y, outputs).t();
-    multiply(size, d_w, product(inputs, true, precision), d_y, Mat::new(x, inputs));
+    let rows = x.len() / inputs;
+    if rows == 0 {
+        return;
+    }
+    let own = |(d_w, d_y): (_, &'a [f32])| {
+        let outputs = d_y.len() / rows;
+        Own { factor: Mat::new(d_y, outputs).t().into(), size: outputs, c: d_w, accumulate: true }
+    };
+    let each = each.into_iter().map(own).collect();
+    multiply_each_by(each, Mat::new(x, inputs), (inputs, rows), precision);
 }
 
 /// Adds `d_b += sum over rows of d_y`.
@@ -112,7 +140,7 @@ mod tests {
                 let (x, w, _) = split(all);
                 let (mut d_x, mut d_w, mut d_b) = (vec![0.0; T * I], vec![0.0; O * I], vec![0.0; O]);
                 Map::f32(&w, I, O).backward_input(&mut d_x, d_y, false);
-                backward_weight(&mut d_w, d_y, &x, I, O, Precision::F32);
+                backward_weights(vec![(&mut d_w, d_y)], &x, I, Precision::F32);
                 backward_bias(&mut d_b, d_y);
                 [d_x, d_w, d_b].concat()
             },
@@ -123,7 +151,7 @@ mod tests {
             },
             curvature: &|_, t, d_y| {
                 let mut d_w = vec![0.0; O * I];
-                backward_weight(&mut d_w, d_y, &t[..T * I], I, O, Precision::F32);
+                backward_weights(vec![(&mut d_w, d_y)], &t[..T * I], I, Precision::F32);
                 [vec![0.0; T * I], d_w, vec![0.0; O]].concat()
             },
             moving: T * I,

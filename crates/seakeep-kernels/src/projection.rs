@@ -177,7 +177,7 @@ pub fn backward_weight(
         let mut x = Buffer::new(chunk.x.len(), c);
         x.copy_from_slice(chunk.x);
         scale_rows(&mut x, &d_logp[chunk.first..], c);
-        linear::backward_weight(d_w, z, &x, c, v, head.precision);
+        linear::backward_weights(vec![(d_w, z)], &x, c, head.precision);
     }
 }
 
@@ -229,8 +229,8 @@ pub fn backward_with_curvature(
         });
         head.backward_input(&mut e_x[chunk.first * c..][..chunk.x.len()], t_z, false);
         if let Some(d_w) = d_w.as_deref_mut() {
-            linear::backward_weight(d_w, t_z, chunk.x, c, v, head.precision);
-            linear::backward_weight(d_w, z, t_chunk.x, c, v, head.precision);
+            linear::backward_weights(vec![(d_w, t_z)], chunk.x, c, head.precision);
+            linear::backward_weights(vec![(d_w, z)], t_chunk.x, c, head.precision);
         }
     }
 }

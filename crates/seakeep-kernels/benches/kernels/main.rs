@@ -104,7 +104,7 @@ fn products(c: &mut Criterion) {
             map.backward_input(black_box(&mut d_x), &d_y, false);
         });
         operations(&mut group, &format!("backward_weight {name}"), work, || {
-            linear::backward_weight(black_box(&mut d_w), &d_y, &x, inputs, outputs, Precision::F32);
+            linear::backward_weights(vec![(black_box(&mut d_w), &d_y)], &x, inputs, Precision::F32);
         });
         let map = Map { precision: Precision::Bf16, ..map };
         operations(&mut group, &format!("forward bfloat16 {name}"), work, || {

@@ -19,15 +19,11 @@
 //! tiles nor threads nor the width of vectors take part in that: any number of threads gives the same bits, and so do
 //! AVX-512 and AVX2 (not the portable kernel, which has no fused multiply-add, and not bf16 with and without AVX512-BF16).
 
-use std::cell::Cell;
-use std::ops::Range;
-
-use rayon::prelude::*;
-
 use crate::blocks::Blocks;
 use crate::vectorise;
-use isa::{Isa, Side, Tile};
-use pack::{Packed, Source, Strided, Words};
+use isa::Isa;
+use pack::{Source, Strided, Words};
+use tiles::{C, Job, Part};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -36,18 +32,7 @@ mod avx512;
 mod isa;
 mod pack;
 mod portable;
-
-/// Words of `k` that one call of the micro-kernel sums: a tile's panels of B fit the second-level cache, and C is read and
-/// written once for each block (once in all for products of 576 channels or 512 rows).
-const KC: usize = 576;
-/// Words of `k` that are packed at a time: a multiple of `KC` and of the largest block of a quantised type.
-const KB: usize = 12 * KC;
-/// Words of packed A and of packed B at a time.
-const PACKED: usize = 6 << 20;
-/// Most panels of A and of B in a tile of C: few enough that threads share a layer's product evenly.
-const TILE: (usize, usize) = (3, 4);
-/// Below this many multiplications threads cost more than they bring.
-const PARALLEL_FROM: usize = 1 << 20;
+mod tiles;
 
 /// A matrix inside a slice: element `(r, c)` is `data[r * row + c * col]`.
 #[derive(Clone, Copy)]
@@ -167,11 +152,34 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// The right operand.
+/// A factor of a product.
 #[derive(Clone, Copy)]
-enum Right<'a> {
+pub enum Factor<'a> {
+    /// In f32, with any strides.
     Mat(Mat<'a>),
+    /// As it is stored.
     Weight(Weight<'a>),
+}
+
+impl<'a> From<Mat<'a>> for Factor<'a> {
+    fn from(mat: Mat<'a>) -> Self {
+        Factor::Mat(mat)
+    }
+}
+
+impl<'a> From<Weight<'a>> for Factor<'a> {
+    fn from(weight: Weight<'a>) -> Self {
+        Factor::Weight(weight)
+    }
+}
+
+impl Factor<'_> {
+    fn t(self) -> Self {
+        match self {
+            Factor::Mat(mat) => Factor::Mat(mat.t()),
+            Factor::Weight(weight) => Factor::Weight(weight.t()),
+        }
+    }
 }
 
 /// Where a product goes and how: `c = alpha a b` or, with `accumulate`, `c += alpha a b`.
@@ -187,6 +195,13 @@ pub struct Product {
     pub threads: Threads,
     /// What is multiplied in.
     pub precision: Precision,
+}
+
+impl Product {
+    /// By all threads, without a factor, to rows of `c` without gaps.
+    pub fn whole(c_row: usize, accumulate: bool, precision: Precision) -> Self {
+        Product { c_row, accumulate, alpha: 1.0, threads: Threads::All, precision }
+    }
 }
 
 /// `c = alpha a b` or, with `accumulate`, `c += alpha a b`, in f32; `a` is `[m, k]`, `b` is `[k, n]`, `c` is `[m, n]`
@@ -212,17 +227,44 @@ pub fn gemm(
 /// `c (+)= alpha a b` for `a` `[m, k]` and `b` `[k, n]`, sizes given as `(m, n, k)`.
 ///
 /// # Panics
-/// If a slice is too short for its matrix.
-pub fn multiply(size: (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Mat) {
-    run(Isa::best(), size, c, product, a, Right::Mat(b));
+/// If a slice is too short for its matrix, or a weight has another shape.
+pub fn multiply<'a>(
+    size: (usize, usize, usize),
+    c: &mut [f32],
+    product: Product,
+    a: Mat<'a>,
+    b: impl Into<Factor<'a>>,
+) {
+    run(Isa::best(), size, c, product, a.into(), b.into());
 }
 
-/// [`multiply`] by a weight in whatever form it is stored.
+/// What is its own of one of several products that have a factor in common.
+pub struct Own<'a> {
+    /// The other factor.
+    pub factor: Factor<'a>,
+    /// Its rows where it stands on the left, its columns where on the right.
+    pub size: usize,
+    /// The result, row-major without gaps.
+    pub c: &'a mut [f32],
+    /// Whether to add to `c`.
+    pub accumulate: bool,
+}
+
+/// `c_i (+)= a b_i` for one `a` `[m, k]` and `b_i` `[k, size_i]`: to the bit what one product after the other gives, but `a` is packed once
+/// and threads meet once.
 ///
 /// # Panics
-/// If a slice is too short for its matrix.
-pub fn multiply_weight(size: (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Weight) {
-    run(Isa::best(), size, c, product, a, Right::Weight(b));
+/// As [`multiply`].
+pub fn multiply_by_each(a: Mat, (m, k): (usize, usize), each: Vec<Own>, precision: Precision) {
+    by_each(Isa::best(), a, (m, k), each, precision);
+}
+
+/// `c_i (+)= a_i b` for `a_i` `[size_i, k]` and one `b` `[k, n]`; as [`multiply_by_each`].
+///
+/// # Panics
+/// As [`multiply`].
+pub fn multiply_each_by(each: Vec<Own>, b: Mat, (n, k): (usize, usize), precision: Precision) {
+    each_by(Isa::best(), each, b, (n, k), precision);
 }
 
 /// Writes rows `x` (`[rows, channels]`) as a panel `[channels, width]`, other places 0.
@@ -259,215 +301,60 @@ pub fn instruction_set() -> (&'static str, bool) {
     (Isa::best().name, Isa::best().pairs)
 }
 
-thread_local! {
-    /// Packed operands of the last product of this thread: memory that is not asked for anew each time. Taken out while in use, because
-    /// a thread that waits for others may start another product.
-    static BUFFERS: Cell<(Vec<u32>, Vec<u32>)> = const { Cell::new((Vec::new(), Vec::new())) };
-}
-
-/// At least `len` words.
-fn at_least(buffer: &mut Vec<u32>, len: usize) -> &mut [u32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    &mut buffer[..len]
-}
-
-fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Product, a: Mat, b: Right) {
-    let Product { c_row, accumulate, .. } = product;
+fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Product, a: Factor, b: Factor) {
+    let Product { c_row, accumulate: add, alpha, threads, precision } = product;
     if m == 0 || n == 0 {
         return;
     }
-    // Operands are read through pointers: a product of strides that wraps must not pass.
-    let end = |rows: usize, cols: usize, row: usize, col: usize| {
-        let last = (rows - 1).checked_mul(row).zip((cols - 1).checked_mul(col));
-        last.and_then(|(row, col)| row.checked_add(col)?.checked_add(1)).expect("gemm: strides are too large")
-    };
-    assert!(end(m, n, c_row, 1) <= c.len(), "gemm: c too short");
-    assert!(n <= c_row || m == 1, "gemm: rows of c overlap");
+    let to = C::of(c, (m, n), c_row);
     if k == 0 {
-        if !accumulate {
+        if !add {
             c.chunks_mut(c_row).take(m).for_each(|row| row[..n].fill(0.0));
         }
         return;
     }
-    assert!(end(m, k, a.row, a.col) <= a.data.len(), "gemm: a too short");
-    let a = Source::rows(a);
-    let b = match b {
-        Right::Mat(b) => {
-            assert!(end(k, n, b.row, b.col) <= b.data.len(), "gemm: b too short");
-            Source::columns(b)
-        }
-        Right::Weight(w) => {
-            let (rows, cols) = if w.transposed { (n, k) } else { (k, n) };
-            assert!(w.cols == cols && w.elements.len() >= rows * cols, "gemm: the weight has another shape");
-            assert!(cols.is_multiple_of(w.elements.block()), "gemm: the weight's rows are no whole blocks");
-            Source::weight(w)
-        }
-    };
-    let words = Words::of(product.precision, isa.pairs);
-    let c = C { at: c.as_mut_ptr(), row: c_row, col: 1 };
+    let (a, b) = (Source::rows(a, m, k), Source::rows(b.t(), n, k));
+    let job = Job { isa, k, words: Words::of(precision, isa.pairs), alpha, threads };
     // A plain B along whose columns `k` runs would have to be transposed; as the left operand of the transposed product
     // it is read from where it lies.
-    if words == Words::F32 && m >= isa.nr && matches!(b, Source::Plain(Strided { inner: 1, .. })) {
-        multiply_sources(isa, (n, m, k), C { row: 1, col: c_row, ..c }, product, words, (b, a));
+    if job.words == Words::F32 && m >= isa.nr && matches!(b, Source::Plain(Strided { inner: 1, .. })) {
+        job.run(&[Part { rows: n, a: b, c: to.t(), add }], a, m);
     } else {
-        multiply_sources(isa, (m, n, k), c, product, words, (a, b));
+        job.run(&[Part { rows: m, a, c: to, add }], b, n);
     }
 }
 
-/// [`run`] with everything checked.
-fn multiply_sources(
-    isa: &Isa,
-    (m, n, k): (usize, usize, usize),
-    c: C,
-    product: Product,
-    words: Words,
-    (a, b): (Source, Source),
-) {
-    let Product { accumulate, alpha, threads, .. } = product;
-    let parallel = threads == Threads::All && m * n * k >= PARALLEL_FROM && rayon::current_num_threads() > 1;
-    let total = words.of_elements(k);
-    let elements = |span: &Range<usize>| span.start * words.each()..(span.end * words.each()).min(k);
-    let a_lies = a.in_place(words);
-    let (mut for_a, mut for_b) = BUFFERS.take();
-    for k0 in (0..total).step_by(KB) {
-        let span = k0..(k0 + KB).min(total);
-        let add = accumulate || k0 > 0;
-        // As many whole panels as may be packed at a time.
-        let most = |width: usize| (PACKED / (span.len() * width)).max(TILE.1) * width;
-        let m_step = if a_lies.is_some() { m } else { most(isa.mr) };
-        for m0 in (0..m).step_by(m_step) {
-            let rows = m0..(m0 + m_step).min(m);
-            let a_panels = match a_lies {
-                Some(from) => Left::Lies { from, first: (rows.start, span.start) },
-                None => {
-                    let at = at_least(&mut for_a, rows.len().div_ceil(isa.mr) * isa.mr * span.len());
-                    let (width, pack) = (isa.mr, isa.pack_a);
-                    let packed =
-                        Packed { width, outer: rows.clone(), elements: elements(&span), words, pack };
-                    packed.fill(at, &a, parallel);
-                    Left::Packed(at)
-                }
-            };
-            for n0 in (0..n).step_by(most(isa.nr)) {
-                let cols = n0..(n0 + most(isa.nr)).min(n);
-                let b_panels = at_least(&mut for_b, cols.len().div_ceil(isa.nr) * isa.nr * span.len());
-                let (width, pack) = (isa.nr, isa.pack_b);
-                let packed = Packed { width, outer: cols.clone(), elements: elements(&span), words, pack };
-                packed.fill(b_panels, &b, parallel);
-                let work = Tiles {
-                    isa,
-                    rows: rows.clone(),
-                    cols,
-                    words: span.len(),
-                    bf16: words == Words::Pairs,
-                    a: a_panels,
-                    b: b_panels,
-                };
-                work.run(c, add, alpha, parallel);
-            }
+/// [`multiply_by_each`]: the common factor is the right one of the transposed products.
+fn by_each<'a>(isa: &Isa, a: Mat, (m, k): (usize, usize), each: Vec<Own<'a>>, precision: Precision) {
+    // So few rows do not fill a panel of B.
+    if m < isa.nr || k == 0 {
+        for Own { factor, size, c, accumulate } in each {
+            run(isa, (m, size, k), c, Product::whole(size, accumulate, precision), a.into(), factor);
         }
+        return;
     }
-    BUFFERS.set((for_a, for_b));
+    let part = |Own { factor, size, c, accumulate }: Own<'a>| {
+        let a = Source::rows(factor.t(), size, k);
+        Part { rows: size, a, c: C::of(c, (m, size), size).t(), add: accumulate }
+    };
+    let parts: Vec<Part> = each.into_iter().filter(|own| own.size > 0).map(part).collect();
+    Job::whole(isa, k, precision).run(&parts, Source::rows(a.into(), m, k), m);
 }
 
-/// The product's result; tiles write to parts of it that do not overlap.
-#[derive(Clone, Copy)]
-struct C {
-    at: *mut f32,
-    row: usize,
-    col: usize,
-}
-
-// SAFETY: threads write through it to tiles that do not overlap, while `run` holds the slice borrowed mutably.
-unsafe impl Send for C {}
-// SAFETY: as above.
-unsafe impl Sync for C {}
-
-/// Rows of A as the micro-kernel reads them.
-#[derive(Clone, Copy)]
-enum Left<'a> {
-    /// `[panels][words][MR]`
-    Packed(&'a [u32]),
-    /// Where they lie, f32 being words: any strides will do. Packing a weight for some hundred rows of activations would be a
-    /// tenth of their product.
-    Lies {
-        from: Strided<'a>,
-        /// The first row and the first word.
-        first: (usize, usize),
-    },
-}
-
-/// Operands, and the part of C that they make.
-struct Tiles<'a> {
-    isa: &'a Isa,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    words: usize,
-    bf16: bool,
-    a: Left<'a>,
-    /// `[panels][words][NR]`
-    b: &'a [u32],
-}
-
-impl Tiles<'_> {
-    fn run(&self, c: C, add: bool, alpha: f32, parallel: bool) {
-        let panels = (self.rows.len().div_ceil(self.isa.mr), self.cols.len().div_ceil(self.isa.nr));
-        let grid = (panels.0.div_ceil(TILE.0), panels.1.div_ceil(TILE.1));
-        // Tiles of nearly one size: the last thread to finish is waited for.
-        let cut = |panels: usize, of: usize, i: usize| panels * i / of..panels * (i + 1) / of;
-        let tile = |t: usize| {
-            self.tile(cut(panels.0, grid.0, t % grid.0), cut(panels.1, grid.1, t / grid.0), c, add, alpha);
-        };
-        if parallel {
-            (0..grid.0 * grid.1).into_par_iter().with_max_len(1).for_each(tile);
-        } else {
-            (0..grid.0 * grid.1).for_each(tile);
+/// [`multiply_each_by`].
+fn each_by<'a>(isa: &Isa, each: Vec<Own<'a>>, b: Mat, (n, k): (usize, usize), precision: Precision) {
+    if n == 0 || k == 0 {
+        for Own { factor, size, c, accumulate } in each {
+            run(isa, (size, n, k), c, Product::whole(n, accumulate, precision), factor, b.into());
         }
+        return;
     }
-
-    /// A panel of A from word `w0` on.
-    fn left(&self, panel: usize, w0: usize) -> Side {
-        let mr = self.isa.mr;
-        match self.a {
-            Left::Packed(a) => Side { at: a[(panel * self.words + w0) * mr..].as_ptr(), outer: 1, inner: mr },
-            Left::Lies { from: Strided { data, outer, inner }, first } => {
-                let at = (first.0 + panel * mr) * outer + (first.1 + w0) * inner;
-                Side { at: data[at..].as_ptr().cast(), outer, inner }
-            }
-        }
-    }
-
-    /// The tile of C that these panels of A and of B make.
-    fn tile(&self, a_panels: Range<usize>, b_panels: Range<usize>, c: C, add: bool, alpha: f32) {
-        let Isa { mr, nr, .. } = *self.isa;
-        let kernel = if self.bf16 { self.isa.kernel_bf16 } else { self.isa.kernel_f32 };
-        for w0 in (0..self.words).step_by(KC) {
-            let words = KC.min(self.words - w0);
-            for i in a_panels.clone() {
-                let (row, a) = (self.rows.start + i * mr, self.left(i, w0));
-                for j in b_panels.clone() {
-                    let col = self.cols.start + j * nr;
-                    let b = &self.b[(j * self.words + w0) * nr..][..words * nr];
-                    let (rows, cols) = (mr.min(self.rows.end - row), nr.min(self.cols.end - col));
-                    // SAFETY: `rows` and `cols` from (row, col) on lie in C, whose length `run` checked, and in
-                    // this tile alone; the panels hold `words` words of these rows, as `run` checked of what is not
-                    // packed; `Isa::best` found the instructions.
-                    unsafe {
-                        let at = c.at.add(row * c.row + col * c.col);
-                        let add = add || w0 > 0;
-                        kernel(
-                            words,
-                            a,
-                            b.as_ptr(),
-                            Tile { c: at, c_row: c.row, c_col: c.col, rows, cols, add, alpha },
-                        );
-                    }
-                }
-            }
-        }
-    }
+    let part = |Own { factor, size, c, accumulate }: Own<'a>| {
+        let a = Source::rows(factor, size, k);
+        Part { rows: size, a, c: C::of(c, (size, n), n), add: accumulate }
+    };
+    let parts: Vec<Part> = each.into_iter().filter(|own| own.size > 0).map(part).collect();
+    Job::whole(isa, k, precision).run(&parts, Source::rows(Factor::Mat(b.t()), n, k), n);
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Elements, Mat, Precision, Weight};
+use super::tiles::end;
+use super::{Elements, Factor, Precision, Weight};
 
 /// What a word holds of a row of A (or a column of B).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,24 +154,28 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The rows of A.
-    pub fn rows(a: Mat<'a>) -> Self {
-        Source::Plain(Strided { data: a.data, outer: a.row, inner: a.col })
-    }
-
-    /// The columns of B.
-    pub fn columns(b: Mat<'a>) -> Self {
-        Source::Plain(Strided { data: b.data, outer: b.col, inner: b.row })
-    }
-
-    /// The columns of a weight.
-    pub fn weight(w: Weight<'a>) -> Self {
-        match w.elements {
-            Elements::F32(data) => {
-                let (outer, inner) = if w.transposed { (w.cols, 1) } else { (1, w.cols) };
-                Source::Plain(Strided { data, outer, inner })
+    /// The rows of a factor, `[rows, k]`, neither of them 0.
+    pub fn rows(of: Factor<'a>, rows: usize, k: usize) -> Self {
+        match of {
+            Factor::Mat(mat) => {
+                assert!(end(rows, k, mat.row, mat.col) <= mat.data.len(), "gemm: a factor is too short");
+                Source::Plain(Strided { data: mat.data, outer: mat.row, inner: mat.col })
             }
-            elements => Source::Stored { elements, cols: w.cols, along: w.transposed },
+            Factor::Weight(Weight { elements, cols, transposed }) => {
+                let stored = if transposed { (k, rows) } else { (rows, k) };
+                assert!(
+                    cols == stored.1 && elements.len() >= stored.0 * cols,
+                    "gemm: the weight has another shape"
+                );
+                assert!(cols.is_multiple_of(elements.block()), "gemm: the weight's rows are no whole blocks");
+                match elements {
+                    Elements::F32(data) => {
+                        let (outer, inner) = if transposed { (1, cols) } else { (cols, 1) };
+                        Source::Plain(Strided { data, outer, inner })
+                    }
+                    elements => Source::Stored { elements, cols, along: !transposed },
+                }
+            }
         }
     }
 }

@@ -52,7 +52,7 @@ fn a_product_is_the_three_loops_in_every_layout_precision_and_instruction_set() 
                     let row = n + 3;
                     let mut c = vec![1.0; m * row];
                     let how = Product { accumulate: true, alpha: 0.5, ..product(row, precision) };
-                    run(&isa, (m, n, k), &mut c, how, am, Right::Mat(bm));
+                    run(&isa, (m, n, k), &mut c, how, am.into(), bm.into());
                     let exact = reference(m, n, k, am, bm);
                     let want: Vec<f32> = (0..m * row)
                         .map(|at| if at % row < n { 1.0 + 0.5 * exact[at / row * n + at % row] } else { 1.0 })
@@ -149,7 +149,7 @@ fn weights_are_multiplied_in_the_form_they_are_stored_in() {
                 let (weight, mat) = (Weight::new(elements, cols), Mat::new(plain, cols));
                 let (weight, mat) = if transposed { (weight.t(), mat.t()) } else { (weight, mat) };
                 let (mut got, mut want) = (vec![0.0; t * n], vec![0.0; t * n]);
-                multiply_weight((t, n, k), &mut got, product(n, precision), Mat::new(&x, k), weight);
+                multiply((t, n, k), &mut got, product(n, precision), Mat::new(&x, k), weight);
                 multiply((t, n, k), &mut want, product(n, precision), Mat::new(&x, k), mat);
                 assert!(got == want, "the same bits");
             }
@@ -180,7 +180,7 @@ fn neither_threads_nor_vectors_change_bits() {
         let mut c = vec![0.0; m * n];
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let (a, b) = (Mat::new(&a, k), Mat::new(&b, n));
-        pool.install(|| run(isa, (m, n, k), &mut c, product(n, precision), a, Right::Mat(b)));
+        pool.install(|| run(isa, (m, n, k), &mut c, product(n, precision), a.into(), b.into()));
         c
     };
     let first = on(Isa::best(), 1, Precision::F32);
@@ -202,7 +202,7 @@ fn a_sum_over_nothing_is_zero() {
 }
 
 #[test]
-#[should_panic(expected = "a too short")]
+#[should_panic(expected = "a factor is too short")]
 fn short_input_is_refused() {
     gemm(
         (2, 2, 2),
@@ -234,4 +234,69 @@ fn unpacking_is_the_same_one_by_one_and_in_vectors() {
             }
         }
     }
+}
+
+#[test]
+fn products_with_a_factor_in_common_are_those_products() {
+    // Fewer and more rows than a panel of B; more of `k` than is summed at a time; a part without rows.
+    for (t, k) in [(5, 40), (37, 40), (70, 1300)] {
+        let x = random(t * k, 1);
+        let sizes = [33, 0, 14, 100];
+        let own: Vec<Vec<f32>> = sizes.iter().map(|n| random(n * k, 2)).collect();
+        for isa in Isa::available() {
+            for (precision, accumulate) in [(Precision::F32, true), (BF16, false)] {
+                let stored: Vec<Vec<bf16>> =
+                    own.iter().map(|w| w.iter().map(|x| bf16::from_f32(*x)).collect()).collect();
+                let weights: Vec<Weight> = if precision == BF16 {
+                    stored.iter().map(|w| Weight::new(Elements::Bf16(w), k).t()).collect()
+                } else {
+                    own.iter().map(|w| Weight::new(&w[..], k).t()).collect()
+                };
+                let zeros = || -> Vec<Vec<f32>> { sizes.iter().map(|n| vec![0.5; t * n]).collect() };
+                let (mut want, mut got) = (zeros(), zeros());
+                for ((c, &n), w) in want.iter_mut().zip(&sizes).zip(&weights) {
+                    let how = Product::whole(n, accumulate, precision);
+                    run(&isa, (t, n, k), c, how, Mat::new(&x, k).into(), (*w).into());
+                }
+                let each = got.iter_mut().zip(sizes).zip(&weights);
+                let each = each.map(|((c, size), w)| Own { factor: (*w).into(), size, c, accumulate });
+                by_each(&isa, Mat::new(&x, k), (t, k), each.collect(), precision);
+                assert!(got == want, "by each, {} {t}", isa.name);
+
+                // c_i = a_i x for a_i [n, t] and x [t, k].
+                let lefts: Vec<Vec<f32>> = sizes.iter().map(|n| random(n * t, 3)).collect();
+                let zeros = || -> Vec<Vec<f32>> { sizes.iter().map(|n| vec![0.5; k * n]).collect() };
+                let (mut want, mut got) = (zeros(), zeros());
+                for ((c, &n), a) in want.iter_mut().zip(&sizes).zip(&lefts) {
+                    let how = Product::whole(k, accumulate, precision);
+                    run(&isa, (n, k, t), c, how, Mat::new(a, n).t().into(), Mat::new(&x, k).into());
+                }
+                let each = got.iter_mut().zip(sizes).zip(&lefts);
+                let each = each.map(|((c, size), a)| Own {
+                    factor: Mat::new(a, size).t().into(),
+                    size,
+                    c,
+                    accumulate,
+                });
+                each_by(&isa, each.collect(), Mat::new(&x, k), (k, t), precision);
+                assert!(got == want, "each by, {} {t}", isa.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_packed_in_groups_of_whole_panels() {
+    let (a, mut c) = (random(120 * 8, 1), vec![0.0; 120 * 8]);
+    let mut part = |rows: usize| Part {
+        rows,
+        a: Source::rows(Mat::new(&a, 8).into(), rows, 8),
+        c: C::of(&mut c, (rows, 8), 8),
+        add: false,
+    };
+    let parts = [part(50), part(120), part(30)];
+    let of = |words, most| tiles::groups(&parts, words, 14, most);
+    assert_eq!(of(Words::F32, 28), [vec![(0, 0..50), (1, 0..120), (2, 0..30)]], "nothing is packed");
+    let groups = of(Words::Pairs, 112);
+    assert_eq!(groups, [vec![(0, 0..50), (1, 0..56)], vec![(1, 56..120), (2, 0..30)]]);
 }

@@ -118,81 +118,118 @@ impl Linear {
         self.rescaled(w).map(|rescaled| rescaled.factors)
     }
 
-    /// Weight and path and this bias, without magnitude.
-    fn directions(&self, w: Params, x: &[f32], bias: Option<&[f32]>) -> Buffer {
-        let mut y = Buffer::new(self.rows(x) * self.outputs, self.outputs);
-        self.map(w.weights).forward(&mut y, x, bias);
-        if let Some((lora, _)) = self.lora(w) {
-            lora.forward(&mut y, x);
+    /// Weight and path and this bias, without magnitude, for each of several maps of the same rows.
+    fn directions<const N: usize>(
+        maps: [&Linear; N],
+        w: Params,
+        x: &[f32],
+        biases: [Option<&[f32]>; N],
+    ) -> [Buffer; N] {
+        let mut ys = maps.map(|map| Buffer::new(map.rows(x) * map.outputs, map.outputs));
+        linear::forward_each(
+            maps.map(|map| map.map(w.weights)),
+            ys.each_mut().map(|y| &mut y[..]),
+            x,
+            biases,
+        );
+        for (map, y) in maps.iter().zip(&mut ys) {
+            if let Some((lora, _)) = map.lora(w) {
+                lora.forward(y, x);
+            }
         }
-        y
+        ys
     }
 
     pub(super) fn forward(&self, w: Params, x: &[f32]) -> Buffer {
-        let bias = self.bias.map(|b| &w.weights[b]);
-        let Some(factors) = self.factors(w) else { return self.directions(w, x, bias) };
-        let mut y = self.directions(w, x, None);
-        dora::scale(&mut y, &factors);
-        if let Some(bias) = bias {
-            y.chunks_exact_mut(self.outputs).for_each(|y| add(y, bias));
-        }
+        let [y] = Linear::forward_each([self], w, x);
         y
     }
 
-    pub(super) fn tangent(&self, w: Params, t_x: &[f32]) -> Buffer {
-        let mut t_y = self.directions(w, t_x, None);
-        if let Some(factors) = self.factors(w) {
-            dora::scale(&mut t_y, &factors);
+    /// [`forward`](Self::forward) by several maps of the same rows.
+    pub(super) fn forward_each<const N: usize>(maps: [&Linear; N], w: Params, x: &[f32]) -> [Buffer; N] {
+        let rescaled = maps.map(|map| map.factors(w));
+        let bias = |i: usize| maps[i].bias.map(|b| &w.weights[b]);
+        // With a magnitude the bias comes after it.
+        let first = std::array::from_fn(|i| bias(i).filter(|_| rescaled[i].is_none()));
+        let mut ys = Linear::directions(maps, w, x, first);
+        for (i, (y, factors)) in ys.iter_mut().zip(&rescaled).enumerate() {
+            let Some(factors) = factors else { continue };
+            dora::scale(y, factors);
+            if let Some(bias) = bias(i) {
+                y.chunks_exact_mut(maps[i].outputs).for_each(|y| add(y, bias));
+            }
         }
+        ys
+    }
+
+    pub(super) fn tangent(&self, w: Params, t_x: &[f32]) -> Buffer {
+        let [t_y] = Linear::tangent_each([self], w, t_x);
         t_y
+    }
+
+    /// [`tangent`](Self::tangent) of several maps of the same rows.
+    pub(super) fn tangent_each<const N: usize>(maps: [&Linear; N], w: Params, t_x: &[f32]) -> [Buffer; N] {
+        let mut t_ys = Linear::directions(maps, w, t_x, [None; N]);
+        for (map, t_y) in maps.iter().zip(&mut t_ys) {
+            if let Some(factors) = map.factors(w) {
+                dora::scale(t_y, &factors);
+            }
+        }
+        t_ys
     }
 
     /// Returns `d_x`; adds to `grads`.
     pub(super) fn backward(&self, w: Params, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Buffer {
-        let mut d_x = Buffer::new(d_y.len() / self.outputs * self.inputs, self.inputs);
-        self.backward_to(w, grads, d_y, x, (&mut d_x, false));
+        Linear::backward_each([self], w, grads, [d_y], x)
+    }
+
+    /// [`backward`](Self::backward) of several maps of the same rows: the sum of their `d_x`.
+    pub(super) fn backward_each<const N: usize>(
+        maps: [&Linear; N],
+        w: Params,
+        grads: &mut Tensors,
+        d_ys: [&[f32]; N],
+        x: &[f32],
+    ) -> Buffer {
+        for (map, d_y) in maps.iter().zip(d_ys) {
+            if let Some(to) = map.bias.and_then(|b| grads.trained(b)) {
+                linear::backward_bias(to, d_y);
+            }
+        }
+        let before = Linear::backward_weights(maps, w, grads, d_ys, x);
+        let mut d_x = Buffer::new(x.len(), maps[0].inputs);
+        for (i, map) in maps.iter().enumerate() {
+            let d_y = before[i].as_deref().unwrap_or(d_ys[i]);
+            map.map(w.weights).backward_input(&mut d_x, d_y, i > 0);
+            if let Some((lora, at)) = map.lora(w) {
+                lora.backward(&mut d_x, grads.both_trained(at.a, at.b), d_y, x);
+            }
+        }
         d_x
     }
 
-    /// As [`backward`](Self::backward), but adds to `d_x`, the gradient that other maps of the same input gave.
-    pub(super) fn backward_adding(
-        &self,
+    /// Adds the gradients of weights and magnitudes, from the input `x` (or its tangent). Returns, where there is a magnitude, the gradient
+    /// before it.
+    fn backward_weights<const N: usize>(
+        maps: [&Linear; N],
         w: Params,
         grads: &mut Tensors,
-        d_y: &[f32],
+        d_ys: [&[f32]; N],
         x: &[f32],
-        d_x: &mut [f32],
-    ) {
-        self.backward_to(w, grads, d_y, x, (d_x, true));
-    }
-
-    fn backward_to(
-        &self,
-        w: Params,
-        grads: &mut Tensors,
-        d_y: &[f32],
-        x: &[f32],
-        (d_x, adding): (&mut [f32], bool),
-    ) {
-        if let Some(to) = self.bias.and_then(|b| grads.trained(b)) {
-            linear::backward_bias(to, d_y);
-        }
-        let before = self.before_magnitude(w, grads, d_y, x);
-        let d_y = before.as_deref().unwrap_or(d_y);
-        if let Some(to) = grads.trained(self.weight) {
-            linear::backward_weight(to, d_y, x, self.inputs, self.outputs, w.precision);
-        }
-        self.map(w.weights).backward_input(d_x, d_y, adding);
-        if let Some((lora, at)) = self.lora(w) {
-            lora.backward(d_x, grads.both_trained(at.a, at.b), d_y, x);
-        }
+    ) -> [Option<Buffer>; N] {
+        let before = std::array::from_fn(|i| maps[i].before_magnitude(w, grads, d_ys[i], x));
+        let to = grads.each_trained(maps.map(|map| map.weight)).into_iter().enumerate();
+        let each = to.filter_map(|(i, to)| Some((to?, before[i].as_deref().unwrap_or(d_ys[i]))));
+        linear::backward_weights(each.collect(), x, maps[0].inputs, w.precision);
+        before
     }
 
     /// Where there is a magnitude, the gradient before it; adds the magnitude's own, from the input `x` (or its tangent).
     fn before_magnitude(&self, w: Params, grads: &mut Tensors, d_y: &[f32], x: &[f32]) -> Option<Buffer> {
         let Rescaled { factors, lengths, magnitude } = self.rescaled(w)?;
         if let Some(to) = grads.trained(magnitude) {
-            dora::backward_magnitude(to, d_y, self.directions(w, x, None), &lengths);
+            let [directions] = Linear::directions([self], w, x, [None]);
+            dora::backward_magnitude(to, d_y, directions, &lengths);
         }
         let mut before = Buffer::new(d_y.len(), self.outputs);
         before.copy_from_slice(d_y);
@@ -200,18 +237,22 @@ impl Linear {
         Some(before)
     }
 
-    /// Adds how [`backward`](Self::backward) changes the gradients along `t_x`, `d_y` held. `d_x` and the bias' gradient do
-    /// not change: the map is linear.
-    pub(super) fn curvature(&self, w: Params, grads: &mut Tensors, d_y: &[f32], t_x: &[f32]) {
-        let before = self.before_magnitude(w, grads, d_y, t_x);
-        let d_y = before.as_deref().unwrap_or(d_y);
-        if let Some(to) = grads.trained(self.weight) {
-            linear::backward_weight(to, d_y, t_x, self.inputs, self.outputs, w.precision);
-        }
-        if let Some((lora, at)) = self.lora(w)
-            && let Some(to) = grads.both_trained(at.a, at.b)
-        {
-            lora.curvature(to, d_y, t_x);
+    /// Adds how [`backward_each`](Self::backward_each) changes the gradients along `t_x`, `d_ys` held. `d_x` and the biases' gradients do
+    /// not change: the maps are linear.
+    pub(super) fn curvature_each<const N: usize>(
+        maps: [&Linear; N],
+        w: Params,
+        grads: &mut Tensors,
+        d_ys: [&[f32]; N],
+        t_x: &[f32],
+    ) {
+        let before = Linear::backward_weights(maps, w, grads, d_ys, t_x);
+        for (i, map) in maps.iter().enumerate() {
+            if let Some((lora, at)) = map.lora(w)
+                && let Some(to) = grads.both_trained(at.a, at.b)
+            {
+                lora.curvature(to, before[i].as_deref().unwrap_or(d_ys[i]), t_x);
+            }
         }
     }
 }

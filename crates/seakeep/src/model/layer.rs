@@ -163,6 +163,10 @@ impl Qkv {
         (&self.q, &self.k, &self.v)
     }
 
+    fn each(&self) -> [&[f32]; 3] {
+        [&self.q, &self.k, &self.v]
+    }
+
     fn like(other: &Qkv) -> Self {
         Qkv { q: Buffer::like(&other.q), k: Buffer::like(&other.k), v: Buffer::like(&other.v) }
     }
@@ -256,10 +260,14 @@ impl Layer {
         [Some(q), Some(k), Some(v), Some(o), gate.as_mut(), Some(up), Some(down)].into_iter().flatten()
     }
 
+    fn qkv_maps(&self) -> [&Linear; 3] {
+        [&self.q, &self.k, &self.v]
+    }
+
     /// Queries, keys and values of normalised input `n1`, and what they were before their norm.
     fn qkv(&self, cx: &Context, n1: &[f32]) -> (Qkv, Option<RawQk>) {
-        let w = cx.weights;
-        self.turned(cx, self.q.forward(w, n1), self.k.forward(w, n1), self.v.forward(w, n1))
+        let [q, k, v] = Linear::forward_each(self.qkv_maps(), cx.weights, n1);
+        self.turned(cx, q, k, v)
     }
 
     /// Norms, where there are any, and turns queries and keys.
@@ -358,9 +366,7 @@ impl Layer {
             qkv.add(&s.qkv);
         }
         let n1 = self.norm1.forward(&w, &a.x);
-        let mut d_n1 = self.q.backward(w, grads, &qkv.q, &n1);
-        self.k.backward_adding(w, grads, &qkv.k, &n1, &mut d_n1);
-        self.v.backward_adding(w, grads, &qkv.v, &n1, &mut d_n1);
+        let d_n1 = Linear::backward_each(self.qkv_maps(), w, grads, qkv.each(), &n1);
         let mut d_x = self.norm1.backward(&w, grads, &d_n1, &a.x);
         cx.add_read(&mut d_x, &mid, c);
         if cx.config.parallel_residual {
@@ -392,10 +398,11 @@ impl Layer {
             add(&mut d_up, &s.up);
             d_gate.iter_mut().zip(&s.gate).for_each(|(d, s)| add(d, s));
         }
-        let mut d_n2 = self.mlp.up.backward(w, grads, &d_up, &n2);
-        if let (Some(gate), Some(d_gate)) = (&self.mlp.gate, &d_gate) {
-            gate.backward_adding(w, grads, d_gate, &n2, &mut d_n2);
-        }
+        let up = &self.mlp.up;
+        let d_n2 = match (&self.mlp.gate, &d_gate) {
+            (Some(gate), Some(d_gate)) => Linear::backward_each([up, gate], w, grads, [&d_up, d_gate], &n2),
+            _ => up.backward(w, grads, &d_up, &n2),
+        };
         (d_act, d_n2)
     }
 

@@ -210,14 +210,20 @@ impl Tensors {
         Some(self.0[id.0].as_mut_slice()).filter(|t| !t.is_empty())
     }
 
+    /// The tensors to add gradients to, which are different ones; `None` for what is not trained.
+    pub(super) fn each_trained<const N: usize>(&mut self, ids: [ParamId; N]) -> [Option<&mut [f32]>; N] {
+        let tensors = self.0.get_disjoint_mut(ids.map(|id| id.0)).expect("different tensors");
+        tensors.map(|t| Some(t.as_mut_slice()).filter(|t| !t.is_empty()))
+    }
+
     /// The two tensors to add gradients to; `None` for what is not trained.
     pub(super) fn both_trained(
         &mut self,
         first: ParamId,
         second: ParamId,
     ) -> Option<(&mut [f32], &mut [f32])> {
-        let [first, second] = self.0.get_disjoint_mut([first.0, second.0]).expect("two different tensors");
-        Some((first.as_mut_slice(), second.as_mut_slice())).filter(|(first, _)| !first.is_empty())
+        let [first, second] = self.each_trained([first, second]);
+        first.zip(second)
     }
 
     /// The tensors, in the order of [`TensorMap::params`].

@@ -6,7 +6,7 @@ use seakeep_kernels::buffer::Buffer;
 use seakeep_kernels::rope::Turn;
 
 use super::{Context, Layer, LayerActivations, LayerGradients, LayerSources, Qkv, RawQk};
-use crate::model::blocks::add;
+use crate::model::blocks::{Linear, add};
 use crate::model::tensors::Tensors;
 
 /// The tangents inside a layer, as in [`LayerActivations`], and of what that does not keep.
@@ -46,8 +46,7 @@ impl Layer {
     ) -> LayerTangents {
         let (w, act) = (cx.weights, cx.config.activation);
         let n1 = self.norm1.tangent(&w, &a.x, &x);
-        let (mut q, mut k) = (self.q.tangent(w, &n1), self.k.tangent(w, &n1));
-        let v = self.v.tangent(w, &n1);
+        let [mut q, mut k, v] = Linear::tangent_each(self.qkv_maps(), w, &n1);
         let raw = self.qk_norm.zip(a.raw.as_ref()).map(|((q_norm, k_norm), raw)| {
             let (n_q, n_k) = (q_norm.tangent(&w, &raw.q, &q), k_norm.tangent(&w, &raw.k, &k));
             RawQk { q: std::mem::replace(&mut q, n_q), k: std::mem::replace(&mut k, n_k) }
@@ -88,7 +87,7 @@ impl Layer {
         let (gate, up) = self.curvature_mlp(cx, grads, a, &d, &t);
         let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
         let mlp_in = self.norm2.curvature(&after, grads, &d.n2, (&mlp_in.0, &mlp_in.1));
-        self.o.curvature(after, grads, &d.mid, &t.attended);
+        Linear::curvature_each([&self.o], after, grads, [&d.mid], &t.attended);
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
         let (qkv_a, qkv_t, shape) = (a.qkv.parts(), t.qkv.parts(), cx.shape(self.window));
@@ -100,9 +99,7 @@ impl Layer {
             add(&mut qkv.q, &q_norm.curvature(&w, grads, &d.q, (&raw.q, &t.q)));
             add(&mut qkv.k, &k_norm.curvature(&w, grads, &d.k, (&raw.k, &t.k)));
         }
-        for (linear, d) in [(&self.q, &d.qkv.q), (&self.k, &d.qkv.k), (&self.v, &d.qkv.v)] {
-            linear.curvature(w, grads, d, &t.n1);
-        }
+        Linear::curvature_each(self.qkv_maps(), w, grads, d.qkv.each(), &t.n1);
         let x = self.norm1.curvature(&w, grads, &d.n1, (&a.x, &t.x));
         LayerSources { gate, up, mlp_in, qkv, x }
     }
@@ -117,17 +114,19 @@ impl Layer {
         t: &LayerTangents,
     ) -> (Option<Buffer>, Buffer) {
         let (w, act) = (cx.after_attention(), cx.config.activation);
-        self.mlp.down.curvature(w, grads, &d.out, &t.activated);
+        Linear::curvature_each([&self.mlp.down], w, grads, [&d.out], &t.activated);
         let (d_gate, d_up) = self.activate_backward(cx, a, &d.act, Buffer::like(&a.up));
-        self.mlp.up.curvature(w, grads, &d_up, &t.n2);
-        let mut s_up = d_up; // same size, no longer needed
-        let Some(((gate, mut s_gate), (g, t_g))) =
+        let up = &self.mlp.up;
+        let Some(((gate, d_gate), (g, t_g))) =
             self.mlp.gate.as_ref().zip(d_gate).zip(a.gate.as_ref().zip(t.gate.as_ref()))
         else {
+            Linear::curvature_each([up], w, grads, [&d_up], &t.n2);
+            let mut s_up = d_up; // same size, no longer needed
             activation::curvature(act, &mut s_up, &d.act, &a.up, &t.up);
             return (None, s_up);
         };
-        gate.curvature(w, grads, &s_gate, &t.n2);
+        Linear::curvature_each([up, gate], w, grads, [&d_up, &d_gate], &t.n2);
+        let (mut s_gate, mut s_up) = (d_gate, d_up);
         activation::gated_curvature(act, &mut s_gate, &mut s_up, &d.act, g, &a.up, t_g, &t.up);
         (Some(s_gate), s_up)
     }
