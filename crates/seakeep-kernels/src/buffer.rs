@@ -27,6 +27,10 @@ enum Memory {
 /// its width, however long batches are, and does not come to have the pages of a wider one.
 static FREE: Mutex<BTreeMap<usize, Vec<MmapMut>>> = Mutex::new(BTreeMap::new());
 
+/// Times the room that was asked for: batches differ in length, and a buffer that is too small for the next is given back for one whose pages
+/// come as slowly as its own did.
+const SPARE: usize = 4;
+
 /// Below this many elements the allocator does as well.
 const LEAST: usize = 1 << 12;
 
@@ -77,7 +81,8 @@ fn take(len: usize, width: usize) -> MmapMut {
     }
     let too_small = stack.pop();
     drop((free, too_small));
-    MmapMut::map_anon(size_of::<f32>() * (len + len / 4)).expect("memory for a buffer")
+    let bytes = size_of::<f32>() * len;
+    MmapMut::map_anon(SPARE * bytes).or_else(|_| MmapMut::map_anon(bytes)).expect("memory for a buffer")
 }
 
 /// Gives all that is free back to the system: for what comes next is of another size.

@@ -158,6 +158,8 @@ struct Task<'a> {
 struct Scratch {
     /// `[S, columns]`, a column for each position and some to spare.
     scores: Vec<f32>,
+    /// One over the sum of each row's weights, `[S]`.
+    inverse: Vec<f32>,
     /// `[S, lines, 16]`
     out: Vec<f32>,
 }
@@ -241,16 +243,20 @@ impl Task<'_> {
                 }
             }
         }
-        let inverse = |(s, p): (usize, &mut [f32])| {
+        scratch.inverse.clear();
+        // A loop: a closure handed to an iterator would be compiled for no vectors.
+        for (s, p) in scores.chunks_exact_mut(columns).enumerate() {
             let seen = self.seen(s / per_kv);
+            let top = max(&p[seen.clone()]);
+            // Whole vectors, into the columns to spare.
+            for p in &mut p[seen.start..seen.start + seen.len().next_multiple_of(LINE)] {
+                *p = exp(*p - top);
+            }
             p[all.start..seen.start].fill(0.0);
             p[seen.end..all.end].fill(0.0);
-            let p = &mut p[seen];
-            let top = max(p);
-            p.iter_mut().for_each(|p| *p = exp(*p - top));
-            1.0 / sum_by(p.len(), |i| p[i])
-        };
-        let inverse: Vec<f32> = scores.chunks_exact_mut(columns).enumerate().map(inverse).collect();
+            let p = &p[seen];
+            scratch.inverse.push(1.0 / sum_by(p.len(), |i| p[i]));
+        }
 
         scratch.out.clear();
         scratch.out.resize(count * lines * LINE, 0.0);
@@ -272,7 +278,7 @@ impl Task<'_> {
                 }
             }
         }
-        let outs = scratch.out.chunks_exact(lines * LINE).zip(&inverse);
+        let outs = scratch.out.chunks_exact(lines * LINE).zip(&scratch.inverse);
         for (o, (out, inverse)) in self.o.iter_mut().flat_map(|o| o.chunks_exact_mut(d)).zip(outs) {
             o.iter_mut().zip(out).for_each(|(o, out)| *o = out * inverse);
         }
