@@ -112,7 +112,6 @@ BACKWARD = (
     moved("rotary embedding", ROPE * 2 * T * WIDE, ("rope/forward", ROPE)),
 )
 OPTIMIZER = (
-    moved("gradients set to 0", PARAMETERS, ("optimizer/clear", 1)),
     moved("their norm", PARAMETERS, ("optimizer/norm", 1)),
     moved("AdamW", 7 * PARAMETERS, ("optimizer/adamw", 1)),
 )

@@ -1,5 +1,7 @@
 //! `y = x w^T + b`: `x` is `[T, I]`, `w` is `[O, I]`, `b` is `[O]`, `y` is `[T, O]`.
 
+use rayon::prelude::*;
+
 use crate::gemm::{
     Elements, Mat, Own, Precision, Product, Weight, multiply, multiply_by_each, multiply_each_by,
 };
@@ -68,24 +70,43 @@ pub fn forward_each<'a, const N: usize>(
     multiply_by_each(Mat::new(x, inputs), (x.len() / inputs, inputs), each.map(own).collect(), precision);
 }
 
+/// Where a sum of gradients is.
+pub struct Sum<'a> {
+    /// The elements.
+    pub to: &'a mut [f32],
+    /// Whether it has begun; otherwise anything may stand there, to be overwritten.
+    pub add: bool,
+}
+
+impl<'a> Sum<'a> {
+    /// A sum that has begun.
+    pub fn begun(to: &'a mut [f32]) -> Self {
+        Sum { to, add: true }
+    }
+
+    /// The elements, to be added to.
+    pub fn adding(self) -> &'a mut [f32] {
+        if !self.add {
+            self.to.par_chunks_mut(1 << 16).for_each(|part| part.fill(0.0));
+        }
+        self.to
+    }
+
+    /// For one of several terms.
+    pub fn term(&mut self) -> Sum<'_> {
+        Sum { to: self.to, add: std::mem::replace(&mut self.add, true) }
+    }
+}
+
 /// Adds `d_w += d_y^T x` for each `(d_w, d_y)` of maps of the same `x`, which is packed once. With `t_x` for `x` it is the curvature: how the
 /// gradient changes along `t_x`, `d_y` held.
-pub fn backward_weights<'a>(
-    each: Vec<(&'a mut [f32], &'a [f32])>,
-    x: &[f32],
-    inputs: usize,
-    precision: Precision,
-) {
-    let rows = x.len() / inputs;
-    if rows == 0 {
-        return;
-    }
-    let own = |(d_w, d_y): (_, &'a [f32])| {
-        let outputs = d_y.len() / rows;
-        Own { factor: Mat::new(d_y, outputs).t().into(), size: outputs, c: d_w, accumulate: true }
+pub fn backward_weights<'a>(each: Vec<(Sum<'a>, &'a [f32])>, x: &[f32], inputs: usize, precision: Precision) {
+    let own = |(Sum { to: c, add: accumulate }, d_y): (Sum<'a>, &'a [f32])| {
+        let outputs = c.len() / inputs;
+        Own { factor: Mat::new(d_y, outputs).t().into(), size: outputs, c, accumulate }
     };
     let each = each.into_iter().map(own).collect();
-    multiply_each_by(each, Mat::new(x, inputs), (inputs, rows), precision);
+    multiply_each_by(each, Mat::new(x, inputs), (inputs, x.len() / inputs), precision);
 }
 
 /// Adds `d_b += sum over rows of d_y`.
@@ -140,7 +161,7 @@ mod tests {
                 let (x, w, _) = split(all);
                 let (mut d_x, mut d_w, mut d_b) = (vec![0.0; T * I], vec![0.0; O * I], vec![0.0; O]);
                 Map::f32(&w, I, O).backward_input(&mut d_x, d_y, false);
-                backward_weights(vec![(&mut d_w, d_y)], &x, I, Precision::F32);
+                backward_weights(vec![(Sum::begun(&mut d_w), d_y)], &x, I, Precision::F32);
                 backward_bias(&mut d_b, d_y);
                 [d_x, d_w, d_b].concat()
             },
@@ -151,7 +172,7 @@ mod tests {
             },
             curvature: &|_, t, d_y| {
                 let mut d_w = vec![0.0; O * I];
-                backward_weights(vec![(&mut d_w, d_y)], &t[..T * I], I, Precision::F32);
+                backward_weights(vec![(Sum::begun(&mut d_w), d_y)], &t[..T * I], I, Precision::F32);
                 [vec![0.0; T * I], d_w, vec![0.0; O]].concat()
             },
             moving: T * I,

@@ -16,7 +16,7 @@
 use crate::buffer::Buffer;
 use crate::dropout::Dropout;
 use crate::gemm::{Mat, Precision, Threads, gemm};
-use crate::linear::{self, Map};
+use crate::linear::{self, Map, Sum};
 
 /// The two matrices and the factor.
 #[derive(Clone, Copy)]
@@ -98,8 +98,8 @@ impl Lora<'_> {
     fn add_gradients(&self, (d_a, d_b): Pair, (d_y, d_u): (&[f32], &[f32]), x: &[f32]) {
         let dropped = self.dropped(x);
         let x = dropped.as_deref().unwrap_or(x);
-        linear::backward_weights(vec![(d_b, d_y)], &self.down(x), self.rank, Precision::F32);
-        linear::backward_weights(vec![(d_a, d_u)], x, self.inputs, Precision::F32);
+        linear::backward_weights(vec![(Sum::begun(d_b), d_y)], &self.down(x), self.rank, Precision::F32);
+        linear::backward_weights(vec![(Sum::begun(d_a), d_u)], x, self.inputs, Precision::F32);
     }
 
     /// Adds the path to the map's weight: `w += s b a`, `[O, I]`.

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
-use crate::linear::{self, Map};
+use crate::linear::{self, Map, Sum};
 use crate::simd::{dot, exp, max, sums_by};
 use crate::vectorise;
 
@@ -152,7 +152,7 @@ fn predict(z: &[f32], target: usize) -> Predicted {
 /// Adds `d_w += (onehot - p)^T (d_logp x)` (`[V, C]`); `kept` is what [`forward_with_gradient`] kept, if it did. `d_x` is `d_logp g`,
 /// with `g` from there.
 pub fn backward_weight(
-    d_w: &mut [f32],
+    mut d_w: Sum,
     d_logp: &[f32],
     x: &[f32],
     head: Map,
@@ -177,8 +177,10 @@ pub fn backward_weight(
         let mut x = Buffer::new(chunk.x.len(), c);
         x.copy_from_slice(chunk.x);
         scale_rows(&mut x, &d_logp[chunk.first..], c);
-        linear::backward_weights(vec![(d_w, z)], &x, c, head.precision);
+        linear::backward_weights(vec![(d_w.term(), z)], &x, c, head.precision);
     }
+    // Where nothing is predicted, the sum has still not begun.
+    d_w.adding();
 }
 
 /// `x[n] *= factors[n]`, for rows of `channels`: `d_x` from `g`.
@@ -200,7 +202,7 @@ pub fn tangent(g: &[f32], t_x: &[f32], channels: usize) -> Vec<f32> {
 #[allow(clippy::too_many_arguments)]
 pub fn backward_with_curvature(
     e_x: &mut [f32],
-    mut d_w: Option<&mut [f32]>,
+    mut d_w: Option<Sum>,
     (d_logp, e_logp): (&[f32], &[f32]),
     (x, t_x): (&[f32], &[f32]),
     head: Map,
@@ -228,11 +230,12 @@ pub fn backward_with_curvature(
             t_z[targets[n] as usize] += e;
         });
         head.backward_input(&mut e_x[chunk.first * c..][..chunk.x.len()], t_z, false);
-        if let Some(d_w) = d_w.as_deref_mut() {
-            linear::backward_weights(vec![(d_w, t_z)], chunk.x, c, head.precision);
-            linear::backward_weights(vec![(d_w, z)], t_chunk.x, c, head.precision);
+        if let Some(d_w) = &mut d_w {
+            linear::backward_weights(vec![(d_w.term(), t_z)], chunk.x, c, head.precision);
+            linear::backward_weights(vec![(d_w.term(), z)], t_chunk.x, c, head.precision);
         }
     }
+    d_w.map(Sum::adding);
 }
 
 #[cfg(test)]
@@ -275,7 +278,7 @@ mod tests {
         let w = Map::f32(w, C, V);
         let (predicted, kept) = forward_with_gradient(&mut d_x, x, w, &targets(), keep);
         assert_eq!(kept.is_some(), keep);
-        backward_weight(&mut d_w, d, x, w, &targets(), &predicted, kept.as_deref());
+        backward_weight(Sum::begun(&mut d_w), d, x, w, &targets(), &predicted, kept.as_deref());
         scale_rows(&mut d_x, d, C);
         [d_x, d_w]
     }
@@ -285,7 +288,15 @@ mod tests {
         let (mut e_x, mut d_w) = (vec![0.0; N * C], vec![0.0; V * C]);
         let w = Map::f32(w, C, V);
         let (t_x, predicted) = (&t[..N * C], forward(x, w, &targets()));
-        backward_with_curvature(&mut e_x, Some(&mut d_w), (d, e), (x, t_x), w, &targets(), &predicted);
+        backward_with_curvature(
+            &mut e_x,
+            Some(Sum::begun(&mut d_w)),
+            (d, e),
+            (x, t_x),
+            w,
+            &targets(),
+            &predicted,
+        );
         [e_x, d_w]
     }
 
@@ -319,6 +330,21 @@ mod tests {
         let many = vec![0.0; (KEPT + 1) * C];
         let (mut g, w) = (many.clone(), Map::f32(&all[N * C..], C, V));
         assert!(forward_with_gradient(&mut g, &many, w, &[0; KEPT + 1], true).1.is_none(), "too many rows");
+    }
+
+    #[test]
+    fn a_sum_begins_with_its_first_term_and_is_0_without_any() {
+        let w = random(V * C, 2);
+        let head = Map::f32(&w, C, V);
+        let of = |n: usize, add: bool| {
+            let (x, d, targets) = (random(n * C, 1), random(n, 3), &targets()[..n]);
+            let mut d_w = vec![if add { 0.0 } else { f32::NAN }; V * C];
+            let sum = Sum { to: &mut d_w, add };
+            backward_weight(sum, &d, &x, head, targets, &forward(&x, head, targets), None);
+            d_w
+        };
+        assert_eq!(of(N, false), of(N, true));
+        assert_eq!(of(0, false), vec![0.0; V * C]);
     }
 
     #[test]

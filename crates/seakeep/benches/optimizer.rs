@@ -34,7 +34,6 @@ fn passes(c: &mut Criterion) {
     });
     group.throughput(Throughput::Bytes(bytes));
     group.bench_function("norm", |b| b.iter(|| black_box(grads.norm())));
-    group.bench_function("clear", |b| b.iter(|| black_box(&mut grads).clear()));
     group.finish();
 }
 

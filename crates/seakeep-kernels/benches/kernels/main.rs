@@ -104,7 +104,12 @@ fn products(c: &mut Criterion) {
             map.backward_input(black_box(&mut d_x), &d_y, false);
         });
         operations(&mut group, &format!("backward_weight {name}"), work, || {
-            linear::backward_weights(vec![(black_box(&mut d_w), &d_y)], &x, inputs, Precision::F32);
+            linear::backward_weights(
+                vec![(linear::Sum::begun(black_box(&mut d_w)), &d_y)],
+                &x,
+                inputs,
+                Precision::F32,
+            );
         });
         let map = Map { precision: Precision::Bf16, ..map };
         operations(&mut group, &format!("forward bfloat16 {name}"), work, || {
@@ -219,12 +224,20 @@ fn projection_passes(c: &mut Criterion) {
     });
     // The logits again, then the weight's gradient.
     operations(&mut group, "backward by weight", 2 * product, || {
-        projection::backward_weight(black_box(&mut d_w), &d_logp, &x, head, &targets, &predicted, None);
+        projection::backward_weight(
+            linear::Sum::begun(black_box(&mut d_w)),
+            &d_logp,
+            &x,
+            head,
+            &targets,
+            &predicted,
+            None,
+        );
     });
     let t_x = numbers(x.len());
     // The logits and their tangents, one gradient of inputs, two products by weight.
     operations(&mut group, "backward_with_curvature", 5 * product, || {
-        let (d_w, seeds) = (Some(black_box(&mut d_w[..])), (&d_logp[..], &d_logp[..]));
+        let (d_w, seeds) = (Some(linear::Sum::begun(black_box(&mut d_w))), (&d_logp[..], &d_logp[..]));
         projection::backward_with_curvature(&mut d_x, d_w, seeds, (&x, &t_x), head, &targets, &predicted);
     });
     group.finish();

@@ -218,7 +218,7 @@ impl Linear {
         x: &[f32],
     ) -> [Option<Buffer>; N] {
         let before = std::array::from_fn(|i| maps[i].before_magnitude(w, grads, d_ys[i], x));
-        let to = grads.each_trained(maps.map(|map| map.weight)).into_iter().enumerate();
+        let to = grads.sums(maps.map(|map| map.weight)).into_iter().enumerate();
         let each = to.filter_map(|(i, to)| Some((to?, before[i].as_deref().unwrap_or(d_ys[i]))));
         linear::backward_weights(each.collect(), x, maps[0].inputs, w.precision);
         before

@@ -268,7 +268,7 @@ impl Model {
         grads: &mut Tensors,
     ) -> Buffer {
         let (head, seeds) = (self.params.head, seeds(batch, d_logps));
-        if let Some(to) = grads.trained(head) {
+        if let [Some(to)] = grads.sums([head]) {
             let (targets, kept) = (batch.targets(), a.surprise.as_deref());
             projection::backward_weight(to, &seeds, &a.hidden, self.head(), &targets, &a.predicted, kept);
         }

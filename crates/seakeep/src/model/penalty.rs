@@ -107,7 +107,7 @@ impl Model {
     ) {
         let head = self.params.head;
         let (d, e) = (seeds(batch, &t.d_logps), seeds(batch, e_logps));
-        let (mut e_hidden, to) = (Buffer::like(&a.hidden), grads.trained(head));
+        let (mut e_hidden, [to]) = (Buffer::like(&a.hidden), grads.sums([head]));
         projection::backward_with_curvature(
             &mut e_hidden,
             to,

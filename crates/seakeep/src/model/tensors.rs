@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::ops::{Index, IndexMut};
 
 use rayon::prelude::*;
+use seakeep_kernels::linear::Sum;
 use seakeep_kernels::simd::dot;
 use seakeep_kernels::vectorise;
 
@@ -168,52 +169,66 @@ impl Values for Tensors {
 
 /// One number for each parameter in f32: gradients or optimizer state.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tensors(Vec<Vec<f32>>);
+pub struct Tensors {
+    all: Vec<Vec<f32>>,
+    /// Those that are 0 whatever stands in them: the first gradient is written rather than added. Between [`forget`](Tensors::forget) and
+    /// [`settle`](Tensors::settle) alone.
+    stale: Vec<bool>,
+}
 
 impl Index<ParamId> for Tensors {
     type Output = [f32];
     fn index(&self, id: ParamId) -> &[f32] {
-        &self.0[id.0]
+        debug_assert!(!self.stale[id.0], "it is yet to be settled");
+        &self.all[id.0]
     }
 }
 
 impl IndexMut<ParamId> for Tensors {
     fn index_mut(&mut self, id: ParamId) -> &mut [f32] {
-        &mut self.0[id.0]
+        debug_assert!(!self.stale[id.0], "it is yet to be settled");
+        &mut self.all[id.0]
     }
 }
 
 impl Tensors {
+    fn of(all: Vec<Vec<f32>>) -> Self {
+        Tensors { stale: vec![false; all.len()], all }
+    }
+
     /// Zeros.
     pub fn zeros(map: &TensorMap) -> Self {
-        Tensors(map.params.iter().map(|p| vec![0.0; p.rows * p.cols]).collect())
+        Tensors::of(map.params.iter().map(|p| vec![0.0; p.rows * p.cols]).collect())
     }
 
     /// Zeros for what is trained, and an empty tensor for what is not: gradients and optimizer state.
     pub fn of_trainable(map: &TensorMap) -> Self {
         let size = |p: &ParamSpec| if p.trainable { p.rows * p.cols } else { 0 };
-        Tensors(map.params.iter().map(|p| vec![0.0; size(p)]).collect())
+        Tensors::of(map.params.iter().map(|p| vec![0.0; size(p)]).collect())
     }
 
     /// Empty tensors: a backward pass for its gradient at the embeddings alone.
     pub fn none(map: &TensorMap) -> Self {
-        Tensors(vec![Vec::new(); map.params.len()])
+        Tensors::of(vec![Vec::new(); map.params.len()])
     }
 
     /// Empty tensors, as many as these.
     pub(super) fn none_like(&self) -> Self {
-        Tensors(vec![Vec::new(); self.0.len()])
+        Tensors::of(vec![Vec::new(); self.all.len()])
     }
 
     /// The tensor to add a gradient to; `None` for one that is not trained.
     pub(super) fn trained(&mut self, id: ParamId) -> Option<&mut [f32]> {
-        Some(self.0[id.0].as_mut_slice()).filter(|t| !t.is_empty())
+        let [sum] = self.sums([id]);
+        sum.map(Sum::adding)
     }
 
-    /// The tensors to add gradients to, which are different ones; `None` for what is not trained.
-    pub(super) fn each_trained<const N: usize>(&mut self, ids: [ParamId; N]) -> [Option<&mut [f32]>; N] {
-        let tensors = self.0.get_disjoint_mut(ids.map(|id| id.0)).expect("different tensors");
-        tensors.map(|t| Some(t.as_mut_slice()).filter(|t| !t.is_empty()))
+    /// Where the gradients of several different tensors are summed; `None` for what is not trained. Each is taken as written to from now on.
+    pub(super) fn sums<const N: usize>(&mut self, ids: [ParamId; N]) -> [Option<Sum<'_>>; N] {
+        let add = ids.map(|id| !std::mem::take(&mut self.stale[id.0]));
+        let tensors = self.all.get_disjoint_mut(ids.map(|id| id.0)).expect("different tensors");
+        let mut sums = tensors.into_iter().zip(add).map(|(to, add)| Sum { to, add });
+        [(); N].map(|()| sums.next().filter(|sum| !sum.to.is_empty()))
     }
 
     /// The two tensors to add gradients to; `None` for what is not trained.
@@ -222,28 +237,43 @@ impl Tensors {
         first: ParamId,
         second: ParamId,
     ) -> Option<(&mut [f32], &mut [f32])> {
-        let [first, second] = self.each_trained([first, second]);
+        let [first, second] = self.sums([first, second]).map(|sum| sum.map(Sum::adding));
         first.zip(second)
     }
 
     /// The tensors, in the order of [`TensorMap::params`].
     pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
-        self.0.iter().map(Vec::as_slice)
+        self.all.iter().map(Vec::as_slice)
     }
 
     /// The tensors, to write to, in the order of [`TensorMap::params`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        self.0.iter_mut().map(Vec::as_mut_slice)
+        self.all.iter_mut().map(Vec::as_mut_slice)
     }
 
     /// Sets every element to 0.
     pub fn clear(&mut self) {
-        self.0.par_iter_mut().for_each(|t| t.fill(0.0));
+        self.forget();
+        self.settle();
+    }
+
+    /// Sets every element to 0 without writing to it: sums begin anew. [`settle`](Self::settle) comes before anything is read.
+    pub fn forget(&mut self) {
+        self.stale.fill(true);
+    }
+
+    /// Writes the zeros that [`forget`](Self::forget) left out, where nothing else was written since.
+    pub fn settle(&mut self) {
+        let stale = self.all.par_iter_mut().zip(&mut self.stale).filter(|(_, stale)| **stale);
+        stale.for_each(|(t, stale)| {
+            t.fill(0.0);
+            *stale = false;
+        });
     }
 
     /// `self += factor * other`.
     pub fn add_scaled(&mut self, other: &Tensors, factor: f32) {
-        self.0.par_iter_mut().zip(&other.0).for_each(|(to, from)| {
+        self.all.par_iter_mut().zip(&other.all).for_each(|(to, from)| {
             to.par_chunks_mut(1 << 16).zip(from.par_chunks(1 << 16)).for_each(|(to, from)| {
                 to.iter_mut().zip(from).for_each(|(t, f)| *t += factor * f);
             });
@@ -259,6 +289,6 @@ impl Tensors {
                 .collect();
             sums.iter().sum::<f64>()
         };
-        self.0.iter().map(of).sum::<f64>().sqrt()
+        self.all.iter().map(of).sum::<f64>().sqrt()
     }
 }

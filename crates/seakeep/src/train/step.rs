@@ -97,8 +97,8 @@ fn gradient_with(
         mean_square: 0.0,
     };
     let mut out = StepOutput { tokens: tokens(global.pairs), ..StepOutput::default() };
-    grads.total.clear();
-    grads.penalty.iter_mut().for_each(Tensors::clear);
+    grads.total.forget();
+    grads.penalty.iter_mut().for_each(Tensors::forget);
 
     let rows: Vec<usize> = global.pairs.iter().map(|pair| step.layout.lay_out([*pair]).rows()).collect();
     let opening = step.layout.opening(global.pairs).len();
@@ -126,6 +126,8 @@ fn gradient_with(
         }
         out.add(evaluation);
     }
+    grads.total.settle();
+    grads.penalty.iter_mut().for_each(Tensors::settle);
     step.add_penalty(grads, &mut out);
     out.metrics.extend(step.stats.metrics(objective));
     if out.loss.is_finite() {

@@ -53,6 +53,8 @@ fn penalised(form: Form, prompt_gradient: PromptGradient, rule: Rule) -> Objecti
 
 fn run(model: &Model, objective: &Objective, micro_batch: usize, at_once: bool) -> (StepOutput, Tensors) {
     let (pairs, mut grads) = (pairs(), Gradients::new(model));
+    // What the step before left counts for nothing.
+    grads.total.iter_mut().flatten().for_each(|g| *g = f32::NAN);
     let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
     let facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, false)).collect();
     let reference = &BranchLogps::of_pairs(&[-9.0, -8.0, -14.0], &[-11.0, -16.0, -15.0]);
