@@ -198,7 +198,7 @@ pub struct Product {
 }
 
 impl Product {
-    /// By all threads, without a factor, to rows of `c` without gaps.
+    /// By all threads, `alpha` 1, to rows of `c` without gaps.
     pub fn whole(c_row: usize, accumulate: bool, precision: Precision) -> Self {
         Product { c_row, accumulate, alpha: 1.0, threads: Threads::All, precision }
     }
@@ -316,8 +316,9 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
     let (a, b) = (Source::rows(a, m, k), Source::rows(b.t(), n, k));
     let job = Job { isa, k, words: Words::of(precision, isa.pairs), alpha, threads };
     // A plain B along whose columns `k` runs would have to be transposed; as the left operand of the transposed product
-    // it is read from where it lies.
-    if job.words == Words::F32 && m >= isa.nr && matches!(b, Source::Plain(Strided { inner: 1, .. })) {
+    // it is read from where it lies, and A is packed in its stead, if that is less.
+    let lies_along = b.in_place(job.words).is_some_and(|b| b.inner == 1);
+    if (isa.nr..n).contains(&m) && lies_along {
         job.run(&[Part { rows: n, a: b, c: to.t(), add }], a, m);
     } else {
         job.run(&[Part { rows: m, a, c: to, add }], b, n);

@@ -140,16 +140,23 @@ pub(super) enum Source<'a> {
     },
 }
 
+/// Floats of a page, and of one way of a first-level cache.
+const PAGE: usize = 1024;
 /// Elements that are decoded at a time along stored rows: a multiple of every block.
 const DECODED: usize = 1024;
 /// Stored rows that are decoded at a time where `k` runs across them.
 const ROWS: usize = 64;
 
 impl<'a> Source<'a> {
-    /// The elements, if they are the words.
+    /// The elements, if they are the words and lie so that they can be read as they are: with lines whole pages apart, as rows of 1,024 or of
+    /// 49,152 channels have them, all rows of a panel would want the same few places of the first-level cache.
     pub fn in_place(self, words: Words) -> Option<Strided<'a>> {
         match self {
-            Source::Plain(from) if words == Words::F32 => Some(from),
+            Source::Plain(from)
+                if words == Words::F32 && !from.outer.max(from.inner).is_multiple_of(PAGE) =>
+            {
+                Some(from)
+            }
             _ => None,
         }
     }

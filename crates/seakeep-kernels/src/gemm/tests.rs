@@ -23,7 +23,7 @@ fn product(c_row: usize, precision: Precision) -> Product {
 }
 
 /// Sizes around those of panels, tiles and blocks of every instruction set.
-const SIZES: [(usize, usize, usize); 11] = [
+const SIZES: [(usize, usize, usize); 12] = [
     (1, 1, 1),
     (3, 5, 7),
     (33, 17, 65),
@@ -35,6 +35,8 @@ const SIZES: [(usize, usize, usize); 11] = [
     (13, 31, 800),
     (140, 260, 33),
     (6, 16, 5000),
+    // Rows whole pages apart.
+    (40, 50, 1024),
 ];
 
 #[test]

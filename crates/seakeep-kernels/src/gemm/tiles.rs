@@ -90,7 +90,7 @@ pub(super) struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// By all threads, without a factor.
+    /// By all threads, `alpha` 1.
     pub fn whole(isa: &'a Isa, k: usize, precision: Precision) -> Self {
         Job { isa, k, words: Words::of(precision, isa.pairs), alpha: 1.0, threads: Threads::All }
     }
