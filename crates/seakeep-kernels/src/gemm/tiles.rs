@@ -14,8 +14,8 @@ use super::{Precision, Threads};
 const KC: usize = 576;
 /// Words of `k` that are packed at a time: a multiple of `KC` and of the largest block of a quantised type.
 const KB: usize = 12 * KC;
-/// Words of packed A and of packed B at a time.
-const PACKED: usize = 6 << 20;
+/// Words of packed A and of packed B at a time. Every thread that asks for products keeps as much.
+const PACKED: (usize, usize) = (1 << 20, 6 << 20);
 /// Most panels of A and of B in a tile of C: few enough that threads share a layer's product evenly.
 const TILE: (usize, usize) = (3, 4);
 /// Below this many multiplications threads cost more than they bring.
@@ -107,15 +107,16 @@ impl<'a> Job<'a> {
             let span = k0..(k0 + KB).min(total);
             let elements = span.start * words.each()..(span.end * words.each()).min(k);
             // As many whole panels as may be packed at a time.
-            let most = |width: usize| (PACKED / (span.len() * width)).max(TILE.1) * width;
-            for n0 in (0..n).step_by(most(isa.nr)) {
-                let cols = n0..(n0 + most(isa.nr)).min(n);
+            let most = |packed: usize, width: usize| (packed / (span.len() * width)).max(TILE.1) * width;
+            let (most_rows, most_cols) = (most(PACKED.0, isa.mr), most(PACKED.1, isa.nr));
+            for n0 in (0..n).step_by(most_cols) {
+                let cols = n0..(n0 + most_cols).min(n);
                 let to = at_least(&mut for_b, cols.len().div_ceil(isa.nr) * isa.nr * span.len());
                 let (width, pack) = (isa.nr, isa.pack_b);
                 let outer = cols.clone();
                 Packed { width, outer, elements: elements.clone(), words, pack }.fill(to, &b, parallel);
                 let b: &[u32] = to;
-                for group in groups(parts, words, isa.mr, most(isa.mr)) {
+                for group in groups(parts, words, isa.mr, most_rows) {
                     let pack = (&span, &elements);
                     let lefts = self.lefts(parts, group, pack, &mut for_a, parallel);
                     let words = span.len();
