@@ -19,7 +19,7 @@ pub struct Buffer {
 enum Memory {
     Small(Vec<f32>),
     /// Has room for more than was asked for. Pages that were never written to take no memory, so this costs none, and a
-    /// batch that is a little longer than the last needs no new ones.
+    /// batch that is longer than the last keeps those that there are.
     Large(MmapMut),
 }
 
@@ -137,7 +137,7 @@ mod tests {
         let (width, at) = (11_111, Buffer::zeros(111_110, 11_111).as_ptr());
         let longer = Buffer::new(12 * width, width);
         assert_eq!((longer.as_ptr(), longer.len()), (at, 12 * width), "a little longer: there is room");
-        let (beside, too_long) = (Buffer::like(&longer), 20 * width);
+        let (beside, too_long) = (Buffer::like(&longer), 2 * SPARE * longer.len());
         assert_ne!(beside.as_ptr(), at);
         drop((beside, longer));
         assert_eq!(free()[&width].len(), 2);

@@ -256,7 +256,7 @@ pub struct Own<'a> {
 /// # Panics
 /// As [`multiply`].
 pub fn multiply_by_each(a: Mat, (m, k): (usize, usize), each: Vec<Own>, precision: Precision) {
-    by_each(Isa::best(), a, (m, k), each, precision);
+    together(Isa::best(), each, a, (m, k), precision, Common::Left);
 }
 
 /// `c_i (+)= a_i b` for `a_i` `[size_i, k]` and one `b` `[k, n]`; as [`multiply_by_each`].
@@ -264,7 +264,7 @@ pub fn multiply_by_each(a: Mat, (m, k): (usize, usize), each: Vec<Own>, precisio
 /// # Panics
 /// As [`multiply`].
 pub fn multiply_each_by(each: Vec<Own>, b: Mat, (n, k): (usize, usize), precision: Precision) {
-    each_by(Isa::best(), each, b, (n, k), precision);
+    together(Isa::best(), each, b, (n, k), precision, Common::Right);
 }
 
 /// Writes rows `x` (`[rows, channels]`) as a panel `[channels, width]`, other places 0.
@@ -325,37 +325,44 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
     }
 }
 
-/// [`multiply_by_each`]: the common factor is the right one of the transposed products.
-fn by_each<'a>(isa: &Isa, a: Mat, (m, k): (usize, usize), each: Vec<Own<'a>>, precision: Precision) {
-    // So few rows do not fill a panel of B.
-    if m < isa.nr || k == 0 {
-        for Own { factor, size, c, accumulate } in each {
-            run(isa, (m, size, k), c, Product::whole(size, accumulate, precision), a.into(), factor);
-        }
-        return;
-    }
-    let part = |Own { factor, size, c, accumulate }: Own<'a>| {
-        let a = Source::rows(factor.t(), size, k);
-        Part { rows: size, a, c: C::of(c, (m, size), size).t(), add: accumulate }
-    };
-    let parts: Vec<Part> = each.into_iter().filter(|own| own.size > 0).map(part).collect();
-    Job::whole(isa, k, precision).run(&parts, Source::rows(a.into(), m, k), m);
+/// On which side the common factor of several products stands.
+#[derive(Clone, Copy, PartialEq)]
+enum Common {
+    Left,
+    Right,
 }
 
-/// [`multiply_each_by`].
-fn each_by<'a>(isa: &Isa, each: Vec<Own<'a>>, b: Mat, (n, k): (usize, usize), precision: Precision) {
-    if n == 0 || k == 0 {
+/// Products with the factor `common`, which has `n` rows or columns. On the left it is the right one of the transposed products.
+fn together<'a>(
+    isa: &Isa,
+    each: Vec<Own<'a>>,
+    common: Mat,
+    (n, k): (usize, usize),
+    precision: Precision,
+    side: Common,
+) {
+    // So few rows do not fill a panel of B.
+    let few = side == Common::Left && n < isa.nr;
+    if few || n == 0 || k == 0 {
         for Own { factor, size, c, accumulate } in each {
-            run(isa, (size, n, k), c, Product::whole(n, accumulate, precision), factor, b.into());
+            let (shape, c_row, a, b) = match side {
+                Common::Left => ((n, size, k), size, common.into(), factor),
+                Common::Right => ((size, n, k), n, factor, common.into()),
+            };
+            run(isa, shape, c, Product::whole(c_row, accumulate, precision), a, b);
         }
         return;
     }
-    let part = |Own { factor, size, c, accumulate }: Own<'a>| {
-        let a = Source::rows(factor, size, k);
-        Part { rows: size, a, c: C::of(c, (size, n), n), add: accumulate }
+    let part = |Own { factor, size, c, accumulate: add }: Own<'a>| {
+        let (factor, c) = match side {
+            Common::Left => (factor.t(), C::of(c, (n, size), size).t()),
+            Common::Right => (factor, C::of(c, (size, n), n)),
+        };
+        Part { rows: size, a: Source::rows(factor, size, k), c, add }
     };
     let parts: Vec<Part> = each.into_iter().filter(|own| own.size > 0).map(part).collect();
-    Job::whole(isa, k, precision).run(&parts, Source::rows(Factor::Mat(b.t()), n, k), n);
+    let rows = if side == Common::Left { common } else { common.t() };
+    Job::whole(isa, k, precision).run(&parts, Source::rows(rows.into(), n, k), n);
 }
 
 #[cfg(test)]

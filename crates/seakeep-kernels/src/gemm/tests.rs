@@ -262,7 +262,7 @@ fn products_with_a_factor_in_common_are_those_products() {
                 }
                 let each = got.iter_mut().zip(sizes).zip(&weights);
                 let each = each.map(|((c, size), w)| Own { factor: (*w).into(), size, c, accumulate });
-                by_each(&isa, Mat::new(&x, k), (t, k), each.collect(), precision);
+                together(&isa, each.collect(), Mat::new(&x, k), (t, k), precision, Common::Left);
                 assert!(got == want, "by each, {} {t}", isa.name);
 
                 // c_i = a_i x for a_i [n, t] and x [t, k].
@@ -280,7 +280,7 @@ fn products_with_a_factor_in_common_are_those_products() {
                     c,
                     accumulate,
                 });
-                each_by(&isa, each.collect(), Mat::new(&x, k), (k, t), precision);
+                together(&isa, each.collect(), Mat::new(&x, k), (k, t), precision, Common::Right);
                 assert!(got == want, "each by, {} {t}", isa.name);
             }
         }

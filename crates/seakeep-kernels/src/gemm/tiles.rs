@@ -192,6 +192,12 @@ struct Left<'a> {
     add: bool,
 }
 
+impl Left<'_> {
+    fn panels(&self, mr: usize) -> usize {
+        self.rows.len().div_ceil(mr)
+    }
+}
+
 /// Rows of A as the micro-kernel reads them.
 #[derive(Clone, Copy)]
 enum Form<'a> {
@@ -226,18 +232,17 @@ impl Tiles<'_> {
             let count = panels.div_ceil(most);
             (0..count).map(move |i| panels * i / count..panels * (i + 1) / count)
         };
-        let down = |left: &Left| cut(left.rows.len().div_ceil(mr), TILE.0);
-        let down: Vec<_> =
-            self.lefts.iter().flat_map(|left| down(left).map(move |panels| (left, panels))).collect();
-        let across: Vec<_> = cut(self.cols.len().div_ceil(nr), TILE.1).collect();
-        let tile = |t: usize| {
-            let (left, panels) = &down[t % down.len()];
-            self.tile(left, panels.clone(), across[t / down.len()].clone());
+        let across = || cut(self.cols.len().div_ceil(nr), TILE.1);
+        let down = || {
+            let of_left = |left| cut(Left::panels(left, mr), TILE.0).map(move |panels| (left, panels));
+            self.lefts.iter().flat_map(of_left)
         };
+        let tiles = across().flat_map(|b| down().map(move |(left, a)| (left, a, b.clone())));
         if parallel {
-            (0..down.len() * across.len()).into_par_iter().with_max_len(1).for_each(tile);
+            let tiles: Vec<_> = tiles.collect();
+            tiles.into_par_iter().with_max_len(1).for_each(|(left, a, b)| self.tile(left, a, b));
         } else {
-            (0..down.len() * across.len()).for_each(tile);
+            tiles.for_each(|(left, a, b)| self.tile(left, a, b));
         }
     }
 

@@ -243,18 +243,13 @@ impl Tensors {
 
     /// The tensors, in the order of [`TensorMap::params`].
     pub fn iter(&self) -> impl Iterator<Item = &[f32]> {
+        debug_assert!(!self.stale.contains(&true), "they are yet to be settled");
         self.all.iter().map(Vec::as_slice)
     }
 
     /// The tensors, to write to, in the order of [`TensorMap::params`].
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.all.iter_mut().map(Vec::as_mut_slice)
-    }
-
-    /// Sets every element to 0.
-    pub fn clear(&mut self) {
-        self.forget();
-        self.settle();
     }
 
     /// Sets every element to 0 without writing to it: sums begin anew. [`settle`](Self::settle) comes before anything is read.
@@ -282,13 +277,13 @@ impl Tensors {
 
     /// Euclidean norm over all parameters; squares are summed in a fixed order, from 256 on in f64.
     pub fn norm(&self) -> f64 {
-        let of = |t: &Vec<f32>| {
+        let of = |t: &[f32]| {
             let sums: Vec<f64> = t
                 .par_chunks(1 << 16)
                 .map(|c| vectorise!(c.chunks(256).map(|c| dot(c, c) as f64).sum()))
                 .collect();
             sums.iter().sum::<f64>()
         };
-        self.all.iter().map(of).sum::<f64>().sqrt()
+        self.iter().map(of).sum::<f64>().sqrt()
     }
 }

@@ -273,12 +273,13 @@ impl Run<'_> {
         (step, total): (usize, usize),
     ) -> Result<(StepOutput, f64, f64)> {
         let options = self.options;
-        grads.clear();
+        grads.forget();
         let (model, objective) = (&self.model, &self.objective);
         // On a thread of the pool, as in `train::step`.
         let out = rayon::scope(|_| {
             gradient(model, objective, examples, options.per_device_train_batch_size, grads)
         })?;
+        grads.settle();
         let norm = grads.norm();
         if !norm.is_finite() {
             return Err(Error::NonFinite(format!("the gradient's length is {norm}")));

@@ -52,8 +52,9 @@ pub fn sft(
         if !loss.is_finite() {
             return Err(Error::NonFinite(format!("step {}: the loss is {loss}", step + 1)));
         }
-        grads.clear();
+        grads.forget();
         model.backward(&batch, &activations, &vec![-1.0 / tokens; batch.branches], &mut grads);
+        grads.settle();
         let lr =
             options.learning_rate * Schedule::Linear.factor(Warmup::Ratio(0.1), step + 1, options.steps + 1);
         adamw.step(&model.map, &mut model.weights, (&grads, clipping(grads.norm(), 1.0)), &mut state, lr);
