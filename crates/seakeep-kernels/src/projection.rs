@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::linear::{self, Map, Sum};
-use crate::simd::{dot, exp, max, sums_by};
+use crate::simd::{LANES, dot, exp, max, sums_of};
 use crate::vectorise;
 
 /// Most rows of a chunk: 256 rows of 49,152 logits are 50 MB.
@@ -131,12 +131,19 @@ fn surprise(z: &mut [f32], p: &Predicted, target: usize) {
 
 #[inline(always)]
 fn predict(z: &[f32], target: usize) -> Predicted {
-    let n = z.len();
     let top = max(z);
-    let [total, shifted, sum] = sums_by(n, |i| {
-        let (below, z) = (z[i] - top, z[i]);
-        [exp(below), exp(below) * below, z]
-    });
+    let [total, shifted, sum] = sums_of(
+        z,
+        #[inline(always)]
+        |z| {
+            let (mut p, mut shifted) = ([0.0; LANES], [0.0; LANES]);
+            for l in 0..LANES {
+                p[l] = exp(z[l] - top);
+                shifted[l] = p[l] * (z[l] - top);
+            }
+            [p, shifted, *z]
+        },
+    );
     let log_total = (total as f64).ln() as f32;
     Predicted {
         // Differences first: z and its maximum are of one size, their distance is what matters.
@@ -144,7 +151,7 @@ fn predict(z: &[f32], target: usize) -> Predicted {
         top,
         log_total,
         entropy: log_total - shifted / total,
-        mean_logit: sum / n as f32,
+        mean_logit: sum / z.len() as f32,
         is_top1: z[target] >= top,
     }
 }

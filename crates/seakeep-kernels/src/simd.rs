@@ -1,6 +1,8 @@
 //! Vectorised elementary functions. Written so that the compiler turns the loops around them into
 //! vector code; [`vectorise!`](crate::vectorise) compiles a loop once per instruction set and picks one at run time.
 
+use std::ops::Range;
+
 /// The value of an expression, compiled for the best instruction set this processor has (AVX-512, AVX2 or plain). Everything it calls
 /// that should be vectorised must be `#[inline(always)]`.
 #[macro_export]
@@ -100,58 +102,84 @@ const BLOCK: usize = 512;
 /// `sum f(i)` over `0..n` in a fixed order that vectorises.
 #[inline(always)]
 pub fn sum_by(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    sums_by(n, |i| [f(i)])[0]
+    let [sum] = blocks(
+        n,
+        #[inline(always)]
+        |block| {
+            let mut lanes = [[0.0f32; LANES]];
+            let whole = block.start + block.len() / LANES * LANES;
+            let mut i = block.start;
+            while i < whole {
+                for (l, lane) in lanes[0].iter_mut().enumerate() {
+                    *lane += f(i + l);
+                }
+                i += LANES;
+            }
+            let tail = (whole..block.end).fold(0.0, |sum, i| sum + f(i));
+            folded(lanes).map(|sum| sum + tail)
+        },
+    );
+    sum
 }
 
-/// [`sum_by`] for several sums that have much in common.
+/// Several sums over the elements of `a`, in the order of [`sum_by`]: `f` gives the terms of each of 32 elements. (Of terms given one by
+/// one for several sums the compiler makes no vectors.)
 #[inline(always)]
-pub fn sums_by<const K: usize>(n: usize, f: impl Fn(usize) -> [f32; K]) -> [f32; K] {
+pub fn sums_of<const K: usize>(a: &[f32], f: impl Fn(&[f32; LANES]) -> [[f32; LANES]; K]) -> [f32; K] {
+    blocks(
+        a.len(),
+        #[inline(always)]
+        |block| {
+            let mut sums = [[0.0f32; LANES]; K];
+            let (whole, rest) = a[block].as_chunks::<LANES>();
+            for elements in whole {
+                let terms = f(elements);
+                for k in 0..K {
+                    for l in 0..LANES {
+                        sums[k][l] += terms[k][l];
+                    }
+                }
+            }
+            let mut sums = folded(sums);
+            if !rest.is_empty() {
+                let mut last = [0.0; LANES];
+                last[..rest.len()].copy_from_slice(rest);
+                let terms = f(&last);
+                for k in 0..K {
+                    sums[k] += terms[k][..rest.len()].iter().fold(0.0, |sum, term| sum + term);
+                }
+            }
+            sums
+        },
+    )
+}
+
+/// Adds up the sums of blocks.
+#[inline(always)]
+fn blocks<const K: usize>(n: usize, of_block: impl Fn(Range<usize>) -> [f32; K]) -> [f32; K] {
     let mut totals = [0.0f64; K];
     let mut start = 0;
     while start < n {
         let end = if n - start > BLOCK { start + BLOCK } else { n };
-        let sums = block_sums(start, end, &f);
-        for k in 0..K {
-            totals[k] += sums[k] as f64;
-        }
+        totals.iter_mut().zip(of_block(start..end)).for_each(|(total, sum)| *total += sum as f64);
         start = end;
     }
     totals.map(|total| total as f32)
 }
 
-#[allow(clippy::needless_range_loop)] // one term for all sums, each of which is a vector along `l`
+/// Adds lanes up, by halves.
 #[inline(always)]
-fn block_sums<const K: usize>(start: usize, end: usize, f: &impl Fn(usize) -> [f32; K]) -> [f32; K] {
-    let mut lanes = [[0.0f32; LANES]; K];
-    let whole = start + (end - start) / LANES * LANES;
-    let mut i = start;
-    while i < whole {
-        for l in 0..LANES {
-            let terms = f(i + l);
-            for k in 0..K {
-                lanes[k][l] += terms[k];
-            }
-        }
-        i += LANES;
-    }
-    let mut tail = [0.0; K];
-    while i < end {
-        let terms = f(i);
-        for k in 0..K {
-            tail[k] += terms[k];
-        }
-        i += 1;
-    }
+fn folded<const K: usize>(mut sums: [[f32; LANES]; K]) -> [f32; K] {
     let mut width = LANES / 2;
     while width > 0 {
-        for lanes in &mut lanes {
+        for lanes in &mut sums {
             for l in 0..width {
                 lanes[l] += lanes[l + width];
             }
         }
         width /= 2;
     }
-    std::array::from_fn(|k| lanes[k][0] + tail[k])
+    sums.map(|lanes| lanes[0])
 }
 
 /// `sum a_i b_i`.

@@ -13,9 +13,9 @@ use super::{Precision, Threads};
 /// written once for each block (once in all for products of 576 channels or 512 rows).
 const KC: usize = 576;
 /// Words of `k` that are packed at a time: a multiple of `KC` and of the largest block of a quantised type.
-const KB: usize = 12 * KC;
+const KB: usize = 4 * KC;
 /// Words of packed A and of packed B at a time. Every thread that asks for products keeps as much.
-const PACKED: (usize, usize) = (1 << 20, 6 << 20);
+const PACKED: (usize, usize) = (1 << 20, 2 << 20);
 /// Most panels of A and of B in a tile of C: few enough that threads share a layer's product evenly.
 const TILE: (usize, usize) = (3, 4);
 /// Below this many multiplications threads cost more than they bring.

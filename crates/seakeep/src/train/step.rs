@@ -141,7 +141,7 @@ fn gradient_with(
 }
 
 /// Rows with which products of f32 are as fast as they become: more at a time would need more memory and bring nothing.
-const FULL: usize = 576;
+const FULL: usize = 512;
 
 /// The pairs that go through the model at a time: `micro_batch`, and fewer where fewer are enough rows (`rows` of each pair alone,
 /// of which `opening` are the same for all) and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
