@@ -233,24 +233,24 @@ fn across_pairs<const P: usize>(to: &mut [u32], panel: &Panel) {
     }
 }
 
-/// Calls `$kernel::<R>` (or `$kernel::<R, $packed>`) for the number of rows.
+/// Calls `$kernel::<R, ..>` for the number of rows.
 macro_rules! by_rows {
-    ($kernel:ident $([$packed:literal])?, $rows:expr, $($argument:expr),*) => {
+    ($kernel:ident [$($other:literal),*], $rows:expr, $($argument:expr),*) => {
         match $rows {
-            1 => $kernel::<1 $(, $packed)?>($($argument),*),
-            2 => $kernel::<2 $(, $packed)?>($($argument),*),
-            3 => $kernel::<3 $(, $packed)?>($($argument),*),
-            4 => $kernel::<4 $(, $packed)?>($($argument),*),
-            5 => $kernel::<5 $(, $packed)?>($($argument),*),
-            6 => $kernel::<6 $(, $packed)?>($($argument),*),
-            7 => $kernel::<7 $(, $packed)?>($($argument),*),
-            8 => $kernel::<8 $(, $packed)?>($($argument),*),
-            9 => $kernel::<9 $(, $packed)?>($($argument),*),
-            10 => $kernel::<10 $(, $packed)?>($($argument),*),
-            11 => $kernel::<11 $(, $packed)?>($($argument),*),
-            12 => $kernel::<12 $(, $packed)?>($($argument),*),
-            13 => $kernel::<13 $(, $packed)?>($($argument),*),
-            _ => $kernel::<14 $(, $packed)?>($($argument),*),
+            1 => $kernel::<1 $(, $other)*>($($argument),*),
+            2 => $kernel::<2 $(, $other)*>($($argument),*),
+            3 => $kernel::<3 $(, $other)*>($($argument),*),
+            4 => $kernel::<4 $(, $other)*>($($argument),*),
+            5 => $kernel::<5 $(, $other)*>($($argument),*),
+            6 => $kernel::<6 $(, $other)*>($($argument),*),
+            7 => $kernel::<7 $(, $other)*>($($argument),*),
+            8 => $kernel::<8 $(, $other)*>($($argument),*),
+            9 => $kernel::<9 $(, $other)*>($($argument),*),
+            10 => $kernel::<10 $(, $other)*>($($argument),*),
+            11 => $kernel::<11 $(, $other)*>($($argument),*),
+            12 => $kernel::<12 $(, $other)*>($($argument),*),
+            13 => $kernel::<13 $(, $other)*>($($argument),*),
+            _ => $kernel::<14 $(, $other)*>($($argument),*),
         }
     };
 }
@@ -260,12 +260,14 @@ macro_rules! by_rows {
 /// # Safety
 /// As there.
 pub(super) unsafe fn kernel_f32(words: usize, a: Side, b: *const u32, tile: Tile) {
+    let packed = (a.outer, a.inner) == (1, MR);
     // SAFETY: the caller vouches for all of it.
     unsafe {
-        if (a.outer, a.inner) == (1, MR) {
-            by_rows!(of_f32[true], tile.rows, words, a, b, tile)
-        } else {
-            by_rows!(of_f32[false], tile.rows, words, a, b, tile)
+        match (tile.cols <= L, packed) {
+            (true, true) => by_rows!(of_f32[1, true], tile.rows, words, a, b, tile),
+            (true, false) => by_rows!(of_f32[1, false], tile.rows, words, a, b, tile),
+            (false, true) => by_rows!(of_f32[2, true], tile.rows, words, a, b, tile),
+            (false, false) => by_rows!(of_f32[2, false], tile.rows, words, a, b, tile),
         }
     }
 }
@@ -276,24 +278,40 @@ pub(super) unsafe fn kernel_f32(words: usize, a: Side, b: *const u32, tile: Tile
 /// As there.
 pub(super) unsafe fn kernel_bf16(words: usize, a: Side, b: *const u32, tile: Tile) {
     // SAFETY: the caller vouches for all of it.
-    unsafe { by_rows!(of_pairs, tile.rows, words, a, b, tile) }
+    unsafe {
+        if tile.cols <= L {
+            by_rows!(of_pairs[1], tile.rows, words, a, b, tile)
+        } else {
+            by_rows!(of_pairs[2], tile.rows, words, a, b, tile)
+        }
+    }
 }
 
 /// # Safety
-/// As [`kernel_f32`], with `R` rows. If `PACKED`, `a` has the strides of a packed panel: distances are known when compiled.
+/// As [`kernel_f32`], with `R` rows and no more columns than `V` vectors hold. If `PACKED`, `a` has the strides of a packed panel:
+/// distances are known when compiled.
 #[target_feature(enable = "avx512f")]
-unsafe fn of_f32<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *const u32, tile: Tile) {
+unsafe fn of_f32<const R: usize, const V: usize, const PACKED: bool>(
+    words: usize,
+    a: Side,
+    b: *const u32,
+    tile: Tile,
+) {
     let (outer, inner) = if PACKED { (1, MR) } else { (a.outer, a.inner) };
     let (mut a, mut b): (*const f32, *const f32) = (a.at.cast(), b.cast());
     // SAFETY: every address that is read lies within the panels that the caller vouches for.
     unsafe {
-        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        let mut sums = [[_mm512_setzero_ps(); V]; R];
         for _ in 0..words {
-            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(L)));
+            let mut bs = [_mm512_setzero_ps(); V];
+            for (v, to) in bs.iter_mut().enumerate() {
+                *to = _mm512_loadu_ps(b.add(v * L));
+            }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let a = _mm512_set1_ps(*a.add(r * outer));
-                sums[0] = _mm512_fmadd_ps(a, b0, sums[0]);
-                sums[1] = _mm512_fmadd_ps(a, b1, sums[1]);
+                for (sum, b) in sums.iter_mut().zip(bs) {
+                    *sum = _mm512_fmadd_ps(a, b, *sum);
+                }
             }
             (a, b) = (a.wrapping_add(inner), b.add(NR));
         }
@@ -302,22 +320,25 @@ unsafe fn of_f32<const R: usize, const PACKED: bool>(words: usize, a: Side, b: *
 }
 
 /// # Safety
-/// As [`kernel_bf16`], with `R` rows.
+/// As [`kernel_bf16`], with `R` rows and no more columns than `V` vectors hold.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn of_pairs<const R: usize>(words: usize, a: Side, b: *const u32, tile: Tile) {
+unsafe fn of_pairs<const R: usize, const V: usize>(words: usize, a: Side, b: *const u32, tile: Tile) {
     let (mut a, mut b) = (a.at, b);
     prefetch_c::<R>(tile);
     // SAFETY: every address that is read lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
     unsafe {
         let pairs = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
-        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        let mut sums = [[_mm512_setzero_ps(); V]; R];
         for _ in 0..words {
-            let b0 = pairs(_mm512_loadu_si512(b.cast()));
-            let b1 = pairs(_mm512_loadu_si512(b.add(L).cast()));
+            let mut bs = [_mm512_setzero_si512(); V];
+            for (v, to) in bs.iter_mut().enumerate() {
+                *to = _mm512_loadu_si512(b.add(v * L).cast());
+            }
             for (r, sums) in sums.iter_mut().enumerate() {
                 let a = pairs(_mm512_set1_epi32(*a.add(r) as i32));
-                sums[0] = _mm512_dpbf16_ps(sums[0], a, b0);
-                sums[1] = _mm512_dpbf16_ps(sums[1], a, b1);
+                for (sum, b) in sums.iter_mut().zip(bs) {
+                    *sum = _mm512_dpbf16_ps(*sum, a, pairs(b));
+                }
             }
             (a, b) = (a.add(MR), b.add(NR));
         }
@@ -347,7 +368,7 @@ fn prefetch_c<const R: usize>(tile: Tile) {
 /// `c` has `R` rows of `cols` elements.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn write<const R: usize>(sums: [[__m512; 2]; R], tile: Tile) {
+unsafe fn write<const R: usize, const V: usize>(sums: [[__m512; V]; R], tile: Tile) {
     let Tile { c, c_row, c_col, cols, .. } = tile;
     if c_col == 1 {
         for (r, sums) in sums.iter().enumerate() {
@@ -365,10 +386,11 @@ unsafe fn write<const R: usize>(sums: [[__m512; 2]; R], tile: Tile) {
         }
         return;
     }
-    let mut halves = [[_mm512_setzero_si512(); L]; 2];
+    let mut halves = [[_mm512_setzero_si512(); L]; V];
     for (r, sums) in sums.iter().enumerate() {
-        halves[0][r] = _mm512_castps_si512(sums[0]);
-        halves[1][r] = _mm512_castps_si512(sums[1]);
+        for (half, sum) in halves.iter_mut().zip(sums) {
+            half[r] = _mm512_castps_si512(*sum);
+        }
     }
     for (half, rows) in halves.into_iter().enumerate() {
         for (j, col) in transpose(rows).into_iter().enumerate().take(cols.saturating_sub(half * L)) {
