@@ -196,11 +196,19 @@ impl Linear {
                 linear::backward_bias(to, d_y);
             }
         }
-        let before = Linear::backward_weights(maps, w, grads, d_ys, x);
+        let before: [_; N] = std::array::from_fn(|i| maps[i].before_magnitude(w, grads, d_ys[i], x));
+        let d_ys: [&[f32]; N] = std::array::from_fn(|i| before[i].as_deref().unwrap_or(d_ys[i]));
         let mut d_x = Buffer::new(x.len(), maps[0].inputs);
-        for (i, map) in maps.iter().enumerate() {
-            let d_y = before[i].as_deref().unwrap_or(d_ys[i]);
-            map.map(w.weights).backward_input(&mut d_x, d_y, i > 0);
+        // Beside each other: threads that wait at the end of one find work in the other.
+        rayon::join(
+            || {
+                for (i, (map, d_y)) in maps.iter().zip(d_ys).enumerate() {
+                    map.map(w.weights).backward_input(&mut d_x, d_y, i > 0);
+                }
+            },
+            || Linear::backward_weights(maps, w, grads, d_ys, x),
+        );
+        for (map, d_y) in maps.iter().zip(d_ys) {
             if let Some((lora, at)) = map.lora(w) {
                 lora.backward(&mut d_x, grads.both_trained(at.a, at.b), d_y, x);
             }
@@ -208,20 +216,17 @@ impl Linear {
         d_x
     }
 
-    /// Adds the gradients of weights and magnitudes, from the input `x` (or its tangent). Returns, where there is a magnitude, the gradient
-    /// before it.
+    /// Adds the gradients of weights from those before magnitudes and the input `x` (or its tangent).
     fn backward_weights<const N: usize>(
         maps: [&Linear; N],
         w: Params,
         grads: &mut Tensors,
         d_ys: [&[f32]; N],
         x: &[f32],
-    ) -> [Option<Buffer>; N] {
-        let before = std::array::from_fn(|i| maps[i].before_magnitude(w, grads, d_ys[i], x));
-        let to = grads.sums(maps.map(|map| map.weight)).into_iter().enumerate();
-        let each = to.filter_map(|(i, to)| Some((to?, before[i].as_deref().unwrap_or(d_ys[i]))));
+    ) {
+        let to = grads.sums(maps.map(|map| map.weight)).into_iter().zip(d_ys);
+        let each = to.filter_map(|(to, d_y)| Some((to?, d_y)));
         linear::backward_weights(each.collect(), x, maps[0].inputs, w.precision);
-        before
     }
 
     /// Where there is a magnitude, the gradient before it; adds the magnitude's own, from the input `x` (or its tangent).
@@ -246,12 +251,14 @@ impl Linear {
         d_ys: [&[f32]; N],
         t_x: &[f32],
     ) {
-        let before = Linear::backward_weights(maps, w, grads, d_ys, t_x);
-        for (i, map) in maps.iter().enumerate() {
+        let before: [_; N] = std::array::from_fn(|i| maps[i].before_magnitude(w, grads, d_ys[i], t_x));
+        let d_ys: [&[f32]; N] = std::array::from_fn(|i| before[i].as_deref().unwrap_or(d_ys[i]));
+        Linear::backward_weights(maps, w, grads, d_ys, t_x);
+        for (map, d_y) in maps.iter().zip(d_ys) {
             if let Some((lora, at)) = map.lora(w)
                 && let Some(to) = grads.both_trained(at.a, at.b)
             {
-                lora.curvature(to, before[i].as_deref().unwrap_or(d_ys[i]), t_x);
+                lora.curvature(to, d_y, t_x);
             }
         }
     }
