@@ -250,6 +250,10 @@ mod tests {
             let want = a.iter().map(|&x| x as f64 * x as f64).sum::<f64>();
             assert!((vectorise!(dot(&a, &a)) as f64 - want).abs() <= 1e-6 * want);
             assert_eq!(max(&a), if n == 0 { f32::NEG_INFINITY } else { (n - 1) as f32 });
+            let thirds: Vec<f32> = a.iter().map(|x| x / 3.0).collect();
+            let several = sums_of(&thirds, |x| [*x, x.map(|x| x * x)]);
+            let each = [sum_by(n, |i| thirds[i]), sum_by(n, |i| thirds[i] * thirds[i])];
+            assert_eq!(several, each, "to the bit, {n} terms");
         }
     }
 }

@@ -4,7 +4,7 @@ use seakeep_kernels::gemm::Precision;
 
 use super::data::{self, Visits};
 use super::machine::{measured_ceiling, memory};
-use super::step::runs;
+use super::step::{most_rows, runs};
 use super::{Every, TrainOptions, prepare};
 use crate::Result;
 use crate::batch::Batch;
@@ -141,7 +141,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     for rows in visits.steps(0, steps) {
         let micro = options.per_device_train_batch_size;
         let computed: Vec<usize> = rows.iter().map(|&i| costs.each[i].computed).collect();
-        for part in runs(objective, micro, (&computed, opening), plain) {
+        for part in runs(objective, micro, (&computed, opening), most_rows(plain, options.lora.is_some())) {
             let rows = &rows[part];
             let known = if whole { 0 } else { rows.len() - 1 };
             rows.iter().for_each(|&i| run += costs.each[i].operations);

@@ -102,7 +102,8 @@ fn gradient_with(
 
     let rows: Vec<usize> = global.pairs.iter().map(|pair| step.layout.lay_out([*pair]).rows()).collect();
     let opening = step.layout.opening(global.pairs).len();
-    let runs = runs(objective, micro_batch, (&rows, opening), model.weights.are_plain());
+    let most = most_rows(model.weights.are_plain(), model.adapters.is_some());
+    let runs = runs(objective, micro_batch, (&rows, opening), most);
     // Pairs that are coupled must all be seen before any backward pass.
     let together = if objective.couples_pairs() { runs.len() } else { 1 };
     for runs in runs.chunks(together.max(1)) {
@@ -142,24 +143,32 @@ fn gradient_with(
 
 /// Rows with which products of f32 are as fast as they become: more at a time would need more memory and bring nothing.
 const FULL: usize = 512;
+/// The same where only adapters are trained: a weight is packed for two products instead of three, and its gradient and moments, which
+/// would take most of the memory, are not there.
+const FULL_OF_ADAPTERS: usize = 1024;
 
-/// The pairs that go through the model at a time: `micro_batch`, and fewer where fewer are enough rows (`rows` of each pair alone,
+/// The most rows that are worth running at a time, if there is a most: weights that are not `plain` are packed or decoded for every run.
+pub(super) fn most_rows(plain: bool, adapters: bool) -> Option<usize> {
+    plain.then_some(if adapters { FULL_OF_ADAPTERS } else { FULL })
+}
+
+/// The pairs that go through the model at a time: `micro_batch`, and fewer where [`most_rows`] are enough (`rows` of each pair alone,
 /// of which `opening` are the same for all) and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
-/// there is a penalty, an unknown factor on its gradient costs a product more; where weights are not `plain`, they are packed or
-/// decoded for every run.
+/// there is a penalty, an unknown factor on its gradient costs a product more.
 pub(super) fn runs(
     objective: &Objective,
     micro_batch: usize,
     (rows, opening): (&[usize], usize),
-    plain: bool,
+    most: Option<usize>,
 ) -> Vec<Range<usize>> {
-    let may_be_cut = plain && !objective.couples_pairs() && objective.penalty.is_none();
+    let may_be_cut = !objective.couples_pairs() && objective.penalty.is_none();
+    let most = most.filter(|_| may_be_cut).unwrap_or(usize::MAX);
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
     for (i, &rows) in rows.iter().enumerate() {
         filled += rows - opening;
         match runs.last_mut() {
-            Some(run) if run.len() < micro_batch && !(may_be_cut && filled > FULL) => run.end = i + 1,
+            Some(run) if run.len() < micro_batch && filled <= most => run.end = i + 1,
             _ => {
                 runs.push(i..i + 1);
                 filled = rows;

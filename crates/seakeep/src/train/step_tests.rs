@@ -166,13 +166,19 @@ fn what_all_pairs_begin_with_is_computed_once_and_changes_nothing() {
 fn more_rows_than_fill_the_products_are_run_apart_where_that_costs_nothing() {
     let rows = [300, 200, 100, 600, 20, 30, 40, 50];
     let dpo = Objective::dpo(0.1);
-    assert_eq!(runs(&dpo, 8, (&rows, 0), true), [0..2, 2..3, 3..4, 4..8]);
-    assert_eq!(runs(&dpo, 2, (&rows, 0), true), [0..2, 2..3, 3..4, 4..6, 6..8]);
-    assert_eq!(runs(&dpo, 3, (&rows, 0), false), [0..3, 3..6, 6..8], "weights in another form");
-    assert_eq!(runs(&dpo, 8, (&[250, 270, 270], 20), true), [0..2, 2..3], "20 of 520 rows stand once");
+    let full = most_rows(true, false);
+    assert_eq!(runs(&dpo, 8, (&rows, 0), full), [0..2, 2..3, 3..4, 4..8]);
+    assert_eq!(runs(&dpo, 2, (&rows, 0), full), [0..2, 2..3, 3..4, 4..6, 6..8]);
+    assert_eq!(
+        runs(&dpo, 3, (&rows, 0), most_rows(false, false)),
+        [0..3, 3..6, 6..8],
+        "weights in another form"
+    );
+    assert_eq!(runs(&dpo, 8, (&[250, 270, 270], 20), full), [0..2, 2..3], "20 of 520 rows stand once");
     let coupled = Objective { rule: Rule::Kldpo(crate::objective::rule::Kldpo::Tau(0.5)), ..dpo.clone() };
     for whole in [coupled, penalised(Form::Paper, PromptGradient::Shared, Rule::Mean)] {
-        assert_eq!(runs(&whole, 3, (&rows, 0), true), [0..3, 3..6, 6..8], "{whole:?}");
+        assert_eq!(runs(&whole, 3, (&rows, 0), full), [0..3, 3..6, 6..8], "{whole:?}");
     }
-    assert!(runs(&dpo, 2, (&[], 0), true).is_empty());
+    assert!(runs(&dpo, 2, (&[], 0), full).is_empty());
+    assert_eq!(runs(&dpo, 8, (&rows, 0), most_rows(true, true)), [0..3, 3..8], "adapters alone");
 }
