@@ -99,6 +99,10 @@ impl<'a> Job<'a> {
     pub fn run(&self, parts: &[Part], b: Source, n: usize) {
         let &Job { isa, k, words, threads, .. } = self;
         let multiplications = k * n * parts.iter().map(|part| part.rows).sum::<usize>();
+        // No gradient is asked for where a weight is frozen: nothing to pack `b` for.
+        if multiplications == 0 {
+            return;
+        }
         let parallel =
             threads == Threads::All && multiplications >= PARALLEL_FROM && rayon::current_num_threads() > 1;
         let total = words.of_elements(k);
