@@ -169,7 +169,7 @@ fn blocks<const K: usize>(n: usize, of_block: impl Fn(Range<usize>) -> [f32; K])
 
 /// Adds lanes up, by halves.
 #[inline(always)]
-fn folded<const K: usize>(mut sums: [[f32; LANES]; K]) -> [f32; K] {
+pub(crate) fn folded<const K: usize>(mut sums: [[f32; LANES]; K]) -> [f32; K] {
     let mut width = LANES / 2;
     while width > 0 {
         for lanes in &mut sums {
@@ -190,7 +190,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_by(n, |i| a[i] * b[i])
 }
 
-/// The largest element (`-inf` for an empty slice); NaN is passed on only if it stands first in its lane.
+/// The largest element (`-inf` for an empty slice); NaN may be passed on or not.
 #[inline(always)]
 pub fn max(a: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -200,11 +200,18 @@ pub fn max(a: &[f32]) -> f32 {
             *lane = if x > *lane { x } else { *lane };
         }
     }
-    let mut best = f32::NEG_INFINITY;
-    for &x in lanes.iter().chain(rest) {
-        best = if x > best { x } else { best };
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = if x > *lane { x } else { *lane };
     }
-    best
+    // By halves: one lane after the other would take as long as some hundred elements.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] = if lanes[l + width] > lanes[l] { lanes[l + width] } else { lanes[l] };
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

@@ -189,15 +189,17 @@ fn attention_passes(c: &mut Criterion) {
     let (mut d_q, mut d_k, mut d_v) = (zeros(wide), zeros(narrow), zeros(narrow));
     operations(&mut group, "backward", 5 * work, || {
         let out = (black_box(&mut d_q[..]), &mut d_k[..], &mut d_v[..]);
-        attention::backward(out, &o, (&q, &k, &v), &lse, &layout, SHAPE);
+        attention::backward(out, &o, (&q, &k, &v), (&o, &lse), &layout, SHAPE);
     });
-    let mut t_o = zeros(wide);
+    let (mut t_o, mut t_lse) = (zeros(wide), zeros(TOKENS * SHAPE.heads));
     operations(&mut group, "tangent", 5 * work, || {
-        attention::tangent(black_box(&mut t_o), (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
+        let out = (black_box(&mut t_o[..]), &mut t_lse[..]);
+        attention::tangent(out, (&q, &k, &v), (&q, &k, &v), (&o, &lse), &layout, SHAPE);
     });
     operations(&mut group, "curvature", 10 * work, || {
         let out = (black_box(&mut d_q[..]), &mut d_k[..], &mut d_v[..]);
-        attention::curvature(out, &o, (&q, &k, &v), (&q, &k, &v), &lse, &layout, SHAPE);
+        let made = ((&o[..], &lse[..]), (&t_o[..], &t_lse[..]));
+        attention::curvature(out, &o, (&q, &k, &v), (&q, &k, &v), made, &layout, SHAPE);
     });
     group.finish();
 }

@@ -1,31 +1,15 @@
 //! Attention: forward and tangent.
 
-use super::{Block, Layout, Shape, Task, place, run, tasks};
-use crate::buffer::Buffer;
-use crate::simd::{exp, max, sum_by};
+use super::task::{Block, Piece, Task, place, run, tasks};
+use super::{Layout, Made, Shape};
+use crate::simd::{LANES, exp, folded, max, sum_by};
 use crate::vectorise;
 
-/// Turns scores into probabilities in place (zero where unseen); returns each row's log-sum-exp in two parts: the
-/// largest score, and the log of the sum of exponentials of the rest of each. Their sum would round the second off.
-fn softmax(p: &mut [f32], block: &Block, window: Option<usize>) -> Vec<[f32; 2]> {
-    p.chunks_exact_mut(block.width())
-        .enumerate()
-        .map(|(r, p)| {
-            block.hide(r, p, window);
-            vectorise!({
-                let top = max(p);
-                p.iter_mut().for_each(|p| *p = exp(*p - top));
-                let total = sum_by(p.len(), |i| p[i]);
-                let inverse = 1.0 / total;
-                p.iter_mut().for_each(|p| *p *= inverse);
-                [top, total.ln()]
-            })
-        })
-        .collect()
-}
-
 /// Writes `o` (`[T, H, D]`) and the log-sum-exp of the scores `lse` (`[T, H, 2]`: maximum, and log of the sum of
-/// exponentials relative to it).
+/// exponentials relative to it. Their sum would round the second off.)
+///
+/// Over pieces of columns the exponentials are relative to the largest score so far: where a piece has a larger one, `m'` after `m`, what was
+/// summed up to there is multiplied by `e^(m - m')`.
 pub fn forward(
     o: &mut [f32],
     lse: &mut [f32],
@@ -36,76 +20,114 @@ pub fn forward(
     shape: Shape,
 ) {
     let tasks = tasks(layout, shape);
+    let d = shape.head_dim;
     let results = run(&tasks, |task| {
-        let rows = task.rows * shape.per_kv();
-        let (mut o, mut lse) = (Buffer::scratch(rows * shape.head_dim), Buffer::scratch(rows * 2));
-        for segment in task.segments {
-            let [k, v] = [k, v].map(|x| task.keys(x, segment));
-            for block in segment.blocks(shape) {
-                let mut p = block.buffer();
-                task.products(&mut p, &block, false, shape.scale, &task.queries(q, &block), &k);
-                let lse = &mut lse[2 * (block.row - task.first) * block.heads..];
-                for (lse, value) in lse.chunks_exact_mut(2).zip(softmax(&mut p, &block, shape.window)) {
-                    lse.copy_from_slice(&value);
-                }
-                task.mix(task.part(&mut o, &block), &block, false, 1.0, &p, &v);
+        let (mut o, mut lse, mut p) = (task.own(d), task.own(2), task.scores());
+        let (k, v) = (task.columns_of(&task.keys(k)), task.rows_of(&task.keys(v)));
+        for block in task.blocks() {
+            let q = task.queries(q, &block, d);
+            let (o, lse) = (task.part(&mut o, &block, d), task.part(&mut lse, &block, 2));
+            lse.as_chunks_mut().0.fill([f32::NEG_INFINITY, 0.0]);
+            for piece in block.pieces() {
+                task.products(&mut p, (&block, &piece), (false, shape.scale), &q, &k);
+                exponentials(task, (&block, &piece), &mut p, o, lse);
+                task.mix(o, (&block, &piece), (!piece.first, 1.0), &p, &v);
+            }
+            for (o, lse) in o.chunks_exact_mut(d).zip(lse.chunks_exact_mut(2)) {
+                let inverse = 1.0 / lse[1];
+                o.iter_mut().for_each(|o| *o *= inverse);
+                lse[1] = lse[1].ln();
             }
         }
         (o, lse)
     });
-    place(o, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * shape.head_dim);
+    place(o, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * d);
     place(lse, &tasks, results.iter().map(|r| &r.1[..]), shape.per_kv() * 2);
 }
 
-/// Writes `p = softmax` and its tangent `t_p = p (t_s - sum p t_s)`, `t_s = scale (t_q k^T + q t_k^T)`; queries are the
-/// block's, `[S, D]`.
-pub(super) fn probabilities_with_tangent(
+/// Turns scores into exponentials relative to each row's largest score so far (0 where unseen), takes them into the rows' maxima and sums
+/// `lse`, and multiplies `o` by what the larger maximum changes.
+fn exponentials(
     task: &Task,
-    block: &Block,
-    (p, t_p): (&mut [f32], &mut [f32]),
-    (q, k): (&[f32], &[f32]),
-    (t_q, t_k): (&[f32], &[f32]),
-    lse: &[f32],
+    (block, piece): (&Block, &Piece),
+    p: &mut [f32],
+    o: &mut [f32],
+    lse: &mut [f32],
 ) {
-    let scale = task.shape.scale;
-    task.probabilities(p, block, q, k, lse);
-    task.products(t_p, block, false, scale, t_q, k);
-    task.products(t_p, block, true, scale, q, t_k);
-    let width = block.width();
+    let d = task.shape.head_dim;
     vectorise!({
-        for (p, t) in p.chunks_exact(width).zip(t_p.chunks_exact_mut(width)) {
-            let mean = sum_by(width, |i| p[i] * t[i]);
-            for i in 0..width {
-                t[i] = p[i] * (t[i] - mean);
+        let rows = p.chunks_exact_mut(task.width()).zip(lse.chunks_exact_mut(2)).zip(o.chunks_exact_mut(d));
+        for (r, ((p, lse), o)) in rows.enumerate() {
+            let p = &mut p[..piece.width()];
+            block.hide(piece, r, p, f32::NEG_INFINITY);
+            let (before, here) = (lse[0], max(p));
+            let top = if here > before { here } else { before };
+            if top == f32::NEG_INFINITY {
+                // It sees nothing yet.
+                p.fill(0.0);
+                continue;
             }
+            let mut sums = [0.0; LANES];
+            for p in p.as_chunks_mut::<LANES>().0 {
+                for l in 0..LANES {
+                    p[l] = exp(p[l] - top);
+                    sums[l] += p[l];
+                }
+            }
+            let change = exp(before - top);
+            if before < top && !piece.first {
+                o.iter_mut().for_each(|o| *o *= change);
+            }
+            let [sum] = folded([sums]);
+            (lse[0], lse[1]) = (top, lse[1] * change + sum);
         }
     });
 }
 
-/// Writes `t_o = t_p v + p t_v` (`[T, H, D]`).
+/// Writes `t_o = t_p v + p t_v` (`[T, H, D]`) and the tangent of the log-sum-exp, `t_lse = sum p t_s` (`[T, H]`), where
+/// `t_s = scale (t_q k^T + q t_k^T)`, from what [`forward`] made. With `t_p = p (t_s - t_lse)`, and `p v` being `o`:
+/// `t_o = (p t_s) v + p t_v - t_lse o`, a sum over pieces of columns.
 pub fn tangent(
-    t_o: &mut [f32],
+    (t_o, t_lse): (&mut [f32], &mut [f32]),
     (q, k, v): (&[f32], &[f32], &[f32]),
     (t_q, t_k, t_v): (&[f32], &[f32], &[f32]),
-    lse: &[f32],
+    (o, lse): Made,
     layout: &Layout,
     shape: Shape,
 ) {
     let tasks = tasks(layout, shape);
+    let d = shape.head_dim;
     let results = run(&tasks, |task| {
-        let mut t_o = Buffer::scratch(task.rows * shape.per_kv() * shape.head_dim);
-        for segment in task.segments {
-            let [k, v, t_k, t_v] = [k, v, t_k, t_v].map(|x| task.keys(x, segment));
-            for block in segment.blocks(shape) {
-                let (mut p, mut t_p) = (block.buffer(), block.buffer());
-                let (q, t_q) = (task.queries(q, &block), task.queries(t_q, &block));
-                probabilities_with_tangent(task, &block, (&mut p, &mut t_p), (&q, &k), (&t_q, &t_k), lse);
-                let out = task.part(&mut t_o, &block);
-                task.mix(out, &block, false, 1.0, &t_p, &v);
-                task.mix(out, &block, true, 1.0, &p, &t_v);
+        let (mut t_o, mut t_lse) = (task.own(d), task.own(1));
+        let (mut p, mut t_s) = (task.scores(), task.scores());
+        let ([k, t_k], [v, t_v]) =
+            ([k, t_k].map(|x| task.columns_of(&task.keys(x))), [v, t_v].map(|x| task.rows_of(&task.keys(x))));
+        for block in task.blocks() {
+            let [q, t_q, o] = [q, t_q, o].map(|x| task.queries(x, &block, d));
+            let lse = task.queries(lse, &block, 2);
+            let (t_o, t_lse) = (task.part(&mut t_o, &block, d), task.part(&mut t_lse, &block, 1));
+            t_lse.fill(0.0);
+            for piece in block.pieces() {
+                let at = (&block, &piece);
+                task.probabilities(&mut p, at, &q, &k, &lse);
+                task.score_tangents(&mut t_s, at, (&q, &t_q), (&k, &t_k));
+                vectorise!({
+                    let rows = p.chunks_exact(task.width()).zip(t_s.chunks_exact_mut(task.width()));
+                    for ((p, t), t_lse) in rows.zip(t_lse.iter_mut()) {
+                        let (p, t) = (&p[..piece.width()], &mut t[..piece.width()]);
+                        p.iter().zip(t.iter_mut()).for_each(|(p, t)| *t *= p);
+                        *t_lse += sum_by(t.len(), |i| t[i]);
+                    }
+                });
+                task.mix(t_o, at, (!piece.first, 1.0), &t_s, &v);
+                task.mix(t_o, at, (true, 1.0), &p, &t_v);
+            }
+            for ((t_o, o), t_lse) in t_o.chunks_exact_mut(d).zip(o.chunks_exact(d)).zip(&*t_lse) {
+                t_o.iter_mut().zip(o).for_each(|(t, o)| *t -= t_lse * o);
             }
         }
-        t_o
+        (t_o, t_lse)
     });
-    place(t_o, &tasks, results.iter().map(|r| &r[..]), shape.per_kv() * shape.head_dim);
+    place(t_o, &tasks, results.iter().map(|r| &r.0[..]), shape.per_kv() * d);
+    place(t_lse, &tasks, results.iter().map(|r| &r.1[..]), shape.per_kv());
 }

@@ -22,7 +22,26 @@ fn layout() -> Layout {
     }
 }
 
-const T: usize = 95;
+/// A prompt of 300 with branches of 520 (three pieces of columns, four tasks) and 2, and a lone text of 150: longer than the short ones in
+/// all that work is cut by.
+fn long() -> Layout {
+    let segment = |start, len, context| Segment { start, len, opening: 0..0, context };
+    Layout {
+        segments: vec![
+            segment(0, 300, 0..0),
+            segment(300, 520, 0..300),
+            segment(820, 2, 0..300),
+            segment(822, 150, 0..0),
+        ],
+        groups: vec![0..3, 3..4],
+    }
+}
+
+/// Rows.
+fn rows(layout: &Layout) -> usize {
+    layout.segments.iter().map(|s| s.len).sum()
+}
+
 const H: usize = 4;
 const J: usize = 2;
 const D: usize = 3;
@@ -32,10 +51,10 @@ fn shape(window: Option<usize>) -> Shape {
 }
 
 /// Every text written out whole, keys listed one by one, in f64.
-fn reference(q: &[f32], k: &[f32], v: &[f32], window: Option<usize>) -> Vec<f32> {
-    let mut o = vec![0.0; T * H * D];
-    for segment in layout().segments {
-        let before: Vec<usize> = segment.opening.chain(segment.context).collect();
+fn reference(layout: &Layout, (q, k, v): (&[f32], &[f32], &[f32]), window: Option<usize>) -> Vec<f32> {
+    let mut o = vec![0.0; rows(layout) * H * D];
+    for segment in &layout.segments {
+        let before: Vec<usize> = segment.opening.clone().chain(segment.context.clone()).collect();
         for i in 0..segment.len {
             let mut keys: Vec<usize> = before.clone();
             keys.extend(segment.start..=segment.start + i);
@@ -68,82 +87,94 @@ fn reference(q: &[f32], k: &[f32], v: &[f32], window: Option<usize>) -> Vec<f32>
 }
 
 fn split(all: &[f32]) -> (&[f32], &[f32], &[f32]) {
-    let (q, kv) = all.split_at(T * H * D);
-    let (k, v) = kv.split_at(T * J * D);
+    let t = all.len() / ((H + 2 * J) * D);
+    let (q, kv) = all.split_at(t * H * D);
+    let (k, v) = kv.split_at(t * J * D);
     (q, k, v)
 }
 
-fn run_forward(all: &[f32], window: Option<usize>) -> (Vec<f32>, Vec<f32>) {
+fn run_forward(layout: &Layout, all: &[f32], window: Option<usize>) -> (Vec<f32>, Vec<f32>) {
     let (q, k, v) = split(all);
-    let (mut o, mut lse) = (vec![0.0; T * H * D], vec![0.0; T * H * 2]);
-    forward(&mut o, &mut lse, q, k, v, &layout(), shape(window));
+    let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; rows(layout) * H * 2]);
+    forward(&mut o, &mut lse, q, k, v, layout, shape(window));
     (o, lse)
 }
 
-fn inputs() -> Vec<f32> {
-    random(T * (H + 2 * J) * D, 3).iter().map(|x| 1.5 * x).collect()
+fn run_tangent(layout: &Layout, all: &[f32], t: &[f32], window: Option<usize>) -> (Vec<f32>, Vec<f32>) {
+    let (o, lse) = run_forward(layout, all, window);
+    let (mut t_o, mut t_lse) = (vec![0.0; o.len()], vec![0.0; rows(layout) * H]);
+    tangent((&mut t_o, &mut t_lse), split(all), split(t), (&o, &lse), layout, shape(window));
+    (t_o, t_lse)
+}
+
+fn inputs(layout: &Layout) -> Vec<f32> {
+    random(rows(layout) * (H + 2 * J) * D, 3).iter().map(|x| 1.5 * x).collect()
 }
 
 #[test]
 fn forward_equals_the_text_written_out() {
-    for window in [None, Some(4), Some(1)] {
-        let all = inputs();
-        let (q, k, v) = split(&all);
-        close(&run_forward(&all, window).0, &reference(q, k, v, window), 2e-6, "attention");
+    let cases = [(layout(), [None, Some(4), Some(1)]), (long(), [None, Some(450), Some(4)])];
+    for (layout, windows) in cases {
+        for window in windows {
+            let all = inputs(&layout);
+            let want = reference(&layout, split(&all), window);
+            close(&run_forward(&layout, &all, window).0, &want, 2e-6, "attention");
+        }
     }
 }
 
 #[test]
+fn larger_scores_further_on_take_over() {
+    // Scores grow with the position, to hundreds: each piece's exponentials leave of those before next to nothing.
+    let layout = long();
+    let mut all = inputs(&layout);
+    let of_q = rows(&layout) * H * D;
+    all[..of_q].iter_mut().for_each(|q| *q = q.abs() + 0.1);
+    for (i, k) in all[of_q..of_q + rows(&layout) * J * D].iter_mut().enumerate() {
+        *k += 0.2 * (i / (J * D)) as f32;
+    }
+    // Scores of some hundreds are rounded to 3e-5, and so are the exponents.
+    let (want, got) = (reference(&layout, split(&all), None), run_forward(&layout, &all, None).0);
+    close(&got, &want, 2e-4, "attention");
+}
+
+#[test]
 fn derivatives() {
-    for window in [None, Some(4)] {
-        let zeros = || [T * H * D, T * J * D, T * J * D].map(|n| vec![0.0; n]);
+    for (layout, window) in [(layout(), None), (layout(), Some(4)), (long(), None), (long(), Some(450))] {
+        let t = rows(&layout);
+        let zeros = || [t * H * D, t * J * D, t * J * D].map(|n| vec![0.0; n]);
         let op = Op {
-            forward: &|all| run_forward(all, window).0,
+            forward: &|all| run_forward(&layout, all, window).0,
             backward: &|all, d| {
                 let [mut d_q, mut d_k, mut d_v] = zeros();
                 let out = (&mut d_q[..], &mut d_k[..], &mut d_v[..]);
-                backward(out, d, split(all), &run_forward(all, window).1, &layout(), shape(window));
+                let (o, lse) = run_forward(&layout, all, window);
+                backward(out, d, split(all), (&o, &lse), &layout, shape(window));
                 [d_q, d_k, d_v].concat()
             },
-            tangent: &|all, t| {
-                let mut t_o = vec![0.0; T * H * D];
-                tangent(
-                    &mut t_o,
-                    split(all),
-                    split(t),
-                    &run_forward(all, window).1,
-                    &layout(),
-                    shape(window),
-                );
-                t_o
-            },
+            tangent: &|all, t| run_tangent(&layout, all, t, window).0,
             curvature: &|all, t, d| {
                 let [mut s_q, mut s_k, mut s_v] = zeros();
                 let out = (&mut s_q[..], &mut s_k[..], &mut s_v[..]);
-                curvature(
-                    out,
-                    d,
-                    split(all),
-                    split(t),
-                    &run_forward(all, window).1,
-                    &layout(),
-                    shape(window),
-                );
+                let (o, lse) = run_forward(&layout, all, window);
+                let (t_o, t_lse) = run_tangent(&layout, all, t, window);
+                let made = ((&o[..], &lse[..]), (&t_o[..], &t_lse[..]));
+                curvature(out, d, split(all), split(t), made, &layout, shape(window));
                 [s_q, s_k, s_v].concat()
             },
-            moving: T * (H + 2 * J) * D,
+            moving: t * (H + 2 * J) * D,
         };
-        check(&op, &inputs(), T * H * D, 4e-3, 3e-3);
+        check(&op, &inputs(&layout), t * H * D, 4e-3, 3e-3);
     }
 }
 
 #[test]
 fn a_cache_grown_in_steps_gives_the_same_rows() {
     for window in [None, Some(4)] {
-        let all = inputs();
+        let all = inputs(&layout());
         let (q, k, v) = split(&all);
         // The prompt and its long branch are rows 0..75: one text, fed in steps, the first so many as stretches of their own.
-        let (want, _) = run_forward(&all, window);
+        let (want, _) = run_forward(&layout(), &all, window);
         let mut first = None;
         let cases: [(usize, &[usize]); 6] = [
             (0, &[75]),

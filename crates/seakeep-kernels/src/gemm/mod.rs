@@ -32,7 +32,10 @@ mod avx512;
 mod isa;
 mod pack;
 mod portable;
+mod right;
 mod tiles;
+
+pub(crate) use right::Right;
 
 /// A matrix inside a slice: element `(r, c)` is `data[r * row + c * col]`.
 #[derive(Clone, Copy)]

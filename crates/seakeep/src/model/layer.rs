@@ -138,6 +138,16 @@ impl<'a> Context<'a> {
         d_x
     }
 
+    /// All rows, `[T, width]`, of what was [kept](Self::keep_read) of them; the others are 0, as their gradients are.
+    fn all_rows<'x>(&self, kept: &'x Buffer, width: usize) -> Cow<'x, Buffer> {
+        let Some(Read { rows, .. }) = self.read else { return Cow::Borrowed(kept) };
+        let mut all = Buffer::zeros(self.positions.len() * width, width);
+        for (&row, kept) in rows.iter().zip(kept.chunks_exact(width)) {
+            all[row as usize * width..][..width].copy_from_slice(kept);
+        }
+        Cow::Owned(all)
+    }
+
     fn turn(&self, x: &mut [f32], heads: usize, turn: Turn) {
         if let Some(table) = self.rope {
             rope::rotate(x, self.positions, table, heads, self.config.head_dim, turn);
@@ -360,7 +370,8 @@ impl Layer {
         let attended = cx.spread(attended, Self::attended_width(cx));
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
-        attention::backward(to, &attended, a.qkv.parts(), &a.lse, cx.layout, cx.shape(self.window));
+        let made = (&cx.all_rows(&a.attended, Self::attended_width(cx))[..], &a.lse[..]);
+        attention::backward(to, &attended, a.qkv.parts(), made, cx.layout, cx.shape(self.window));
         let normed = self.turned_back(cx, grads, a, &mut qkv);
         if let Some(s) = sources {
             qkv.add(&s.qkv);

@@ -16,6 +16,7 @@ pub(in crate::model) struct LayerTangents {
     raw: Option<RawQk>,
     qkv: Qkv,
     attended: Buffer,
+    lse: Buffer,
     mid: Buffer,
     n2: Buffer,
     gate: Option<Buffer>,
@@ -55,8 +56,11 @@ impl Layer {
         cx.turn(&mut k, cx.config.kv_heads, Turn::Forth);
         let qkv = Qkv { q, k, v };
         let mut attended = Buffer::like(&a.qkv.q);
-        let shape = cx.shape(self.window);
-        attention::tangent(&mut attended, a.qkv.parts(), qkv.parts(), &a.lse, cx.layout, shape);
+        let mut lse = Buffer::new(cx.positions.len() * cx.config.heads, cx.config.heads);
+        // (Of rows that are not read the tangent is not right, and not read.)
+        let (made, shape) = (cx.all_rows(&a.attended, Self::attended_width(cx)), cx.shape(self.window));
+        let (to, made) = ((&mut attended[..], &mut lse[..]), (&made[..], &a.lse[..]));
+        attention::tangent(to, a.qkv.parts(), qkv.parts(), made, cx.layout, shape);
         let attended = cx.keep_read(attended, Self::attended_width(cx));
         let w = cx.after_attention();
         let mut mid = self.o.tangent(w, &attended);
@@ -70,7 +74,7 @@ impl Layer {
             (Some(g), Some(t_g)) => activation::gated_tangent(act, &mut activated, g, &a.up, t_g, &up),
             _ => activation::tangent(act, &mut activated, &a.up, &up),
         }
-        LayerTangents { x, n1, raw, qkv, attended, mid, n2, gate, up, activated }
+        LayerTangents { x, n1, raw, qkv, attended, lse, mid, n2, gate, up, activated }
     }
 
     /// How [`backward`](Self::backward) changes along the tangents `t`, the gradients `d` held: returns what it adds to
@@ -91,7 +95,9 @@ impl Layer {
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
         let (qkv_a, qkv_t, shape) = (a.qkv.parts(), t.qkv.parts(), cx.shape(self.window));
-        attention::curvature(to, &d.attended, qkv_a, qkv_t, &a.lse, cx.layout, shape);
+        let [o, t_o] = [&a.attended, &t.attended].map(|x| cx.all_rows(x, Self::attended_width(cx)));
+        let made = ((&o[..], &a.lse[..]), (&t_o[..], &t.lse[..]));
+        attention::curvature(to, &d.attended, qkv_a, qkv_t, made, cx.layout, shape);
         self.turned_back(cx, grads, a, &mut qkv);
         if let (Some((q_norm, k_norm)), Some(raw), Some(t), Some(d)) =
             (self.qk_norm, &a.raw, &t.raw, &d.normed)
