@@ -206,7 +206,10 @@ class Cases:
             "--model_name_or_path", self.bench.file("base"), "--dataset_name", self.bench.file(f"length-{length}.jsonl"),
             "--max_length", length, "--max_steps", 1, "--per_device_train_batch_size", len(pairs),
         )
-        return {**made, "positions": sum(map(sum, pairs)), "operations": arithmetic.operations(pairs, arithmetic.SMOLLM2)}
+        return {
+            **made, "positions": sum(map(sum, pairs)), "operations": arithmetic.operations(pairs, arithmetic.SMOLLM2),
+            "attention": sum(arithmetic.attention(pair, arithmetic.SMOLLM2) for pair in pairs),
+        }
 
     # Large models -------------------------------------------------------------------------------
 

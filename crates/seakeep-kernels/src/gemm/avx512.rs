@@ -255,6 +255,58 @@ macro_rules! by_rows {
     };
 }
 
+/// `$body` for `$i` from 0 to `$count`, written out. An array that is only indexed by constants is in registers from the start; loops over more
+/// than 8 rows are unrolled too late for that: their sums were set to 0 in memory and loaded from there, 1% of a training step.
+macro_rules! written_out {
+    ($count:ident, |$i:ident| $body:expr; $($n:literal)*) => {{
+        $(if $n < $count {
+            let $i = $n;
+            $body
+        })*
+    }};
+}
+
+/// [`written_out!`] for the rows of a tile.
+macro_rules! for_rows {
+    ($count:ident, |$i:ident| $body:expr) => {
+        written_out!($count, |$i| $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
+    };
+}
+
+/// [`written_out!`] for the vectors of a row.
+macro_rules! for_vectors {
+    ($count:ident, |$i:ident| $body:expr) => {
+        written_out!($count, |$i| $body; 0 1)
+    };
+}
+
+/// Writes a tile of `sums`, `[[__m512; V]; R]`, or its first `cols` columns. (Part of the kernel and no function, which `sums` would have to lie in
+/// memory for.)
+///
+/// # Safety
+/// `c` has `R` rows of `cols` elements.
+macro_rules! write {
+    ($sums:ident, $tile:ident) => {
+        let Tile { c, c_row, c_col, cols, .. } = $tile;
+        if c_col == 1 {
+            for_rows!(R, |r| for_vectors!(V, |half| {
+                // The mask leaves out what lies beyond `cols`.
+                let mask = lanes(cols.saturating_sub(half * L));
+                write_row(c.wrapping_add(r * c_row + half * L), mask, $sums[r][half], $tile);
+            }));
+        } else {
+            for_vectors!(V, |half| {
+                let mut rows = [_mm512_setzero_si512(); L];
+                for_rows!(R, |r| rows[r] = _mm512_castps_si512($sums[r][half]));
+                for (j, col) in transpose(rows).into_iter().enumerate().take(cols.saturating_sub(half * L)) {
+                    // The mask leaves out what lies beyond `R`.
+                    write_row(c.add((half * L + j) * c_col), lanes(R), _mm512_castsi512_ps(col), $tile);
+                }
+            });
+        }
+    };
+}
+
 /// [`Kernel`](super::isa::Kernel) for f32.
 ///
 /// # Safety
@@ -307,15 +359,13 @@ unsafe fn of_f32<const R: usize, const V: usize, const PACKED: bool>(
             for (v, to) in bs.iter_mut().enumerate() {
                 *to = _mm512_loadu_ps(b.add(v * L));
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for_rows!(R, |r| {
                 let a = _mm512_set1_ps(*a.add(r * outer));
-                for (sum, b) in sums.iter_mut().zip(bs) {
-                    *sum = _mm512_fmadd_ps(a, b, *sum);
-                }
-            }
+                for_vectors!(V, |v| sums[r][v] = _mm512_fmadd_ps(a, bs[v], sums[r][v]));
+            });
             (a, b) = (a.wrapping_add(inner), b.add(NR));
         }
-        write(sums, tile);
+        write!(sums, tile);
     }
 }
 
@@ -334,15 +384,13 @@ unsafe fn of_pairs<const R: usize, const V: usize>(words: usize, a: Side, b: *co
             for (v, to) in bs.iter_mut().enumerate() {
                 *to = _mm512_loadu_si512(b.add(v * L).cast());
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for_rows!(R, |r| {
                 let a = pairs(_mm512_set1_epi32(*a.add(r) as i32));
-                for (sum, b) in sums.iter_mut().zip(bs) {
-                    *sum = _mm512_dpbf16_ps(*sum, a, pairs(b));
-                }
-            }
+                for_vectors!(V, |v| sums[r][v] = _mm512_dpbf16_ps(sums[r][v], a, pairs(bs[v])));
+            });
             (a, b) = (a.add(MR), b.add(NR));
         }
-        write(sums, tile);
+        write!(sums, tile);
     }
 }
 
@@ -357,47 +405,6 @@ fn prefetch_c<const R: usize>(tile: Tile) {
         _mm_prefetch::<_MM_HINT_ET0>(line.cast());
         if each > L {
             _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(L).cast());
-        }
-    }
-}
-
-/// Writes a tile, or its first `cols` columns. (By value: were `sums` borrowed, they would lie in memory and be written there for
-/// each word.)
-///
-/// # Safety
-/// `c` has `R` rows of `cols` elements.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn write<const R: usize, const V: usize>(sums: [[__m512; V]; R], tile: Tile) {
-    let Tile { c, c_row, c_col, cols, .. } = tile;
-    if c_col == 1 {
-        for (r, sums) in sums.iter().enumerate() {
-            for (half, sum) in sums.iter().enumerate() {
-                // SAFETY: the mask leaves out what lies beyond `cols`.
-                unsafe {
-                    write_row(
-                        c.wrapping_add(r * c_row + half * L),
-                        lanes(cols.saturating_sub(half * L)),
-                        *sum,
-                        tile,
-                    );
-                }
-            }
-        }
-        return;
-    }
-    let mut halves = [[_mm512_setzero_si512(); L]; V];
-    for (r, sums) in sums.iter().enumerate() {
-        for (half, sum) in halves.iter_mut().zip(sums) {
-            half[r] = _mm512_castps_si512(*sum);
-        }
-    }
-    for (half, rows) in halves.into_iter().enumerate() {
-        for (j, col) in transpose(rows).into_iter().enumerate().take(cols.saturating_sub(half * L)) {
-            // SAFETY: the mask leaves out what lies beyond `R`.
-            unsafe {
-                write_row(c.add((half * L + j) * c_col), lanes(R), _mm512_castsi512_ps(col), tile);
-            }
         }
     }
 }
