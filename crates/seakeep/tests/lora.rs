@@ -294,7 +294,7 @@ fn generation_sees_adapters() {
             (case.adapted(), Model::load(&ModelSource::open(&case.directory).unwrap()).unwrap());
         let logits = |model: &Model| {
             let mut cache = KvCache::new(&model.config);
-            model.extend(&mut [&mut cache], &[&case.pairs[0].prompt]).unwrap()
+            model.logits(&model.extend(&mut [&mut cache], &[&case.pairs[0].prompt]).unwrap())
         };
         let plain = logits(&case.base());
         for ((beside, merged), plain) in logits(&beside).iter().zip(logits(&merged).iter()).zip(plain.iter())

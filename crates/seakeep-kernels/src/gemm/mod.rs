@@ -33,9 +33,11 @@ mod isa;
 mod pack;
 mod portable;
 mod right;
+mod screen;
 mod tiles;
 
 pub(crate) use right::Right;
+pub use screen::Screen;
 
 /// A matrix inside a slice: element `(r, c)` is `data[r * row + c * col]`.
 #[derive(Clone, Copy)]

@@ -9,6 +9,7 @@ use std::time::Instant;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use seakeep_kernels::buffer::Buffer;
+use seakeep_kernels::gemm::Screen;
 use serde::{Deserialize, Serialize};
 
 use super::sample::{adjust, next_token, stream};
@@ -22,6 +23,9 @@ use crate::{Error, Result};
 const PREFILL_ROWS: usize = 4096;
 /// Tokens in common from which on a pass of their own pays.
 const COMMON: usize = 8;
+
+/// Tokens from which on a [`Screen`] pays, which is made of the whole vocabulary.
+const SCREENED: usize = 256;
 
 /// A prompt to complete.
 #[derive(Clone, Debug)]
@@ -96,7 +100,8 @@ pub fn generate_each(
         common: KvCache::new(&model.config).into_prefix(),
         prefixes: BTreeMap::new(),
         running: Vec::new(),
-        logits: Buffer::new(0, 1),
+        hidden: Buffer::new(0, 1),
+        screen: None,
         ended: BTreeMap::new(),
         texts: 0,
         tokens: 0,
@@ -112,6 +117,9 @@ pub fn generate_each(
         ));
     }
     progress.start("generate", (texts * options.max_new_tokens) as u64);
+    if greedy_alone(options) && texts * options.max_new_tokens >= SCREENED {
+        engine.screen = model.screen();
+    }
     engine.begin()?;
     while engine.admit()? {
         engine.choose()?;
@@ -120,6 +128,11 @@ pub fn generate_each(
     }
     progress.finish();
     Ok(())
+}
+
+/// Whether the next token is the largest logit of those allowed, and nothing else about logits matters.
+fn greedy_alone(options: &GenerateOptions) -> bool {
+    !options.do_sample && options.repetition_penalty == 1.0
 }
 
 /// What is wrong with the length of a prompt (to be said after its name), if anything.
@@ -140,8 +153,8 @@ pub fn refusal(model: &Model, prompt: &[u32]) -> Option<String> {
 /// A computed prompt, kept while samples of it are still to start.
 struct Started {
     cache: Prefix,
-    /// Of the first completion token, `[V]`.
-    logits: Vec<f32>,
+    /// From which the first completion token follows, `[C]`.
+    hidden: Vec<f32>,
     /// The prompt's tokens in order, each once, where there is a penalty on them.
     seen: Vec<u32>,
 }
@@ -173,8 +186,10 @@ struct Engine<'a> {
     /// By job.
     prefixes: BTreeMap<usize, Started>,
     running: Vec<Running>,
-    /// Of the next token of each running text, `[B, V]`.
-    logits: Buffer,
+    /// From which the next token of each running text follows, `[B, C]`.
+    hidden: Buffer,
+    /// For greedy decoding.
+    screen: Option<Screen<'a>>,
     /// Samples that have ended, of jobs some of whose samples have not; by job, then sample.
     ended: BTreeMap<usize, BTreeMap<usize, Sample>>,
     /// How many texts have ended.
@@ -190,7 +205,7 @@ impl Engine<'_> {
         self.options.max_new_tokens.min(self.model.config.max_positions - job.prompt.len())
     }
 
-    /// Computes what all prompts begin with. Each keeps a token of its own, whose logits are asked for.
+    /// Computes what all prompts begin with. Each keeps a token of its own, whose hidden state is asked for.
     fn begin(&mut self) -> Result<()> {
         let [first, others @ ..] = self.jobs else { return Ok(()) };
         let shared = |len: usize, job: &Job| {
@@ -216,14 +231,13 @@ impl Engine<'_> {
         needed.retain(|job| !self.prefixes.contains_key(job));
         self.prefill(&needed)?;
         if !starting.is_empty() {
-            let vocab = self.model.config.vocab_size;
-            let before = self.logits.len();
-            let mut logits = Buffer::new(before + starting.len() * vocab, vocab);
-            logits[..before].copy_from_slice(&self.logits);
-            for (text, to) in starting.iter().zip(logits[before..].chunks_exact_mut(vocab)) {
-                to.copy_from_slice(&self.prefixes[&(text / samples)].logits);
+            let (before, c) = (self.hidden.len(), self.model.config.hidden);
+            let mut hidden = Buffer::new(before + starting.len() * c, c);
+            hidden[..before].copy_from_slice(&self.hidden);
+            for (text, to) in starting.iter().zip(hidden[before..].chunks_exact_mut(c)) {
+                to.copy_from_slice(&self.prefixes[&(text / samples)].hidden);
             }
-            self.logits = logits;
+            self.hidden = hidden;
         }
         for text in starting {
             let (at, sample) = (text / samples, text % samples);
@@ -257,16 +271,16 @@ impl Engine<'_> {
             let tokens: Vec<&[u32]> = now.iter().map(|&job| &self.jobs[job].prompt[common..]).collect();
             let mut caches: Vec<KvCache> =
                 tokens.iter().map(|new| KvCache::after(&self.common, new.len())).collect();
-            let logits = self.model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &tokens)?;
-            let each = logits.chunks_exact(self.model.config.vocab_size);
-            for ((&job, cache), logits) in now.iter().zip(caches).zip(each) {
+            let hidden = self.model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &tokens)?;
+            let each = hidden.chunks_exact(self.model.config.hidden);
+            for ((&job, cache), hidden) in now.iter().zip(caches).zip(each) {
                 let mut seen = Vec::new();
                 if self.options.repetition_penalty != 1.0 {
                     seen.clone_from(&self.jobs[job].prompt);
                     seen.sort_unstable();
                     seen.dedup();
                 }
-                let started = Started { cache: cache.into_prefix(), logits: logits.to_vec(), seen };
+                let started = Started { cache: cache.into_prefix(), hidden: hidden.to_vec(), seen };
                 self.prefixes.insert(job, started);
             }
             needed = later;
@@ -274,14 +288,33 @@ impl Engine<'_> {
         Ok(())
     }
 
+    /// The next token of every running text.
+    fn next_tokens(&mut self) -> Result<Vec<u32>> {
+        let (options, stop) = (self.options, self.stop);
+        let forbidden = |text: &Running| -> &[u32] {
+            if text.tokens.len() < options.min_new_tokens { stop.tokens } else { &[] }
+        };
+        if let Some(screen) = &self.screen {
+            let forbidden: Vec<&[u32]> = self.running.iter().map(forbidden).collect();
+            if let Some(tokens) = screen.largest(&self.hidden, &forbidden) {
+                return Ok(tokens);
+            }
+            // Something is not finite: the logits will say what.
+        }
+        let mut logits = self.model.logits(&self.hidden);
+        let each = logits.par_chunks_exact_mut(self.model.config.vocab_size);
+        let next = |scratch: &mut Vec<f32>, (text, logits): (&mut Running, &mut [f32])| {
+            adjust(logits, &text.seen, forbidden(text), options)?;
+            next_token(logits, options, &mut text.rng, scratch)
+        };
+        self.running.par_iter_mut().zip(each).map_init(Vec::new, next).collect()
+    }
+
     /// One more token for every running text, and whether it is the last.
     fn choose(&mut self) -> Result<()> {
+        let tokens = self.next_tokens()?;
         let (options, stop) = (self.options, self.stop);
-        let each = self.logits.par_chunks_exact_mut(self.model.config.vocab_size);
-        self.running.par_iter_mut().zip(each).try_for_each_init(Vec::new, |scratch, (text, logits)| {
-            let early = text.tokens.len() < options.min_new_tokens;
-            adjust(logits, &text.seen, if early { stop.tokens } else { &[] }, options)?;
-            let token = next_token(logits, options, &mut text.rng, scratch)?;
+        self.running.par_iter_mut().zip(tokens).try_for_each(|(text, token)| {
             text.tokens.push(token);
             if options.repetition_penalty != 1.0
                 && let Err(at) = text.seen.binary_search(&token)
@@ -330,14 +363,14 @@ impl Engine<'_> {
     /// Feeds every running text its last token.
     fn step(&mut self) -> Result<()> {
         if self.running.is_empty() {
-            self.logits = Buffer::new(0, 1);
+            self.hidden = Buffer::new(0, 1);
             return Ok(());
         }
         let tokens: Vec<[u32; 1]> =
             self.running.iter().map(|text| [text.tokens[text.tokens.len() - 1]]).collect();
         let tokens: Vec<&[u32]> = tokens.iter().map(|token| token.as_slice()).collect();
         let mut caches: Vec<&mut KvCache> = self.running.iter_mut().map(|text| &mut text.cache).collect();
-        self.logits = self.model.extend(&mut caches, &tokens)?;
+        self.hidden = self.model.extend(&mut caches, &tokens)?;
         Ok(())
     }
 }

@@ -74,7 +74,7 @@ fn logits_are_the_same_bits_alone_and_among_others_and_after_a_shared_prefix() {
         let model = golden(case);
         let prompts = prompts();
         let feed = |caches: &mut [KvCache], new: &[&[u32]]| {
-            model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), new).unwrap()
+            model.logits(&model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), new).unwrap())
         };
         let all: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let mut caches = vec![KvCache::new(&model.config); all.len()];
@@ -109,7 +109,7 @@ fn a_prefix_of_a_prefix_is_the_whole() {
     }
     let mut third = KvCache::after(&second.into_prefix(), 1);
     assert_eq!(third.len(), 5);
-    let logits = model.extend(&mut [&mut third, &mut plain], &[&[9], &[9]]).unwrap();
+    let logits = model.logits(&model.extend(&mut [&mut third, &mut plain], &[&[9], &[9]]).unwrap());
     let (a, b) = logits.split_at(model.config.vocab_size);
     // The same sums over the same keys.
     assert!(a == b);

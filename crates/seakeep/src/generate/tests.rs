@@ -84,7 +84,8 @@ fn a_cache_gives_the_distribution_of_the_whole_text_at_every_step() {
         let mut fed = [0; 3];
         for piece in pieces {
             let new: Vec<&[u32]> = (0..3).map(|i| &texts[i][fed[i]..fed[i] + piece[i]]).collect();
-            let logits = model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &new).unwrap();
+            let hidden = model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &new).unwrap();
+            let logits = model.logits(&hidden);
             for (i, logits) in logits.chunks_exact(model.config.vocab_size).enumerate() {
                 fed[i] += piece[i];
                 assert_eq!(caches[i].len(), fed[i]);
@@ -92,6 +93,21 @@ fn a_cache_gives_the_distribution_of_the_whole_text_at_every_step() {
                 assert_close(&log_softmax(logits), &want, &format!("{case}, text {i}, {} tokens", fed[i]));
             }
         }
+    }
+}
+
+/// Long enough for a screen; the likeliest of one token is found through all logits.
+#[test]
+fn greedy_tokens_are_the_likeliest_of_all_logits() {
+    for case in ["llama", "mistral", "gpt2"] {
+        let model = golden(case);
+        let prompts: Vec<Vec<u32>> = (1..20).map(|i| vec![i, 2 * i, 5]).collect();
+        let greedy = GenerateOptions { max_new_tokens: 16, min_new_tokens: 5, ..Default::default() };
+        let likeliest = GenerateOptions { do_sample: true, top_k: 1, ..greedy.clone() };
+        let run = |options: &GenerateOptions| {
+            generate_ids(&model, &prompts, options, &[3, 9], &mut Silent).unwrap()
+        };
+        assert_eq!(run(&greedy), run(&likeliest), "{case}");
     }
 }
 
@@ -105,15 +121,15 @@ fn many_texts_together_give_the_bits_of_each_alone() {
         .iter()
         .flat_map(|text| {
             let mut cache = KvCache::new(&model.config);
-            model.extend(&mut [&mut cache], &[text]).unwrap().to_vec()
+            model.logits(&model.extend(&mut [&mut cache], &[text]).unwrap()).to_vec()
         })
         .collect();
     for threads in [1, 2, 5] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut caches = vec![KvCache::new(&model.config); texts.len()];
         let new: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-        let together =
-            pool.install(|| model.extend(&mut caches.iter_mut().collect::<Vec<_>>(), &new)).unwrap();
+        let mut caches_of: Vec<&mut KvCache> = caches.iter_mut().collect();
+        let together = pool.install(|| model.logits(&model.extend(&mut caches_of, &new).unwrap()));
         assert!(caches.iter().zip(&texts).all(|(cache, text)| cache.len() == text.len()));
         assert_eq!(together[..], alone[..], "{threads} threads");
     }
@@ -126,7 +142,7 @@ fn a_cloned_prefix_continues_on_its_own() {
     assert!(first.is_empty());
     model.extend(&mut [&mut first], &[&[3, 1, 4, 1, 5, 9]]).unwrap();
     let mut second = first.clone();
-    let logits = model.extend(&mut [&mut first, &mut second], &[&[2], &[6]]).unwrap();
+    let logits = model.logits(&model.extend(&mut [&mut first, &mut second], &[&[2], &[6]]).unwrap());
     let (a, b) = logits.split_at(model.config.vocab_size);
     assert_close(&log_softmax(a), &uncached(&model, &[3, 1, 4, 1, 5, 9, 2]), "first");
     assert_close(&log_softmax(b), &uncached(&model, &[3, 1, 4, 1, 5, 9, 6]), "second");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use seakeep_kernels::activation;
 use seakeep_kernels::attention::{Cache, Cached, Layout, cached_forward};
 use seakeep_kernels::buffer::Buffer;
+use seakeep_kernels::gemm::{Elements, Screen};
 use seakeep_kernels::panels::{Factor, PANEL, Panels};
 
 use super::blocks::{Linear, Params};
@@ -179,7 +180,8 @@ impl Layer {
 impl Model {
     /// Continues every sequence by its `new_tokens` (a whole prompt, or the one token just chosen; lengths may
     /// differ) in one flat batch without padding. A text's numbers are the same bits whatever else is in the batch and
-    /// in whatever pieces it is fed. Returns the logits of the token after the last new one, `[B, V]`.
+    /// in whatever pieces it is fed. Returns the last hidden states of each sequence, normalised, `[B, C]`, of which
+    /// [`logits`](Self::logits) makes those of the token after the last new one.
     ///
     /// # Errors
     /// A token outside the vocabulary, or a sequence longer than the model's positions; the caches are as
@@ -206,7 +208,7 @@ impl Model {
                 scope.spawn(move |_| self.extend_group(of_group, tokens, to));
             }
         });
-        Ok(self.logits(&last))
+        Ok(self.params.final_norm.forward(&self.weights, &last))
     }
 
     /// [`extend`](Self::extend) as far as the residual stream of each sequence's last row, `[B, C]`.
@@ -235,11 +237,19 @@ impl Model {
         }
     }
 
-    /// Logits of rows of the residual stream, `[B, C]`: `[B, V]`.
-    fn logits(&self, x: &[f32]) -> Buffer {
-        let hidden = self.params.final_norm.forward(&self.weights, x);
+    /// Logits of hidden states, `[B, C]`: `[B, V]`.
+    pub fn logits(&self, hidden: &[f32]) -> Buffer {
         let head = self.weights.matrix(self.params.head);
-        rows_of(&Panels::pack(&hidden, self.config.hidden).product(head, None, self.config.vocab_size))
+        rows_of(&Panels::pack(hidden, self.config.hidden).product(head, None, self.config.vocab_size))
+    }
+
+    /// What finds the largest of the [`logits`](Self::logits) in half their time; `None` where the vocabulary's projection is not kept in f32, or
+    /// the processor does not multiply in bf16.
+    pub fn screen(&self) -> Option<Screen<'_>> {
+        match self.weights.matrix(self.params.head) {
+            Elements::F32(w) => Screen::new(w, self.config.hidden),
+            _ => None,
+        }
     }
 
     fn check_room(&self, len: usize) -> Result<()> {
