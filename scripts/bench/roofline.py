@@ -235,6 +235,8 @@ def main():
     parser.add_argument("--bench", action="store_true", help="run the benches first")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/PERFORMANCE.md")
     options = parser.parse_args()
+    if options.write and not options.bench:
+        parser.error("--write needs --bench: the document's numbers would become dashes")
     text = table(None, {})
     if options.bench:
         subprocess.run(["cargo", "bench", "-p", "seakeep-kernels", "-p", "seakeep"], check=True, cwd=ROOT)
