@@ -134,9 +134,14 @@ impl Block {
         })
     }
 
-    /// How many of a piece's columns the rows up to `s` see: the first so many, but for a window.
-    fn seen_of(&self, piece: &Piece, s: usize) -> usize {
-        self.seen(s).end.clamp(piece.columns.start, piece.columns.end) - piece.columns.start
+    /// Rows of scores as the micro-kernel takes them: the first, how many, and how many of a piece's columns they see: the first so many, but for
+    /// a window.
+    fn panels(&self, piece: &Piece) -> impl Iterator<Item = (usize, usize, usize)> {
+        (0..self.scores()).step_by(Right::rows()).map(|first| {
+            let rows = Right::rows().min(self.scores() - first);
+            let end = self.seen(first + rows - 1).end;
+            (first, rows, end.clamp(piece.columns.start, piece.columns.end) - piece.columns.start)
+        })
     }
 
     /// Sets what row `s` does not see of a piece.
@@ -228,9 +233,7 @@ impl Task<'_> {
 
     /// [Gathered](Self::keys) rows as right operands, by pieces: `[columns, D]`, to be [mixed](Self::mix).
     pub fn rows_of(&self, keys: &[f32]) -> Vec<Right> {
-        let d = self.shape.head_dim;
-        let piece = |rows: &[f32]| Right::new(Mat::new(rows, d), (rows.len() / d, d));
-        keys.chunks(PIECE * d).map(piece).collect()
+        keys.chunks(PIECE * self.shape.head_dim).map(|rows| self.right(rows)).collect()
     }
 
     /// Their transposes, `[D, columns]`, for [`products`](Self::products).
@@ -256,9 +259,7 @@ impl Task<'_> {
         k: &[Right],
     ) {
         let (width, d) = (self.width(), self.shape.head_dim);
-        for first in (0..block.scores()).step_by(Right::rows()) {
-            let rows = Right::rows().min(block.scores() - first);
-            let n = block.seen_of(piece, first + rows - 1);
+        for (first, rows, n) in block.panels(piece) {
             let (s, a) = (&mut s[first * width..], Mat::new(&a[first * d..], d));
             k[piece.index].multiply((rows, n, 0..d), s, width, (add, alpha), a);
         }
@@ -274,9 +275,7 @@ impl Task<'_> {
         v: &[Right],
     ) {
         let (width, d) = (self.width(), self.shape.head_dim);
-        for first in (0..block.scores()).step_by(Right::rows()) {
-            let rows = Right::rows().min(block.scores() - first);
-            let seen = block.seen_of(piece, first + rows - 1);
+        for (first, rows, seen) in block.panels(piece) {
             let (o, s) = (&mut o[first * d..], Mat::new(&s[first * width..], width));
             v[piece.index].multiply((rows, d, 0..seen), o, d, (add, alpha), s);
         }

@@ -1,10 +1,14 @@
 use super::*;
 use crate::testing::{Op, check, close, random};
 
+/// One without an opening.
+fn segment(start: usize, len: usize, context: Range<usize>) -> Segment {
+    Segment { start, len, opening: 0..0, context }
+}
+
 /// A prompt of 5 with branches of 70 (more than a block) and 3, a lone text of 4; and what two groups begin with, rows 82..85: a
 /// prompt of 2 with branches of 3 and 1, and a text without one.
 fn layout() -> Layout {
-    let segment = |start, len, context| Segment { start, len, opening: 0..0, context };
     let after = |start, len, context| Segment { start, len, opening: 82..85, context };
     Layout {
         segments: vec![
@@ -25,7 +29,6 @@ fn layout() -> Layout {
 /// A prompt of 300 with branches of 520 (three pieces of columns, four tasks) and 2, and a lone text of 150: longer than the short ones in
 /// all that work is cut by.
 fn long() -> Layout {
-    let segment = |start, len, context| Segment { start, len, opening: 0..0, context };
     Layout {
         segments: vec![
             segment(0, 300, 0..0),

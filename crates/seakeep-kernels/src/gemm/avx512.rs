@@ -285,7 +285,7 @@ macro_rules! for_vectors {
 ///
 /// # Safety
 /// `c` has `R` rows of `cols` elements.
-macro_rules! write {
+macro_rules! write_tile {
     ($sums:ident, $tile:ident) => {
         let Tile { c, c_row, c_col, cols, .. } = $tile;
         if c_col == 1 {
@@ -351,7 +351,7 @@ unsafe fn of_f32<const R: usize, const V: usize, const PACKED: bool>(
 ) {
     let (outer, inner) = if PACKED { (1, MR) } else { (a.outer, a.inner) };
     let (mut a, mut b): (*const f32, *const f32) = (a.at.cast(), b.cast());
-    // SAFETY: every address that is read lies within the panels that the caller vouches for.
+    // SAFETY: every address lies within the panels and the tile that the caller vouches for.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); V]; R];
         for _ in 0..words {
@@ -365,7 +365,7 @@ unsafe fn of_f32<const R: usize, const V: usize, const PACKED: bool>(
             });
             (a, b) = (a.wrapping_add(inner), b.add(NR));
         }
-        write!(sums, tile);
+        write_tile!(sums, tile);
     }
 }
 
@@ -375,7 +375,7 @@ unsafe fn of_f32<const R: usize, const V: usize, const PACKED: bool>(
 unsafe fn of_pairs<const R: usize, const V: usize>(words: usize, a: Side, b: *const u32, tile: Tile) {
     let (mut a, mut b) = (a.at, b);
     prefetch_c::<R>(tile);
-    // SAFETY: every address that is read lies within the panels that the caller vouches for; vectors of bf16 are 512 bits.
+    // SAFETY: every address lies within the panels and the tile that the caller vouches for; vectors of bf16 are 512 bits.
     unsafe {
         let pairs = |v: __m512i| std::mem::transmute::<__m512i, __m512bh>(v);
         let mut sums = [[_mm512_setzero_ps(); V]; R];
@@ -390,7 +390,7 @@ unsafe fn of_pairs<const R: usize, const V: usize>(words: usize, a: Side, b: *co
             });
             (a, b) = (a.add(MR), b.add(NR));
         }
-        write!(sums, tile);
+        write_tile!(sums, tile);
     }
 }
 

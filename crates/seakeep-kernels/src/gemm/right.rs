@@ -10,7 +10,6 @@ use crate::buffer::Buffer;
 /// `b`, `[k, n]`, packed in f32: for products by one thread, of parts of it too. Every element is one sum in order, so that neither parts
 /// nor the order of products change its bits.
 pub(crate) struct Right {
-    isa: &'static Isa,
     /// `[panels of NR columns][k][NR]`, the columns beyond `n` 0.
     panels: Buffer,
     k: usize,
@@ -28,7 +27,7 @@ impl Right {
             let packed = Packed { width, outer, elements, words: Words::F32, pack };
             packed.fill(bytemuck::cast_slice_mut(&mut panels), &Source::rows(b.t().into(), n, k), false);
         }
-        Right { isa, panels, k, n }
+        Right { panels, k, n }
     }
 
     /// Rows of the left operand that are multiplied at a time.
@@ -49,7 +48,7 @@ impl Right {
         (add, alpha): (bool, f32),
         a: Mat,
     ) {
-        let Isa { mr, nr, kernel_f32, .. } = *self.isa;
+        let Isa { mr, nr, kernel_f32, .. } = *Isa::best();
         assert!(k.start <= k.end && k.end <= self.k && n <= self.n, "gemm: b has less");
         if m == 0 || n == 0 || k.is_empty() {
             assert!(add || m == 0 || n == 0, "gemm: a product of nothing");
