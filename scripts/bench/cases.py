@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,19 +82,25 @@ class Cases:
 
     # Training on the HH pairs -------------------------------------------------------------------
 
-    def on_pairs(self, *flags):
+    def on_pairs(self, *flags, references=None):
         """`seakeep train` on the first batches, every step logged."""
         sizes = self.sizes
         made = self.bench.train(
             "--model_name_or_path", self.bench.file("base"), "--dataset_name", self.bench.file("pairs.jsonl"),
             "--max_length", sizes.max_length, "--max_steps", sizes.steps, "--logging_steps", 1,
-            "--per_device_train_batch_size", sizes.batch, *flags,
+            "--per_device_train_batch_size", sizes.batch, *flags, references=references,
         )
         return {**made, "pairs": sizes.pairs}
 
     def dpo(self):
         """DPO, every parameter, f32; the reference's pass is made (its cache is fresh)."""
         return self.on_pairs("--method", "dpo")
+
+    def dpo_again(self):
+        """A second run, as another beta or seed would be: the reference is in the cache that the first one filled."""
+        with tempfile.TemporaryDirectory(prefix="references-", dir=self.bench.folder) as references:
+            self.on_pairs("--method", "dpo", references=references)
+            return self.on_pairs("--method", "dpo", references=references)
 
     def dpo_bf16(self):
         """The same in bf16."""

@@ -161,6 +161,8 @@ ROWS = (
         just("dpo", "trl"), speed("dpo", "trl")),
     Row("dpo_cached", "the same, reference cached, each side's pass included once", "pairs/s", 6, 8,
         just("dpo", "trl-cached"), speed("dpo", "trl-cached")),
+    Row("dpo_again", "the same, Seakeep's from an earlier run's cache, TRL's pass included once", "pairs/s", 6, 8,
+        just("dpo-again", "trl-cached"), speed("dpo-again", "trl-cached")),
     Row("dpo_bf16", "both bf16, reference included", "pairs/s", 5, 9,
         just("dpo-bf16", "trl-bf16"), speed("dpo-bf16", "trl-bf16")),
     Row("memory", "peak memory of DPO over TRL's, f32", "GB", 1 / 4, 1 / 5,

@@ -131,12 +131,12 @@ class Bench:
             raise Failed(f"rivals.py {command} printed no result: {done.stderr[-300:]}")
         return json.loads(results[-1]), done
 
-    def train(self, *flags, most_bytes=None):
-        """`seakeep train` with a reference cache and an output directory of its own; what it took."""
+    def train(self, *flags, references=None, most_bytes=None):
+        """`seakeep train` with an output directory and, unless one is given, a reference cache of its own; what it took."""
         with tempfile.TemporaryDirectory(prefix="seakeep-", dir=self.folder) as scratch:
             out = Path(scratch) / "out"
             done = self.program(
-                "train", "--output_dir", out, "--reference_cache_dir", Path(scratch) / "references",
+                "train", "--output_dir", out, "--reference_cache_dir", references or Path(scratch) / "references",
                 "--shuffle_dataset", "false", "--save_strategy", "no", "--report_to", "none",
                 "--lr_scheduler_type", "linear", *flags, most_bytes=most_bytes,
             )
