@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::gemm::{Elements, pack_panel, unpack_panel};
+use crate::simd::{Prefetch, prefetch};
 
 /// Rows of the widest panel, with the widest vectors.
 pub const PANEL: usize = 32;
@@ -237,18 +238,6 @@ impl Piece<'_> {
     }
 }
 
-/// Asks for the cache line at `from` ahead of time.
-#[inline(always)]
-pub(crate) fn prefetch(from: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which reads nothing: any address will do.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(from.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = from;
-}
-
 #[inline(always)]
 fn tile<S: Simd, const R: usize, const V: usize>(
     simd: S,
@@ -265,7 +254,7 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     for (i, x) in (0..inputs).zip(x.chunks_exact(V)) {
         let x: &[S::f32s; V] = x.try_into().expect("V vectors");
         if (i * R).is_multiple_of(LINE) {
-            prefetch(next.wrapping_add(i * R));
+            prefetch(next.wrapping_add(i * R), Prefetch::Second);
         }
         for r in 0..R {
             let weight = simd.splat_f32s(w[r][i]);

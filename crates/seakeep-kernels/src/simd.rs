@@ -16,6 +16,34 @@ macro_rules! vectorise {
     };
 }
 
+/// The cache that a line is asked into.
+#[derive(Clone, Copy)]
+pub(crate) enum Prefetch {
+    /// The first-level cache.
+    First,
+    /// The first-level cache, to be written.
+    FirstToWrite,
+    /// The second-level cache.
+    Second,
+}
+
+/// Asks for the cache line at `from` ahead of time.
+#[inline(always)]
+pub(crate) fn prefetch(from: *const f32, into: Prefetch) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing: any address will do.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match into {
+            Prefetch::First => _mm_prefetch::<_MM_HINT_T0>(from.cast()),
+            Prefetch::FirstToWrite => _mm_prefetch::<_MM_HINT_ET0>(from.cast()),
+            Prefetch::Second => _mm_prefetch::<_MM_HINT_T1>(from.cast()),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, into);
+}
+
 /// What [`vectorise!`](crate::vectorise) expands to.
 #[doc(hidden)]
 #[inline(always)]

@@ -13,8 +13,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Shape;
-use crate::panels::prefetch;
-use crate::simd::{exp, max, sum_by};
+use crate::simd::{Prefetch, exp, max, prefetch, sum_by};
 
 /// Positions of a block, and channels of a line: a cache line of floats.
 const LINE: usize = 16;
@@ -298,7 +297,7 @@ impl Task<'_> {
         let mut sums = [[simd.splat_f32s(0.0); V]; N];
         let next = after::<S>(k, self.shape.kv_heads * block(self.shape)[0]);
         for (d, k) in k.chunks_exact(V).enumerate() {
-            prefetch(next.wrapping_add(d * LINE));
+            prefetch(next.wrapping_add(d * LINE), Prefetch::Second);
             for n in 0..N {
                 let q = simd.splat_f32s(q[n][d]);
                 for v in 0..V {
@@ -337,7 +336,7 @@ fn mix<S: Simd, const V: usize, const N: usize>(
         sums.copy_from_slice(S::as_simd_f32s(&out[n * to_next..][..LINE]).0);
     }
     for (i, v) in v.chunks_exact(V).enumerate() {
-        prefetch(next.wrapping_add(i * LINE));
+        prefetch(next.wrapping_add(i * LINE), Prefetch::Second);
         for n in 0..N {
             let p = simd.splat_f32s(p[n][i]);
             for c in 0..V {

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use super::isa::{Side, Tile};
 use super::pack::{Panel, Words};
+use crate::simd::{Prefetch, prefetch};
 
 pub(super) const MR: usize = 14;
 pub(super) const NR: usize = 32;
@@ -363,7 +364,7 @@ unsafe fn of_f32<const R: usize, const V: usize, const PACKED: bool>(
             }
             let mut bs = [_mm512_setzero_ps(); V];
             for (v, to) in bs.iter_mut().enumerate() {
-                ask(b.wrapping_add(B_AHEAD * NR + v * L));
+                prefetch(b.wrapping_add(B_AHEAD * NR + v * L), Prefetch::First);
                 *to = _mm512_loadu_ps(b.add(v * L));
             }
             for_rows!(R, |r| {
@@ -404,13 +405,6 @@ unsafe fn of_pairs<const R: usize, const V: usize>(words: usize, a: Side, b: *co
 /// Words of B that are asked for ahead of time: a panel of B comes from the second-level cache, once for each panel of A.
 const B_AHEAD: usize = 8;
 
-/// Asks for the line at `at`, which may be any address.
-#[inline]
-#[target_feature(enable = "sse")]
-fn ask(at: *const f32) {
-    _mm_prefetch::<_MM_HINT_T0>(at.cast());
-}
-
 /// Asks for what comes after word `w` of A, which is at `a`, where A is read from where it lies: the processor foresees neither 14 rows side by
 /// side nor rows in a page each, and up to a tenth of a product was waiting for them.
 #[inline]
@@ -420,11 +414,11 @@ fn prefetch_a<const R: usize>(a: *const f32, (outer, inner): (usize, usize), w: 
     const AHEAD: usize = 16;
     if inner == 1 {
         // A line holds 16 words of a row: each word asks for another row's.
-        ask(a.wrapping_add(w % L * outer + 2 * L));
+        prefetch(a.wrapping_add((w % L).wrapping_mul(outer)).wrapping_add(2 * L), Prefetch::First);
     } else {
-        let ahead = a.wrapping_add(AHEAD * inner);
-        ask(ahead);
-        ask(ahead.wrapping_add(R));
+        let ahead = a.wrapping_add(AHEAD.wrapping_mul(inner));
+        prefetch(ahead, Prefetch::First);
+        prefetch(ahead.wrapping_add(R), Prefetch::First);
     }
 }
 
@@ -436,9 +430,9 @@ fn prefetch_c<const R: usize>(tile: Tile) {
         if tile.c_col == 1 { (R, tile.c_row, tile.cols) } else { (tile.cols, tile.c_col, R) };
     for i in 0..count {
         let line = tile.c.wrapping_add(i * apart);
-        _mm_prefetch::<_MM_HINT_ET0>(line.cast());
+        prefetch(line, Prefetch::FirstToWrite);
         if each > L {
-            _mm_prefetch::<_MM_HINT_ET0>(line.wrapping_add(L).cast());
+            prefetch(line.wrapping_add(L), Prefetch::FirstToWrite);
         }
     }
 }

@@ -141,8 +141,8 @@ fn gradient_with(
     }
 }
 
-/// Rows with which products of f32 are about as fast as they become, and what all pairs begin with is rarely computed twice in a step: more at a
-/// time would need 0.7 MB a row of SmolLM2-135M's, as many as the longest pair's are needed anyway, and bring little.
+/// Rows with which products of f32 are about as fast as they become, and what all pairs begin with is computed in few runs: more at a time would
+/// need more memory (0.7 MB a row with SmolLM2-135M) and bring little.
 const FULL: usize = 640;
 /// The same where only adapters are trained: a weight is packed for two products instead of three, and its gradient and moments, which
 /// would take most of the memory, are not there.
