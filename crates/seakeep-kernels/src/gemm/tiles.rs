@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -216,6 +217,13 @@ enum Form<'a> {
     },
 }
 
+/// Cuts panels into parts of at most `most`, of nearly one size: the last thread to finish is waited for.
+fn cut(panels: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let (first, len) = (panels.start, panels.len());
+    let count = len.div_ceil(most);
+    (0..count).map(move |i| first + len * i / count..first + len * (i + 1) / count)
+}
+
 /// Operands, and the parts of the results that they make.
 struct Tiles<'a> {
     job: &'a Job<'a>,
@@ -229,25 +237,32 @@ struct Tiles<'a> {
 }
 
 impl Tiles<'_> {
+    /// Makes the tiles. Each thread has columns of its own: their panels of B, most of which it has packed itself, then stay in its caches (threads may
+    /// be far apart). When it is done with them it takes what another has left.
     fn run(&self, parallel: bool) {
         let Isa { mr, nr, .. } = *self.job.isa;
-        // Tiles of nearly one size: the last thread to finish is waited for.
-        let cut = |panels: usize, most: usize| {
-            let count = panels.div_ceil(most);
-            (0..count).map(move |i| panels * i / count..panels * (i + 1) / count)
-        };
-        let across = || cut(self.cols.len().div_ceil(nr), TILE.1);
+        let across = self.cols.len().div_ceil(nr);
         let down = || {
-            let of_left = |left| cut(Left::panels(left, mr), TILE.0).map(move |panels| (left, panels));
+            let of_left = |left| cut(0..Left::panels(left, mr), TILE.0).map(move |panels| (left, panels));
             self.lefts.iter().flat_map(of_left)
         };
-        let tiles = across().flat_map(|b| down().map(move |(left, a)| (left, a, b.clone())));
-        if parallel {
-            let tiles: Vec<_> = tiles.collect();
-            tiles.into_par_iter().with_max_len(1).for_each(|(left, a, b)| self.tile(left, a, b));
-        } else {
-            tiles.for_each(|(left, a, b)| self.tile(left, a, b));
+        let tiles = |columns| {
+            let columns = cut(columns, TILE.1);
+            columns.flat_map(|b| down().map(move |(left, a)| (left, a, b.clone())))
+        };
+        if !parallel {
+            return tiles(0..across).for_each(|(left, a, b)| self.tile(left, a, b));
         }
+        let threads = rayon::current_num_threads();
+        let own = |t: usize| tiles(across * t / threads..across * (t + 1) / threads).collect();
+        let shares: Vec<(AtomicUsize, Vec<_>)> = (0..threads).map(|t| (AtomicUsize::new(0), own(t))).collect();
+        (0..threads).into_par_iter().with_max_len(1).for_each(|t| {
+            for (next, tiles) in shares[t..].iter().chain(&shares[..t]) {
+                while let Some((left, a, b)) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    self.tile(left, a.clone(), b.clone());
+                }
+            }
+        });
     }
 
     /// A panel of A from word `w0` on.
