@@ -7,6 +7,7 @@ use seakeep::formats::gguf::{
     GgufFile, MAX_ALIGNMENT, MAX_ARRAY_ITEMS, MAX_METADATA, MAX_STRING_BYTES, MAX_TENSORS,
 };
 use seakeep::formats::{ModelSource, SaveDtype, Tokenizer, Weights, write_safetensors};
+use seakeep_kernels::stored::Stored;
 use serde_json::{Value, json};
 
 /// A folder with a file in it.
@@ -115,6 +116,21 @@ fn the_writer_of_these_tests_writes_what_is_read() {
     let weights = Weights::open(path).unwrap();
     assert_eq!(weights.names(), ["model.layers.0.self_attn.q_proj.weight"]);
     assert_eq!(weights.read_f32(weights.names()[0]).unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+}
+
+#[test]
+fn gguf_in_bf16_is_read_as_it_is() {
+    // Whole numbers up to 15 are exact in bf16: the upper half of their f32. The rows of each of two heads lie in pairs.
+    let values: Vec<u8> =
+        (0..16).flat_map(|x| ((x as f32).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
+    let place = Place::new();
+    let file = Gguf::llama().tensor("blk.0.attn_q.weight", &[2, 8], 30, 0).data(&values);
+    let weights = Weights::open(place.file("m.gguf", file.bytes())).unwrap();
+    let stored = weights.read("model.layers.0.self_attn.q_proj.weight").unwrap();
+    assert!(matches!(stored, Stored::Bf16(_)), "not widened: half the memory");
+    let rows: Vec<f32> = stored.to_f32().chunks(2).map(|row| row[0] / 2.0).collect();
+    assert_eq!(rows, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    assert_eq!(stored.to_f32(), weights.read_f32(weights.names()[0]).unwrap());
 }
 
 #[test]

@@ -255,7 +255,8 @@ impl Tiles<'_> {
         }
         let threads = rayon::current_num_threads();
         let own = |t: usize| tiles(across * t / threads..across * (t + 1) / threads).collect();
-        let shares: Vec<(AtomicUsize, Vec<_>)> = (0..threads).map(|t| (AtomicUsize::new(0), own(t))).collect();
+        let shares: Vec<(AtomicUsize, Vec<_>)> =
+            (0..threads).map(|t| (AtomicUsize::new(0), own(t))).collect();
         (0..threads).into_par_iter().with_max_len(1).for_each(|t| {
             for (next, tiles) in shares[t..].iter().chain(&shares[..t]) {
                 while let Some((left, a, b)) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {

@@ -180,11 +180,14 @@ impl Weights {
             Backing::SafeTensors(files) => files.read_bf16(name).map(Stored::Bf16),
             Backing::Gguf { file, tensors } => tensors.get(name).and_then(|entry| {
                 let info = file.tensor(&entry.gguf_name)?;
-                let bytes = file.bytes(&entry.gguf_name)?;
+                if let Some(values) = file.read_bf16(&entry.gguf_name) {
+                    return Some(Stored::Bf16(lay_out(entry.layout, &info.shape, values)));
+                }
                 if info.ggml_type.block().0 == 1 || entry.layout == Layout::Transpose || info.shape.len() != 2
                 {
                     return None;
                 }
+                let bytes = file.bytes(&entry.gguf_name)?;
                 Some(Stored::Blocks(Blocks::new(info.ggml_type, lay_out(entry.layout, &info.shape, bytes))))
             }),
         };

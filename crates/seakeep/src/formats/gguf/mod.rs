@@ -13,6 +13,7 @@ pub mod tokenizer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use half::bf16;
 use memmap2::Mmap;
 
 pub use header::{
@@ -144,6 +145,15 @@ impl GgufFile {
         let copy = bytes.to_vec();
         release(&self.map, bytes);
         Some(copy)
+    }
+
+    /// The values of a tensor that is stored in bf16, as they are.
+    pub fn read_bf16(&self, name: &str) -> Option<Vec<bf16>> {
+        let info = self.tensor(name).filter(|info| info.ggml_type == GgmlType::BF16)?;
+        let bytes = &self.map[info.start..info.start + info.len];
+        let values = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+        release(&self.map, bytes);
+        Some(values)
     }
 
     /// The architecture the file states, or an error that lists what is supported.
