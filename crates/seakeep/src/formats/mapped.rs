@@ -6,6 +6,7 @@ use std::path::Path;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
+use rayon::prelude::*;
 
 use crate::{Error, Result};
 
@@ -19,6 +20,19 @@ pub(super) fn open(path: &Path) -> Result<Mmap> {
     // system raises SIGBUS; that is the accepted risk of mapping model files, and all our writers replace files by rename
     // instead of truncating them.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
+}
+
+/// Numbers of `N` bytes each, by all threads: most of the time goes into memory that is touched for the first time.
+pub(super) fn numbers<const N: usize, T: Send>(bytes: &[u8], from: impl Fn([u8; N]) -> T + Sync) -> Vec<T> {
+    bytes.as_chunks::<N>().0.par_iter().map(|number| from(*number)).collect()
+}
+
+/// A copy, by all threads.
+pub(super) fn copy(bytes: &[u8]) -> Vec<u8> {
+    const PIECE: usize = 1 << 20;
+    let mut out = vec![0; bytes.len()];
+    out.par_chunks_mut(PIECE).zip(bytes.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
+    out
 }
 
 /// Tells the system that these bytes of `map` will not be needed soon. They are read from the file again if they are; without this a

@@ -13,7 +13,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 
 use super::atomic::try_write_atomic_with;
-use super::mapped::{self, release};
+use super::mapped::{self, numbers, release};
 use crate::error::{Error, Result};
 
 /// The name of an unsharded checkpoint.
@@ -142,10 +142,10 @@ impl SafeTensorsFiles {
         let (path, map) = &self.shards[entry.shard];
         let bytes = &map[entry.start..entry.start + entry.len];
         let values = match entry.dtype {
-            Dtype::F32 => convert(bytes, f32::from_le_bytes),
-            Dtype::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F32 => numbers(bytes, f32::from_le_bytes),
+            Dtype::F16 => numbers(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => numbers(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => numbers(bytes, |b| f64::from_le_bytes(b) as f32),
             other => {
                 return Err(Error::unsupported(
                     format!("{}: tensor `{name}` has type {other:?}", path.display()),
@@ -164,14 +164,10 @@ impl SafeTensorsFiles {
         let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::BF16)?;
         let map = &self.shards[entry.shard].1;
         let bytes = &map[entry.start..entry.start + entry.len];
-        let values = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+        let values = numbers(bytes, bf16::from_le_bytes);
         release(map, bytes);
         Some(values)
     }
-}
-
-fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| from(*chunk)).collect()
 }
 
 fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {

@@ -22,7 +22,7 @@ pub use header::{
 pub use seakeep_kernels::blocks::GgmlType;
 use seakeep_kernels::blocks::dequantize;
 
-use super::mapped::{self, release};
+use super::mapped::{self, copy, numbers, release};
 use crate::error::{Error, Result};
 
 /// Where a tensor's bytes are, and what they are.
@@ -142,7 +142,7 @@ impl GgufFile {
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let info = self.tensor(name)?;
         let bytes = &self.map[info.start..info.start + info.len];
-        let copy = bytes.to_vec();
+        let copy = copy(bytes);
         release(&self.map, bytes);
         Some(copy)
     }
@@ -151,7 +151,7 @@ impl GgufFile {
     pub fn read_bf16(&self, name: &str) -> Option<Vec<bf16>> {
         let info = self.tensor(name).filter(|info| info.ggml_type == GgmlType::BF16)?;
         let bytes = &self.map[info.start..info.start + info.len];
-        let values = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+        let values = numbers(bytes, bf16::from_le_bytes);
         release(&self.map, bytes);
         Some(values)
     }
