@@ -157,10 +157,10 @@ impl Sizes {
         let normed = if c.qk_norm { queries + keys } else { 0 };
         // `LayerActivations`, `LayerGradients` and `LayerSources`, of a position.
         let activations = 2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed;
-        let gradients = 4 * c.hidden + qkv + queries + c.intermediate + normed;
+        let gradients = 3 * c.hidden + qkv + queries + c.intermediate + normed;
         let sources = 2 * c.hidden + qkv + inner;
         // They replace each other layer by layer, in buffers of the same width.
-        let either = 4 * c.hidden + qkv + queries + inner + normed;
+        let either = 3 * c.hidden + qkv + queries + inner + normed;
         let (forward, between) = match gradient_checkpointing {
             true => (c.hidden, 2 * c.hidden),
             false => (activations, either),

@@ -89,9 +89,12 @@ impl Layer {
     ) -> LayerSources {
         let (w, after) = (cx.weights, cx.after_attention());
         let (gate, up) = self.curvature_mlp(cx, grads, a, &d, &t);
-        let mlp_in = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
-        let mlp_in = self.norm2.curvature(&after, grads, &d.n2, (&mlp_in.0, &mlp_in.1));
-        Linear::curvature_each([&self.o], after, grads, [&d.mid], &t.attended);
+        let (x, t_x) = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
+        let mlp_in = self.norm2.curvature(&after, grads, &d.n2, (&x, &t_x));
+        // Cheap to compute, large to keep.
+        let d_mlp_in = self.norm2.backward(&after, &mut grads.none_like(), &d.n2, &x);
+        let d_mid = self.at_mid(cx, &d.out, &d_mlp_in);
+        Linear::curvature_each([&self.o], after, grads, [&d_mid], &t.attended);
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
         let (qkv_a, qkv_t, shape) = (a.qkv.parts(), t.qkv.parts(), cx.shape(self.window));
