@@ -155,14 +155,14 @@ pub(super) fn most_rows(plain: bool, adapters: bool) -> Option<usize> {
 
 /// The pairs that go through the model at a time: `micro_batch`, and fewer where [`most_rows`] are enough (`rows` of each pair alone,
 /// of which `opening` are the same for all) and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
-/// there is a penalty, an unknown factor on its gradient costs a product more.
+/// the factor on a penalty's gradient is only known after all of them, it costs a product more.
 pub(super) fn runs(
     objective: &Objective,
     micro_batch: usize,
     (rows, opening): (&[usize], usize),
     most: Option<usize>,
 ) -> Vec<Range<usize>> {
-    let may_be_cut = !objective.couples_pairs() && objective.penalty.is_none();
+    let may_be_cut = !objective.couples_pairs() && objective.penalty.is_none_or(|p| p.is_linear());
     let most = most.filter(|_| may_be_cut).unwrap_or(usize::MAX);
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;

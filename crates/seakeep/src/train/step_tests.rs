@@ -179,6 +179,8 @@ fn more_rows_than_fill_the_products_are_run_apart_where_that_costs_nothing() {
     for whole in [coupled, penalised(Form::Paper, PromptGradient::Shared, Rule::Mean)] {
         assert_eq!(runs(&whole, 3, (&rows, 0), full), [0..3, 3..6, 6..8], "{whole:?}");
     }
+    let official = penalised(Form::Official, PromptGradient::Shared, Rule::Mean);
+    assert_eq!(runs(&official, 8, (&rows, 0), full), [0..2, 2..3, 3..4, 4..8], "the factor is a constant");
     assert!(runs(&dpo, 2, (&[], 0), full).is_empty());
     assert_eq!(runs(&dpo, 8, (&rows, 0), most_rows(true, true)), [0..3, 3..8], "adapters alone");
 }
