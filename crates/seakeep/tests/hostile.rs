@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use half::bf16;
 use seakeep::formats::gguf::{
     GgufFile, MAX_ALIGNMENT, MAX_ARRAY_ITEMS, MAX_METADATA, MAX_STRING_BYTES, MAX_TENSORS,
 };
@@ -120,9 +121,8 @@ fn the_writer_of_these_tests_writes_what_is_read() {
 
 #[test]
 fn gguf_in_bf16_is_read_as_it_is() {
-    // Whole numbers up to 15 are exact in bf16: the upper half of their f32. The rows of each of two heads lie in pairs.
-    let values: Vec<u8> =
-        (0..16).flat_map(|x| ((x as f32).to_bits() >> 16).to_le_bytes()[..2].to_vec()).collect();
+    // Whole numbers up to 15 are exact in bf16. The rows of each of two heads lie in pairs.
+    let values: Vec<u8> = (0..16u8).flat_map(|x| bf16::from_f32(x.into()).to_le_bytes()).collect();
     let place = Place::new();
     let file = Gguf::llama().tensor("blk.0.attn_q.weight", &[2, 8], 30, 0).data(&values);
     let weights = Weights::open(place.file("m.gguf", file.bytes())).unwrap();

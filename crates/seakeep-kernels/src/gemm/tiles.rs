@@ -217,11 +217,16 @@ enum Form<'a> {
     },
 }
 
-/// Cuts panels into parts of at most `most`, of nearly one size: the last thread to finish is waited for.
-fn cut(panels: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+/// Cuts panels into `count` parts of nearly one size: the last thread to finish is waited for.
+fn evenly(panels: Range<usize>, count: usize) -> impl Iterator<Item = Range<usize>> {
     let (first, len) = (panels.start, panels.len());
-    let count = len.div_ceil(most);
     (0..count).map(move |i| first + len * i / count..first + len * (i + 1) / count)
+}
+
+/// [`evenly`], into parts of at most `most`.
+fn cut(panels: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = panels.len().div_ceil(most);
+    evenly(panels, count)
 }
 
 /// Operands, and the parts of the results that they make.
@@ -241,22 +246,19 @@ impl Tiles<'_> {
     /// be far apart). When it is done with them it takes what another has left.
     fn run(&self, parallel: bool) {
         let Isa { mr, nr, .. } = *self.job.isa;
-        let across = self.cols.len().div_ceil(nr);
+        let across = 0..self.cols.len().div_ceil(nr);
         let down = || {
             let of_left = |left| cut(0..Left::panels(left, mr), TILE.0).map(move |panels| (left, panels));
             self.lefts.iter().flat_map(of_left)
         };
-        let tiles = |columns| {
-            let columns = cut(columns, TILE.1);
-            columns.flat_map(|b| down().map(move |(left, a)| (left, a, b.clone())))
-        };
+        let tiles =
+            |columns| cut(columns, TILE.1).flat_map(|b| down().map(move |(left, a)| (left, a, b.clone())));
         if !parallel {
-            return tiles(0..across).for_each(|(left, a, b)| self.tile(left, a, b));
+            return tiles(across).for_each(|(left, a, b)| self.tile(left, a, b));
         }
         let threads = rayon::current_num_threads();
-        let own = |t: usize| tiles(across * t / threads..across * (t + 1) / threads).collect();
-        let shares: Vec<(AtomicUsize, Vec<_>)> =
-            (0..threads).map(|t| (AtomicUsize::new(0), own(t))).collect();
+        let share = |columns| (AtomicUsize::new(0), tiles(columns).collect());
+        let shares: Vec<(AtomicUsize, Vec<_>)> = evenly(across, threads).map(share).collect();
         (0..threads).into_par_iter().with_max_len(1).for_each(|t| {
             for (next, tiles) in shares[t..].iter().chain(&shares[..t]) {
                 while let Some((left, a, b)) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {

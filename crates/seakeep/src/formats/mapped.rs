@@ -1,6 +1,7 @@
 //! Files that are mapped: what has been read of them need not stay in memory.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -22,22 +23,37 @@ pub(super) fn open(path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 
-/// Numbers of `N` bytes each, by all threads: most of the time goes into memory that is touched for the first time.
-pub(super) fn numbers<const N: usize, T: Send>(bytes: &[u8], from: impl Fn([u8; N]) -> T + Sync) -> Vec<T> {
-    bytes.as_chunks::<N>().0.par_iter().map(|number| from(*number)).collect()
+/// What `read` makes of these bytes of `map`, which are then [released](release).
+pub(super) fn read<T>(map: &Mmap, bytes: Range<usize>, read: impl FnOnce(&[u8]) -> T) -> T {
+    let bytes = &map[bytes];
+    let made = read(bytes);
+    release(map, bytes);
+    made
 }
 
-/// A copy, by all threads.
-pub(super) fn copy(bytes: &[u8]) -> Vec<u8> {
+/// [`read`]s numbers of `N` bytes each, by all threads: most of the time goes into memory that is touched for the first time.
+pub(super) fn numbers<const N: usize, T: Send>(
+    map: &Mmap,
+    bytes: Range<usize>,
+    from: impl Fn([u8; N]) -> T + Sync,
+) -> Vec<T> {
+    read(map, bytes, |bytes| bytes.as_chunks::<N>().0.par_iter().map(|number| from(*number)).collect())
+}
+
+/// [`read`]s the bytes as they are, by all threads.
+pub(super) fn copy(map: &Mmap, bytes: Range<usize>) -> Vec<u8> {
     const PIECE: usize = 1 << 20;
     let mut out = vec![0; bytes.len()];
-    out.par_chunks_mut(PIECE).zip(bytes.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
+    read(map, bytes, |from| {
+        let pieces = out.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
+        pieces.for_each(|(to, from)| to.copy_from_slice(from));
+    });
     out
 }
 
 /// Tells the system that these bytes of `map` will not be needed soon. They are read from the file again if they are; without this a
 /// model that is converted while it is loaded would count twice, as it is in the file and as it is kept.
-pub(super) fn release(map: &Mmap, bytes: &[u8]) {
+fn release(map: &Mmap, bytes: &[u8]) {
     #[cfg(unix)]
     {
         let offset = bytes.as_ptr() as usize - map.as_ptr() as usize;

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -13,7 +14,7 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 
 use super::atomic::try_write_atomic_with;
-use super::mapped::{self, numbers, release};
+use super::mapped::{self, numbers};
 use crate::error::{Error, Result};
 
 /// The name of an unsharded checkpoint.
@@ -31,8 +32,7 @@ struct Entry {
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    start: usize,
-    len: usize,
+    bytes: Range<usize>,
 }
 
 /// Opened safetensors files, tensors by name.
@@ -104,8 +104,7 @@ impl SafeTensorsFiles {
                 shard,
                 dtype: view.dtype(),
                 shape: view.shape().to_vec(),
-                start,
-                len: view.data().len(),
+                bytes: start..start + view.data().len(),
             };
             if let Some(before) = self.tensors.insert(name.to_string(), entry) {
                 let other = self.shards.get(before.shard).map_or(path, |(p, _)| p);
@@ -140,12 +139,11 @@ impl SafeTensorsFiles {
     pub fn read_f32(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(entry) = self.tensors.get(name) else { return Ok(None) };
         let (path, map) = &self.shards[entry.shard];
-        let bytes = &map[entry.start..entry.start + entry.len];
         let values = match entry.dtype {
-            Dtype::F32 => numbers(bytes, f32::from_le_bytes),
-            Dtype::F16 => numbers(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => numbers(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => numbers(bytes, |b| f64::from_le_bytes(b) as f32),
+            Dtype::F32 => numbers(map, entry.bytes.clone(), f32::from_le_bytes),
+            Dtype::F16 => numbers(map, entry.bytes.clone(), |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => numbers(map, entry.bytes.clone(), |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => numbers(map, entry.bytes.clone(), |b| f64::from_le_bytes(b) as f32),
             other => {
                 return Err(Error::unsupported(
                     format!("{}: tensor `{name}` has type {other:?}", path.display()),
@@ -153,7 +151,6 @@ impl SafeTensorsFiles {
                 ));
             }
         };
-        release(map, bytes);
         Ok(Some(values))
     }
 }
@@ -162,11 +159,7 @@ impl SafeTensorsFiles {
     /// The values of a tensor that is stored in bf16.
     pub fn read_bf16(&self, name: &str) -> Option<Vec<bf16>> {
         let entry = self.tensors.get(name).filter(|entry| entry.dtype == Dtype::BF16)?;
-        let map = &self.shards[entry.shard].1;
-        let bytes = &map[entry.start..entry.start + entry.len];
-        let values = numbers(bytes, bf16::from_le_bytes);
-        release(map, bytes);
-        Some(values)
+        Some(numbers(&self.shards[entry.shard].1, entry.bytes.clone(), bf16::from_le_bytes))
     }
 }
 

@@ -359,7 +359,11 @@ impl Layer {
         if let Some(s) = sources {
             add(&mut d_mlp_in, &s.mlp_in);
         }
-        let mid = self.at_mid(cx, &out, &d_mlp_in);
+        // The residual stream carries `out` to `mid` as it is.
+        let mut mid = out.clone();
+        if !cx.config.parallel_residual {
+            add(&mut mid, &d_mlp_in);
+        }
         let attended = self.o.backward(after, grads, &mid, &a.attended);
         let attended = cx.spread(attended, Self::attended_width(cx));
         let mut qkv = Qkv::like(&a.qkv);
@@ -381,16 +385,6 @@ impl Layer {
             add(&mut d_x, &s.x);
         }
         (d_x, LayerGradients { out, act, n2, attended, normed, qkv, n1: d_n1 })
-    }
-
-    /// The gradient at the residual stream after attention, from those at the layer's output, which the stream carries there as it is, and at
-    /// the feed-forward layer's input.
-    fn at_mid(&self, cx: &Context, out: &Buffer, d_mlp_in: &[f32]) -> Buffer {
-        let mut mid = out.clone();
-        if !cx.config.parallel_residual {
-            add(&mut mid, d_mlp_in);
-        }
-        mid
     }
 
     /// From the gradient at the layer's output, those at the outputs of the activation and of `norm2`.

@@ -186,7 +186,7 @@ fn place(
             cursor.bytes.len()
         )));
     }
-    Ok((name, TensorInfo { shape, ggml_type, start, len }))
+    Ok((name, TensorInfo { shape, ggml_type, bytes: start..end }))
 }
 
 struct Cursor<'a> {

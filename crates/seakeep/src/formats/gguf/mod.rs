@@ -11,6 +11,7 @@ pub mod tensors;
 pub mod tokenizer;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
@@ -22,7 +23,7 @@ pub use header::{
 pub use seakeep_kernels::blocks::GgmlType;
 use seakeep_kernels::blocks::dequantize;
 
-use super::mapped::{self, copy, numbers, release};
+use super::mapped;
 use crate::error::{Error, Result};
 
 /// Where a tensor's bytes are, and what they are.
@@ -32,10 +33,8 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// How the values are stored.
     pub ggml_type: GgmlType,
-    /// First byte in the file.
-    start: usize,
-    /// Number of bytes.
-    len: usize,
+    /// Its bytes in the file.
+    bytes: Range<usize>,
 }
 
 /// An opened GGUF file: its metadata, and its tensors under their GGUF names.
@@ -132,28 +131,19 @@ impl GgufFile {
             .tensor(name)
             .ok_or_else(|| Error::format(&self.path, format!("no tensor named `{name}` in the file")))?;
         let mut values = vec![0.0; info.shape.iter().product()];
-        let bytes = &self.map[info.start..info.start + info.len];
-        dequantize(info.ggml_type, bytes, &mut values);
-        release(&self.map, bytes);
+        mapped::read(&self.map, info.bytes.clone(), |bytes| dequantize(info.ggml_type, bytes, &mut values));
         Ok(values)
     }
 
     /// The bytes of a tensor, as they are stored.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
-        let info = self.tensor(name)?;
-        let bytes = &self.map[info.start..info.start + info.len];
-        let copy = copy(bytes);
-        release(&self.map, bytes);
-        Some(copy)
+        Some(mapped::copy(&self.map, self.tensor(name)?.bytes.clone()))
     }
 
     /// The values of a tensor that is stored in bf16, as they are.
     pub fn read_bf16(&self, name: &str) -> Option<Vec<bf16>> {
         let info = self.tensor(name).filter(|info| info.ggml_type == GgmlType::BF16)?;
-        let bytes = &self.map[info.start..info.start + info.len];
-        let values = numbers(bytes, bf16::from_le_bytes);
-        release(&self.map, bytes);
-        Some(values)
+        Some(mapped::numbers(&self.map, info.bytes.clone(), bf16::from_le_bytes))
     }
 
     /// The architecture the file states, or an error that lists what is supported.

@@ -91,9 +91,11 @@ impl Layer {
         let (gate, up) = self.curvature_mlp(cx, grads, a, &d, &t);
         let (x, t_x) = (self.mlp_input(cx, &a.x, &a.mid), self.mlp_input(cx, &t.x, &t.mid));
         let mlp_in = self.norm2.curvature(&after, grads, &d.n2, (&x, &t_x));
-        // Cheap to compute, large to keep.
-        let d_mlp_in = self.norm2.backward(&after, &mut grads.none_like(), &d.n2, &x);
-        let d_mid = self.at_mid(cx, &d.out, &d_mlp_in);
+        // The gradient at `mid`, as `backward` had it, in the place of the output's: cheap to compute, large to keep.
+        let mut d_mid = d.out;
+        if !cx.config.parallel_residual {
+            add(&mut d_mid, &self.norm2.backward(&after, &mut grads.none_like(), &d.n2, &x));
+        }
         Linear::curvature_each([&self.o], after, grads, [&d_mid], &t.attended);
         let mut qkv = Qkv::like(&a.qkv);
         let to = (&mut qkv.q[..], &mut qkv.k[..], &mut qkv.v[..]);
