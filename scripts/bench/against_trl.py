@@ -4,11 +4,11 @@
     python3 scripts/bench/against_trl.py --only dpo_f32,wdpo
     python3 scripts/bench/against_trl.py --quick             does every row work? numbers that mean nothing
 
-Makes its own virtual environment with the rivals (once). Every case is a process of its own; a repetition runs each
-selected case once, in turn, so that both sides of a ratio see the same machine; shown are medians over repetitions and,
-of ratios, the range. Times leave out start-up, loading and saving; memory is the largest resident set. Model:
-SmolLM2-135M-Instruct in f32, the same file for both sides; data: the first HH pairs, in the file's order, with the
-tokens of TRL. Run it on a machine that does nothing else.
+Makes its own virtual environment with the rivals (once). Every case is a process of its own; after a step by each side
+that is not counted, a repetition runs each selected case once, in turn, so that both sides of a ratio see the same
+machine; shown are medians over repetitions and, of ratios, the range. Times leave out start-up, loading and saving;
+memory is the largest resident set. Model: SmolLM2-135M-Instruct in f32, the same file for both sides; data: the first
+HH pairs, in the file's order, with the tokens of TRL. Run it on a machine that does nothing else.
 """
 
 import argparse
@@ -187,6 +187,8 @@ def main():
     python = ensure_venv(options.venv.absolute())
     bench = Bench(options.seakeep.absolute(), python, options.work.absolute(), options.threads)
     cases = Cases(bench, sizes, options.models.absolute() / MODEL, options.data.absolute())
+    if not options.quick:
+        attempt(cases, "warm_up", "not counted:")
     found = measure(cases, rows, sizes, options.repetitions)
     summaries = {row.name: summarise(row, found, cases.counts, sizes) for row in rows}
     lines = ["--quick: these numbers mean nothing"] * options.quick + describe(options, sizes)

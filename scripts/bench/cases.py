@@ -1,10 +1,11 @@
 """What is run: each case is one process, and gives the numbers that rows are made of."""
 
+import copy
 import json
 import random
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import arithmetic
@@ -79,6 +80,15 @@ class Cases:
         name, _, argument = name.partition(":")
         method = getattr(self, name.replace("-", "_"))
         return method(int(argument)) if argument else method()
+
+    def warm_up(self):
+        """One step by each side that is not counted: the first run after a pause waits for memory that the machine has
+        given away (a virtual machine's host most of all) and for files that are no longer in memory."""
+        few = copy.copy(self)
+        few.sizes = replace(self.sizes, steps=1)
+        few.dpo()
+        few.trl()
+        return {}
 
     # Training on the HH pairs -------------------------------------------------------------------
 

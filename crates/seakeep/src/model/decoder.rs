@@ -46,7 +46,7 @@ pub struct Activations {
     pub(super) hidden: Buffer,
     /// Derivatives of the predictions' log-probabilities with respect to those, `[N, C]`.
     pub(super) d_predicted: Buffer,
-    /// Targets less probabilities, `[N, V]`, where they are kept for the gradient of the vocabulary projection's weight.
+    /// Targets less probabilities, where the vocabulary projection keeps them for the gradient of its weight.
     pub(super) surprise: Option<Buffer>,
     /// What was predicted, `[N]`.
     pub predicted: Vec<Predicted>,
