@@ -331,6 +331,84 @@ fn the_model_is_not_overwritten_by_what_is_trained_from_it() {
 }
 
 #[test]
+fn a_checkpoint_that_is_trained_on_is_not_removed_with_the_run_it_stands_in() {
+    let place = Place::new();
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS, &["--output_dir", "first"]].concat());
+    let here = ["--output_dir", "./first", "--overwrite_output_dir"];
+    for (model, reference) in [("first/checkpoint-2", "model"), ("model", "first/checkpoint-2")] {
+        let models = ["--model_name_or_path", model, "--ref_model_name_or_path", reference];
+        let expected =
+            ["holds the model first/checkpoint-2 among its checkpoints", "choose another output_dir"];
+        place.fail(&[&TRAIN[..], &FOUR_STEPS, &models, &here].concat(), 2, &expected);
+    }
+    assert!(place.path("first/checkpoint-2/model.safetensors").is_file());
+}
+
+#[test]
+fn a_run_that_replaces_another_leaves_nothing_of_it() {
+    let place = Place::new();
+    place.succeed(&[&TRAIN[..], &FOUR_STEPS].concat());
+    std::fs::create_dir(place.path("out/.checkpoint-3.1.0.tmp")).unwrap();
+    // It stops at its second step, where the first one's size of update has broken the model.
+    let broken = ["--overwrite_output_dir", "--learning_rate", "1e30", "--max_grad_norm", "1e30"];
+    let run = place.run(&[&TRAIN[..], &FOUR_STEPS, &broken].concat());
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    for gone in ["model.safetensors", "training_args.json", "checkpoint-4", ".checkpoint-3.1.0.tmp"] {
+        assert!(!place.path("out").join(gone).exists(), "{gone} is the earlier run's");
+    }
+    assert!(place.path("out/metrics.jsonl").is_file());
+}
+
+#[test]
+fn a_resumed_run_does_not_mix_references() {
+    let place = Place::new();
+    let pairs = place.read("pairs.jsonl");
+    place.write("a.jsonl", &pairs);
+    place.write("b.jsonl", &pairs.lines().rev().map(|line| format!("{line}\n")).collect::<String>());
+    place.copy_model("base");
+    let run = |name: &str, eval: &str, more: &[&str]| {
+        let own = [
+            "--output_dir",
+            name,
+            "--eval_dataset_name",
+            eval,
+            "--eval_strategy",
+            "steps",
+            "--eval_steps",
+            "4",
+        ];
+        let own = [&own[..], &["--ref_model_name_or_path", "base"], more].concat();
+        [&TRAIN[..], &FOUR_STEPS, &own].concat().iter().map(|word| word.to_string()).collect::<Vec<_>>()
+    };
+    let words = |run: &[String]| place.succeed(&run.iter().map(String::as_str).collect::<Vec<_>>());
+    let evaluated = |name: &str| place.lines(&format!("{name}/metrics.jsonl")).pop().unwrap();
+    // Rows that are evaluated on are not those of the checkpoint: in another order, others stand in their places.
+    words(&run("whole", "b.jsonl", &[]));
+    words(&run("parts", "a.jsonl", &[]));
+    std::fs::remove_dir_all(place.path("parts/checkpoint-4")).unwrap();
+    words(&run("parts", "b.jsonl", &["--resume_from_checkpoint", "true"]));
+    assert_eq!(evaluated("parts"), evaluated("whole"));
+
+    // The reference is not what it was, and there are rows that it has not scored.
+    let seeded = [
+        "init",
+        "--config_json",
+        "config.json",
+        "--tokenizer",
+        "tokenizer",
+        "--seed",
+        "4",
+        "--output_dir",
+        "new",
+    ];
+    place.succeed(&seeded);
+    std::fs::copy(place.path("new/model.safetensors"), place.path("base/model.safetensors")).unwrap();
+    let resumed = run("parts", "a.jsonl", &["--resume_from_checkpoint", "true"]);
+    let resumed: Vec<&str> = resumed.iter().map(String::as_str).collect();
+    place.fail(&resumed, 1, &["base: the reference has other weights than when the run began"]);
+}
+
+#[test]
 fn inspect_shows_models_data_and_tokens() {
     let place = Place::new();
     let model = ["inspect", "model", "--model_name_or_path", "model", "--tensors"];

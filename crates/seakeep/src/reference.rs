@@ -60,6 +60,8 @@ impl Known {
 /// What is on disk for one model and layout.
 struct Cache {
     path: PathBuf,
+    /// The name of the model's weights.
+    weights: String,
     /// The rows' places in `ends`, by their names.
     places: HashMap<u128, u32>,
     /// Where the log-probabilities of each row end.
@@ -75,10 +77,12 @@ impl Cache {
     /// Opens the cache in `directory`, which need not exist.
     fn open(directory: &Path, model: &Model, layout: Layout, with_features: bool) -> Result<Self> {
         let kind = format!("{VERSION} {layout:?} {with_features} {:?}", model.config);
-        let print = Fingerprint::new().field(kind.as_bytes()).field(weights(model).as_bytes());
+        let weights = weights(model);
+        let print = Fingerprint::new().field(kind.as_bytes()).field(weights.as_bytes());
         let path = directory.join(format!("reference-{}.safetensors", print.hex()));
         let mut cache = Cache {
             path,
+            weights,
             places: HashMap::new(),
             ends: Vec::new(),
             logps: Vec::new(),
@@ -193,6 +197,11 @@ impl<'a> Reference<'a> {
     ) -> Result<Self> {
         let cache = directory.map(|d| Cache::open(d, model, layout, with_features)).transpose()?;
         Ok(Reference { model, layout, with_features, batch_size, cache })
+    }
+
+    /// The name of the model's weights.
+    pub(crate) fn weights(&self) -> String {
+        self.cache.as_ref().map_or_else(|| weights(self.model), |cache| cache.weights.clone())
     }
 
     /// Hands what the model says of each of `visited` to `take`, with its place among them: first those in the cache, then the

@@ -362,6 +362,11 @@ fn adapters_that_do_not_fit_are_refused() {
     config["use_dora"] = json!(true);
     let text = open(&config);
     assert!(text.contains("lora_magnitude_vector` is missing"), "{text}");
+    let none = serde_json::json!({}).to_string();
+    let empty = [&(none.len() as u64).to_le_bytes()[..], none.as_bytes()].concat();
+    std::fs::write(place.path().join(tensors), empty).unwrap();
+    let text = open(&config);
+    assert!(text.contains("an adapter without any tensors"), "{text}");
     std::fs::write(place.path().join("config.json"), "{}").unwrap();
     let text = open(&config);
     assert!(text.contains("move one of them elsewhere"), "{text}");

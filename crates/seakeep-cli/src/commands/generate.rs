@@ -120,7 +120,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
     let encoded = encoded(matches, &prompts, &tokenizer)?;
-    let model = Model::load_in(&source, plan::numbers(&settings)?)?;
+    let numbers = plan::numbers(&settings)?;
+    let model = Model::load_in(&source, numbers)?;
+    model.weights.kept(numbers.keep).iter().for_each(|kept| progress.note(kept));
     for (prompt, tokens) in prompts.iter().zip(&encoded) {
         if let Some(what) = refusal(&model, tokens) {
             return Err(Error::row(&prompt.file, prompt.row, "prompt", format!("the prompt {what}")));

@@ -61,7 +61,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
     let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, None, &mut *progress)?;
-    let model = Model::load_in(&source, plan::numbers(&settings)?)?;
+    let numbers = plan::numbers(&settings)?;
+    let model = Model::load_in(&source, numbers)?;
+    model.weights.kept(numbers.keep).iter().for_each(|kept| progress.note(kept));
     let scores =
         score(&model, &pairs, (Layout::PLAIN, false), &settings, "log-probabilities", &mut *progress)?;
     output::emit(output, &lines(&pairs, &scores.logps)?)

@@ -44,7 +44,7 @@ pub fn execute(matches: &ArgMatches, settings: &Settings, options: TrainOptions)
     output::print(&closing(options, &summary))
 }
 
-/// The trained model must not be written over one that it is read from.
+/// The trained model must not be written over one that it is read from, nor may one be removed with an earlier run's checkpoints.
 pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()> {
     // An adapter is read together with the model below it.
     let below =
@@ -54,14 +54,23 @@ pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()>
         all.push(path.to_path_buf());
         all.extend(below(path)?);
     }
-    match all.iter().find(|path| path.exists() && output::is_same_place(path, output_dir)) {
-        None => Ok(()),
-        Some(model) => Err(Error::Usage(format!(
-            "output_dir {} is the model {} itself, which the trained model would replace; choose another output_dir",
-            output_dir.display(),
-            model.display()
-        ))),
+    for model in all.iter().filter(|path| path.exists()) {
+        let what = if output::is_same_place(model, output_dir) {
+            format!("is the model {} itself, which the trained model would replace", model.display())
+        } else if output::is_checkpoint_in(model, output_dir) {
+            format!(
+                "holds the model {} among its checkpoints, which this run may replace or remove",
+                model.display()
+            )
+        } else {
+            continue;
+        };
+        return Err(Error::Usage(format!(
+            "output_dir {} {what}; choose another output_dir",
+            output_dir.display()
+        )));
     }
+    Ok(())
 }
 
 fn closing(options: &TrainOptions, summary: &TrainSummary) -> String {

@@ -40,6 +40,8 @@ const REFERENCE: &str =
 const PACKED: &str = "rows always lie end to end in a batch, without padding, and attend only to themselves; a step sees as many \
                       rows either way";
 const NO_TORCH: &str = "there is no PyTorch here";
+const QUANTISED: &str =
+    "load_in_4bit keeps matrices as GGUF's Q4_0 (and says so), not in a form of bitsandbytes";
 const NO_HUB: &str = "nothing is sent anywhere";
 const OWN_MEMORY: &str = "changes memory, never results, and memory is managed by Seakeep itself";
 
@@ -90,6 +92,7 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("chat_template_path", Only(&[]), "put a chat_template.jinja into the model directory"),
 
     foreign("dataset_config", Only(&[]), "dataset_name is a file, directory or pattern"),
+    foreign("dataset_kwargs", Only(&["{}"]), "rows are always rendered and tokenised the one way"),
     foreign("dataset_streaming", Only(OFF), "data is read as a whole"),
     foreign("dataset_num_proc", Nil, LOADING),
     foreign("dataloader_num_workers", Nil, LOADING),
@@ -113,7 +116,7 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("ddp_find_unused_parameters", Nil, ONE_PROCESS),
     foreign("local_rank", Nil, ONE_PROCESS),
 
-    foreign("do_train", Only(&["true"]), "`seakeep train` trains; to evaluate alone use `seakeep eval`"),
+    foreign("do_train", Nil, "`seakeep train` trains, as TRL's trainers do whatever it says; to evaluate alone use `seakeep eval`"),
     foreign("do_eval", Nil, "use eval_strategy"),
     foreign("eval_on_start", Only(OFF), "evaluate the start with `seakeep eval`"),
     foreign("eval_delay", Only(&["0", "0.0"]), "evaluation starts with the first interval"),
@@ -162,9 +165,9 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("liger_kernel_config", Nil, NO_TORCH),
     foreign("ignore_bias_buffers", Nil, NO_TORCH),
     foreign("enable_jit_checkpoint", Nil, NO_TORCH),
-    foreign("bnb_4bit_quant_type", Nil, NO_TORCH),
-    foreign("bnb_4bit_quant_storage", Nil, NO_TORCH),
-    foreign("use_bnb_nested_quant", Nil, NO_TORCH),
+    foreign("bnb_4bit_quant_type", Nil, QUANTISED),
+    foreign("bnb_4bit_quant_storage", Nil, QUANTISED),
+    foreign("use_bnb_nested_quant", Nil, QUANTISED),
     foreign("project", Nil, NO_HUB),
     foreign("trackio_space_id", Nil, NO_HUB),
     foreign("trackio_bucket_id", Nil, NO_HUB),
@@ -182,7 +185,7 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("include_for_metrics", Only(&["[]"]), "every metric is in metrics.jsonl"),
     foreign("restore_callback_states_from_checkpoint", Only(OFF), "there are no callbacks"),
     foreign("label_names", Only(&["[]"]), "the columns of a preference row have fixed names"),
-    foreign("train_sampling_strategy", Only(&["random", "sequential"]), "use shuffle_dataset"),
+    foreign("train_sampling_strategy", Only(&["random"]), "for rows in the file's order set shuffle_dataset = false"),
     foreign("debug", Only(&["", "[]"]), "there is no debugging mode"),
     foreign("do_predict", Only(OFF), "use `seakeep logps` or `seakeep eval`"),
     foreign("model_init_kwargs", Only(&["{}"]), "a model is loaded as it is"),

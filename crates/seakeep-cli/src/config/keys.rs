@@ -94,7 +94,8 @@ pub const KEYS: &[Key] = &[
     key(MODEL, "load_in_8bit", Kind::Switch, Some("false"),
         "Quantises the matrices to 8 bits (Q8_0) when they are loaded, to train adapters on (use_peft)."),
     key(MODEL, "load_in_4bit", Kind::Switch, Some("false"),
-        "Quantises the matrices to 4 bits (Q4_0) when they are loaded, to train adapters on (use_peft): QLoRA."),
+        "Quantises the matrices to 4 bits (Q4_0, whatever bnb_4bit_quant_type says) when they are loaded, to train adapters on (use_peft): \
+         QLoRA. Beside it dtype changes nothing."),
     key(MODEL, "bf16", Kind::Switch, Some("false"),
         "Computes matrix products in bfloat16 with float32 sums, everything else in float32, as PyTorch's autocast: about twice as fast on a \
          processor with AVX512-BF16. (TRL's default is true.)"),
@@ -291,7 +292,7 @@ pub const KEYS: &[Key] = &[
     key(KEEPING, "output_dir", Kind::Path, None,
         "Where the trained model, checkpoints and metrics.jsonl go."),
     key(KEEPING, "overwrite_output_dir", Kind::Switch, Some("false"),
-        "Whether an earlier run in output_dir may be replaced. (Seakeep's own.)"),
+        "Whether an earlier run in output_dir may be replaced: its checkpoints and its model are removed before the first step. (Seakeep's own.)"),
     key(KEEPING, "logging_steps", Kind::Whole(1), Some("10"),
         "Optimizer steps between lines of metrics.jsonl; the first and the last step are always logged."),
     key(KEEPING, "eval_strategy", Kind::Choice(&["no", "steps", "epoch"]), Some("no"),

@@ -168,6 +168,10 @@ impl Kind {
                 }
             },
             Kind::Choices(words) => match value {
+                // As transformers writes `report_to="none"` out.
+                Value::Array(list) if list.is_empty() && words.contains(&"none") => {
+                    return Some(Value::from(vec!["none"]));
+                }
                 Value::Array(list) => !list.is_empty() && list.iter().all(|v| word(words, v)),
                 // As a flag would spell several.
                 Value::String(text) => {

@@ -24,8 +24,9 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
     run(settings, method, objective)
 }
 
-/// What TRL's `SFTConfig` has in place of the table's defaults.
-pub const SFT_DEFAULTS: &[(&str, &str)] = &[("learning_rate", "2e-5")];
+/// What TRL's `SFTConfig` has in place of the table's defaults, and its words for the one loss there is.
+pub const SFT_DEFAULTS: &[(&str, &str)] =
+    &[("learning_rate", "2e-5"), ("loss_type", "nll"), ("loss_type", "chunked_nll")];
 
 /// A training run on texts: supervised fine-tuning.
 ///
@@ -102,10 +103,11 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
     })
 }
 
-/// In what form a model is kept, and what it is computed in.
+/// In what form a model is kept, and what it is computed in. Beside `load_in_4bit` or `load_in_8bit`, `dtype` is in TRL the form of what is not
+/// quantised, which here is float32 in any case.
 ///
 /// # Errors
-/// [`Error::Usage`] for keys that ask for several forms.
+/// [`Error::Usage`] for keys that ask for two quantised forms.
 pub fn numbers(settings: &Settings) -> Result<Numbers> {
     let quantised = [("load_in_8bit", GgmlType::Q8_0), ("load_in_4bit", GgmlType::Q4_0)];
     let asked: Vec<_> = quantised.into_iter().filter(|(key, _)| switch(settings, key)).collect();
@@ -113,16 +115,10 @@ pub fn numbers(settings: &Settings) -> Result<Numbers> {
         ([], Some("bfloat16")) => Keep::Bf16,
         ([], Some("auto")) => Keep::AsStored,
         ([], _) => Keep::F32,
-        ([(_, ggml_type)], _) if !settings.is_given("dtype") || settings.is_default("dtype") => {
-            Keep::Quantised(*ggml_type)
-        }
-        ([(key, _), ..], _) => {
-            let other = if asked.len() > 1 { asked[1].0 } else { "dtype" };
-            return usage(format!(
-                "{} and {} ask for two forms; give one",
-                settings.place(key),
-                settings.place(other)
-            ));
+        ([(_, ggml_type)], _) => Keep::Quantised(*ggml_type),
+        ([(one, _), (other, _), ..], _) => {
+            let (one, other) = (settings.place(one), settings.place(other));
+            return usage(format!("{one} and {other} ask for two forms; give one"));
         }
     };
     let precision = if switch(settings, "bf16") { Precision::Bf16 } else { Precision::F32 };

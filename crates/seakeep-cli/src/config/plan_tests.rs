@@ -80,6 +80,27 @@ fn yaml_and_json_say_the_same() {
 }
 
 #[test]
+fn what_trl_writes_out_means_what_it_means_there() {
+    // QLoRA as TRL has it: `dtype` is then the form of what is not quantised.
+    let o = planned("--load_in_4bit true --dtype bfloat16 --use_peft true");
+    assert_eq!(o.numbers.keep.name(), "q4_0");
+    let (_keep, path) =
+        file("a.json", r#"{"report_to": [], "do_train": false, "train_sampling_strategy": "random"}"#);
+    assert!(!planned(&format!("--config {}", path.display())).tensorboard);
+    let (_keep, path) = file("a.json", r#"{"train_sampling_strategy": "sequential"}"#);
+    assert!(refused(&format!("--config {}", path.display())).contains("set shuffle_dataset = false"));
+    let (_keep, path) = file("a.yaml", "torch_dtype: float16\n");
+    assert!(refused(&format!("--config {}", path.display())).contains("`torch_dtype` is \"float16\""));
+
+    let (_keep, path) = file("a.json", r#"{"loss_type": "nll", "dataset_kwargs": null}"#);
+    let command = args::all_keyed(Command::new("sft"));
+    let words = format!("sft {NEEDED} --config {}", path.display());
+    let matches = command.try_get_matches_from(words.split_whitespace()).unwrap();
+    let settings = Settings::read_with(&matches, SFT_DEFAULTS).unwrap();
+    assert_eq!(sft(&settings).unwrap().learning_rate, 2e-5);
+}
+
+#[test]
 fn a_file_is_refused_with_file_key_and_what_was_expected() {
     for (name, text, wanted) in [
         ("a.toml", "betta = 0.1", "`betta` is not a key of Seakeep; did you mean `beta`?"),
@@ -131,7 +152,6 @@ fn flags_are_refused_with_key_value_and_what_was_expected() {
         ("--dtype float16", "expected one of: float32, bfloat16, auto"),
         ("--load_in_4bit true", "add use_peft = true to train adapters on it"),
         ("--load_in_4bit true --load_in_8bit true --use_peft true", "ask for two forms"),
-        ("--load_in_4bit true --dtype bfloat16 --use_peft true", "ask for two forms"),
         ("--report_to wandb", "expected one or several of: tensorboard, none"),
         ("--fp16", "products are in float32, or with bf16 in bfloat16"),
         ("--optim adafactor", "expected one of: adamw_torch"),

@@ -31,7 +31,8 @@ impl Source {
 /// Checked values by key. What was not given has its default.
 #[derive(Debug, Default)]
 pub struct Settings {
-    given: BTreeMap<&'static str, (Value, Source)>,
+    /// With where it was given, and under what name: a key has aliases.
+    given: BTreeMap<&'static str, (Value, Source, String)>,
     /// What a command has in place of the table's defaults, as flags would spell the values.
     defaults: &'static [(&'static str, &'static str)],
 }
@@ -79,14 +80,16 @@ impl Settings {
         let place = source.place(name);
         if let Some(key) = keys::find(name) {
             let checked = key.kind.check(value);
-            // An empty value in YAML (`eval_steps:`) is a key not given; null where it means "no limit" is a value.
-            if checked.is_none() && value.is_null() {
+            // An empty value in YAML (`eval_steps:`) is a key not given; null where it means "no limit" is a value. So is another
+            // program's word for what this command does anyway.
+            let own = |(of, word): &(&str, &str)| *of == key.name && value == *word;
+            if checked.is_none() && (value.is_null() || self.defaults.iter().any(own)) {
                 return Ok(());
             }
             let checked = checked.ok_or_else(|| {
                 Error::Usage(format!("{place} is {value}; expected {}", key.kind.expectation()))
             })?;
-            self.given.insert(key.name, (checked, source.clone()));
+            self.given.insert(key.name, (checked, source.clone(), name.to_string()));
             return Ok(());
         }
         match foreign::find(name) {
@@ -105,7 +108,7 @@ impl Settings {
     pub fn is_default(&self, name: &str) -> bool {
         let key = key(name);
         let default = self.default_of(key).and_then(|d| key.kind.check(&key.kind.of_flag(d)));
-        let given = self.given.get(key.name).map(|(value, _)| value);
+        let given = self.given.get(key.name).map(|(value, ..)| value);
         match (given.and_then(Value::as_f64), default.as_ref().and_then(Value::as_f64)) {
             (Some(given), Some(default)) => given == default,
             _ => given == default.as_ref(),
@@ -114,24 +117,32 @@ impl Settings {
 
     /// Takes a value out: a command that reads the key in its own way leaves it to nobody else.
     pub fn take(&mut self, name: &str) -> Option<Value> {
-        self.given.remove(key(name).name).map(|(value, _)| value)
+        self.given.remove(key(name).name).map(|(value, ..)| value)
     }
 
     /// The key and where it was given, to begin an error with; a key not given is named as its flag.
     pub fn place(&self, name: &str) -> String {
-        self.given.get(name).map_or(&Source::Flag, |(_, source)| source).place(name)
+        match self.given.get(name) {
+            Some((_, source, spelled)) => source.place(spelled),
+            None => Source::Flag.place(name),
+        }
     }
 
     /// The default of this command, or of the table.
     fn default_of(&self, key: &Key) -> Option<&'static str> {
-        self.defaults.iter().find(|(name, _)| *name == key.name).map(|d| d.1).or(key.default)
+        let known = |word: &str| key.kind.check(&key.kind.of_flag(word)).is_some();
+        self.defaults
+            .iter()
+            .find(|(name, word)| *name == key.name && known(word))
+            .map(|d| d.1)
+            .or(key.default)
     }
 
     /// The value: given, or what the method sets, or the default; null where there is none of them.
     fn value(&self, name: &str) -> Value {
         let key = key(name);
         match (self.given.get(name), self.method().sets(name).or(self.default_of(key))) {
-            (Some((value, _)), _) => value.clone(),
+            (Some((value, ..)), _) => value.clone(),
             (None, Some(default)) => key.kind.check(&key.kind.of_flag(default)).unwrap_or_default(),
             (None, None) => Value::Null,
         }
@@ -139,7 +150,7 @@ impl Settings {
 
     /// The method in force.
     pub fn method(&self) -> &'static Method {
-        let given = self.given.get("method").and_then(|(name, _)| name.as_str());
+        let given = self.given.get("method").and_then(|(name, ..)| name.as_str());
         given.and_then(methods::find).unwrap_or(&methods::METHODS[0])
     }
 

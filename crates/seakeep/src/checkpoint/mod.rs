@@ -57,6 +57,12 @@ pub struct TrainerState {
     /// The weights below the adapters that are trained, if such are: a checkpoint does not hold them.
     #[serde(default)]
     pub base: Option<String>,
+    /// The weights of the reference that rows have been scored with, if it was asked.
+    #[serde(default)]
+    pub reference: Option<String>,
+    /// The rows that are evaluated on, of which the reference's scores are kept by place.
+    #[serde(default)]
+    pub eval_rows: Option<String>,
     /// Fingerprints of a checkpoint's files of tensors, by name; of checkpoints from before there were any, none.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
@@ -109,6 +115,36 @@ pub fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
     found
 }
 
+/// Checkpoints in `output_dir` whose writing was cut short: they have not got their final names.
+pub fn unfinished(output_dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(output_dir).into_iter().flatten().flatten();
+    let is_one = |name: &str| name.starts_with(".checkpoint-") && name.ends_with(".tmp");
+    entries.filter(|e| e.file_name().to_str().is_some_and(is_one)).map(|e| e.path()).collect()
+}
+
+/// The files of a whole model that [`save_model`] writes, but for the tokenizer's; those of adapters.
+const FILES: [&[&str]; 2] = [
+    &["config.json", "generation_config.json", "model.safetensors"],
+    &[adapter::CONFIG_FILE, adapter::TENSORS_FILE],
+];
+
+/// Removes those of `names` that there are.
+fn remove(directory: &Path, names: &[&str]) -> Result<()> {
+    for path in names.iter().map(|name| directory.join(name)).filter(|path| path.is_file()) {
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    }
+    Ok(())
+}
+
+/// Removes the model that an earlier run left in a directory, and the record of its settings.
+///
+/// # Errors
+/// The file system's.
+pub fn remove_model(directory: &Path) -> Result<()> {
+    remove(directory, &[TRAINING_ARGS])?;
+    FILES.iter().try_for_each(|names| remove(directory, names))
+}
+
 /// Writes the files of a model that transformers loads: weights, configuration, tokenizer. Of a model with adapters these, as
 /// PEFT loads them on top of `source`. Files of the other kind, left by an earlier run, are removed: a directory is one of both.
 ///
@@ -116,13 +152,8 @@ pub fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
 /// Weights that are not finite; the file system's.
 pub fn save_model(directory: &Path, model: &Model, source: &ModelSource, dtype: SaveDtype) -> Result<()> {
     source.tokenizer()?.save(directory)?;
-    let others: &[&str] = match model.adapters {
-        Some(_) => &["config.json", "generation_config.json", "model.safetensors"],
-        None => &[adapter::CONFIG_FILE, adapter::TENSORS_FILE],
-    };
-    for path in others.iter().map(|name| directory.join(name)).filter(|path| path.is_file()) {
-        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-    }
+    let [whole, adapters] = FILES;
+    remove(directory, if model.adapters.is_some() { whole } else { adapters })?;
     if model.adapters.is_some() {
         return model.save_adapters(directory, &source.path, dtype);
     }
@@ -289,6 +320,22 @@ pub struct Restored {
     pub reference: ReferenceScores,
 }
 
+/// How a setting of a checkpoint differs from the run's, in a user's words.
+fn difference(key: &str, there: &Value, here: &Value) -> String {
+    let word = |value: &Value| if value.is_null() { "not set".to_string() } else { value.to_string() };
+    let what = match key {
+        "training_rows" => {
+            let deciding =
+                "`dataset_name`, `dataset_train_split`, `max_length`, `truncation_mode`, the chat template";
+            return format!("its training rows are others (what decides them: {deciding})");
+        }
+        "tokenizer" => return "its tokenizer is another".to_string(),
+        "pairs_per_step" => "`per_device_train_batch_size` times `gradient_accumulation_steps`".to_string(),
+        key => format!("`{key}`"),
+    };
+    format!("{what} is {} there, {} here", word(there), word(here))
+}
+
 /// Reads a checkpoint for a run with `settings` that set out from `source`, on which a checkpoint with adapters rests; the model is kept as
 /// `numbers` say. `name_of` is how weights below adapters are named in [`TrainerState::base`].
 ///
@@ -308,7 +355,7 @@ pub fn load(
     let differences: Vec<String> = keys
         .map(|k| (k, state.settings.get(k).unwrap_or(&none), settings.get(k).unwrap_or(&none)))
         .filter(|(_, there, here)| there != here)
-        .map(|(k, there, here)| format!("`{k}` is {there} there, {here} here"))
+        .map(|(k, there, here)| difference(k, there, here))
         .collect();
     if !differences.is_empty() {
         return Err(Error::format(

@@ -400,7 +400,7 @@ impl Row<'_> {
             "prompt",
             format!(
                 "{prompt} tokens, and `max_length` is {limit}: truncation would leave no token of the completions; raise \
-                 `max_length`, use `truncation_mode = keep_end`, or let such rows be dropped"
+                 `max_length`, use `truncation_mode = keep_end`, or leave such rows out with `truncated_completion = drop`"
             ),
         )
     }

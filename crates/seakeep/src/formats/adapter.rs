@@ -55,9 +55,10 @@ impl LoraConfig {
 }
 
 /// Keys that say how an adapter came to be or which parts of the model have one, which its tensors say too.
-const WITHOUT_EFFECT: [&str; 16] = [
+const WITHOUT_EFFECT: [&str; 17] = [
     "auto_mapping",
     "base_model_name_or_path",
+    "eva_config",
     "exclude_modules",
     "fan_in_fan_out",
     "inference_mode",
@@ -107,9 +108,15 @@ impl AdapterFiles {
         let wrong = |what: &str| Error::format(&path, what);
         let object = json.as_object().ok_or_else(|| wrong("expected an object of keys and values"))?;
         check(&path, object)?;
-        let number =
-            |key: &str| object.get(key).and_then(Value::as_f64).filter(|x| x.is_finite() && *x > 0.0);
-        let r = object.get("r").and_then(Value::as_u64).filter(|r| *r > 0);
+        let none = Value::Null;
+        let found = |key: &str| object.get(key).unwrap_or(&none);
+        let not = |key: &str, what: &str| wrong(&format!("`{key}` is {}; expected {what}", found(key)));
+        let switch = |key: &str| match found(key) {
+            Value::Null => Ok(false),
+            value => value.as_bool().ok_or_else(|| not(key, "true or false")),
+        };
+        let r = found("r").as_u64().filter(|r| *r > 0);
+        let lora_alpha = found("lora_alpha").as_f64().filter(|x| x.is_finite() && *x > 0.0);
         let text = |value: &Value| value.as_str().map(str::to_string);
         let tensors = directory.join(TENSORS_FILE);
         if !tensors.is_file() {
@@ -119,11 +126,10 @@ impl AdapterFiles {
         Ok(AdapterFiles {
             path: directory.to_path_buf(),
             config: LoraConfig {
-                r: r.ok_or_else(|| wrong("`r` is not a whole number above 0"))? as usize,
-                lora_alpha: number("lora_alpha")
-                    .ok_or_else(|| wrong("`lora_alpha` is not a number above 0"))?,
-                use_rslora: object.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
-                use_dora: object.get("use_dora").and_then(Value::as_bool).unwrap_or(false),
+                r: r.ok_or_else(|| not("r", "a whole number above 0"))? as usize,
+                lora_alpha: lora_alpha.ok_or_else(|| not("lora_alpha", "a number above 0"))?,
+                use_rslora: switch("use_rslora")?,
+                use_dora: switch("use_dora")?,
                 // Of a finished adapter it means nothing; one that is trained on keeps it.
                 lora_dropout: object.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0),
                 target_modules: match object.get("target_modules") {
@@ -161,6 +167,11 @@ fn check(path: &Path, object: &Map<String, Value>) -> Result<()> {
     let refuse = |key: &str, value: &Value, supported: &str| {
         Err(Error::unsupported(format!("{}: `{key}` is {value}", path.display()), supported.to_string()))
     };
+    // First of all: every other kind has keys of its own, and to leave those out would not help.
+    match object.get("peft_type") {
+        Some(kind) if kind != "LORA" => return refuse("peft_type", kind, "LORA"),
+        _ => {}
+    }
     for (key, value) in object {
         let text = value.as_str().unwrap_or_default();
         let nothing = match value {
@@ -170,7 +181,6 @@ fn check(path: &Path, object: &Map<String, Value>) -> Result<()> {
             _ => false,
         };
         match key.as_str() {
-            "peft_type" if text != "LORA" => return refuse(key, value, "LORA"),
             "bias" if text != "none" => {
                 return refuse(key, value, "none: adapters that leave biases as they are");
             }
@@ -242,6 +252,31 @@ mod tests {
             ("some_key_of_the_future", json!(false)),
         ] {
             checked(key, value).unwrap();
+        }
+    }
+
+    #[test]
+    fn another_kind_of_adapter_is_named_whatever_keys_it_has_besides() {
+        let ia3 = json!({"feedforward_modules": ["down_proj"], "peft_type": "IA3"});
+        let message = check(Path::new("a.json"), ia3.as_object().unwrap()).unwrap_err().to_string();
+        assert!(message.contains("`peft_type` is \"IA3\"; supported: LORA"), "{message}");
+    }
+
+    #[test]
+    fn values_of_another_kind_are_refused() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join(TENSORS_FILE), b"").unwrap();
+        for (key, value, expected) in [
+            ("use_rslora", json!("true"), "true or false"),
+            ("use_dora", json!(1), "true or false"),
+            ("r", json!(0), "a whole number above 0"),
+            ("lora_alpha", json!(-4), "a number above 0"),
+        ] {
+            let mut config = config_json(&LoraConfig::plain(2, 4.0), &["q_proj"], Path::new("base"), false);
+            config[key] = value.clone();
+            std::fs::write(place.path().join(CONFIG_FILE), config.to_string()).unwrap();
+            let message = AdapterFiles::open(place.path()).unwrap_err().to_string();
+            assert!(message.contains(&format!("`{key}` is {value}; expected {expected}")), "{message}");
         }
     }
 

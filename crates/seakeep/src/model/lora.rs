@@ -209,6 +209,9 @@ impl Model {
                 files.base_model_name_or_path
             ));
         }
+        if chosen.is_empty() {
+            return wrong("an adapter without any tensors; where PEFT saved it from weights spread over several processes, gather them first".into());
+        }
         // Before any memory is taken: a wrong `r` must not cost it.
         for (name, want) in &known {
             let shape = files.weights.shape(name).unwrap_or_default();

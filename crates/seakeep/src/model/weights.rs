@@ -103,6 +103,19 @@ impl Weights {
         Weights { tensors, precision }
     }
 
+    /// What became of matrices that were to be quantised when they were loaded, for the user to know.
+    pub fn kept(&self, keep: Keep) -> Option<String> {
+        let Keep::Quantised(ggml_type) = keep else { return None };
+        let count = |of: fn(&Stored) -> bool| self.tensors.iter().filter(|tensor| of(tensor)).count();
+        let (quantised, in_bf16) =
+            (count(|t| matches!(t, Stored::Blocks(_))), count(|t| matches!(t, Stored::Bf16(_))));
+        let rest = match in_bf16 {
+            0 => String::new(),
+            n => format!(", {n} in bfloat16: their rows are no whole blocks of {}", ggml_type.block().0),
+        };
+        Some(format!("{quantised} matrices are kept as {}{rest}", keep.name().to_uppercase()))
+    }
+
     /// A weight to be multiplied with.
     pub fn matrix(&self, id: ParamId) -> Elements<'_> {
         self.tensors[id.0].elements()

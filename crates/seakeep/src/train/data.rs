@@ -60,7 +60,8 @@ pub fn load(
     progress.note(&format!("{}{before}", summary(spec, split, rows.report(), words)));
     if rows.is_empty() {
         return Err(Error::Usage(format!(
-            "{spec} ({split}): no row is left after truncation; raise `max_length`"
+            "{}: no row is left after truncation; raise `max_length`",
+            named(spec, split)
         )));
     }
     Ok(rows)
@@ -141,9 +142,14 @@ fn fitting(row: Pair, objective: &Objective) -> Result<Vec<Pair>> {
     }
 }
 
+/// A data set and its split, if it is not all of it.
+fn named(spec: &str, split: &str) -> String {
+    if split.is_empty() { spec.to_string() } else { format!("{spec} ({split})") }
+}
+
 /// What tokenising did, in a line; `(rows, cut)` are the words for what a row is and for what truncation cuts.
 fn summary(spec: &str, split: &str, report: &TokenizeReport, (rows, cut): (&str, &str)) -> String {
-    let mut text = format!("{spec} ({split}): {} {rows}", report.rows - report.dropped());
+    let mut text = format!("{}: {} {rows}", named(spec, split), report.rows - report.dropped());
     if report.dropped() > 0 {
         text += &format!(", {} left out", report.dropped());
     }

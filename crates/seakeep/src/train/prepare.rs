@@ -52,12 +52,16 @@ pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Resul
     check_writable(existing).map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
 }
 
-/// With `overwrite_output_dir`, an earlier run's checkpoints go, so that none is taken for this run's.
+/// With `overwrite_output_dir`, an earlier run's checkpoints and model go, so that none is taken for this run's. What a run left half-written
+/// when it was killed goes in any case.
 pub(crate) fn clear_output(dir: &Path, resumes: bool) -> Result<()> {
+    let mut leftovers = checkpoint::unfinished(dir);
     if !resumes {
-        for (_, path) in checkpoint::list(dir) {
-            std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-        }
+        leftovers.extend(checkpoint::list(dir).into_iter().map(|(_, path)| path));
+        checkpoint::remove_model(dir)?;
+    }
+    for path in leftovers {
+        std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
     }
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
 }

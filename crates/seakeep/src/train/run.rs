@@ -99,7 +99,7 @@ impl<'a> Run<'a> {
         progress: &mut dyn Progress,
     ) -> Result<Self> {
         let visits = Visits::of(options, train.len());
-        let total_steps = visits.total(options);
+        let (total_steps, eval_rows) = (visits.total(options), Some(eval.fingerprint().to_string()));
         let from = match &options.resume_from_checkpoint {
             None => None,
             Some(Resume::From(path)) => Some(path.clone()),
@@ -122,7 +122,7 @@ impl<'a> Run<'a> {
                     (options.numbers, &options.optimizer),
                     reference::weights,
                 )?;
-                let before = restored.state.total_steps;
+                let (before, mut reference) = (restored.state.total_steps, restored.reference);
                 if restored.state.step > total_steps {
                     return Err(Error::Usage(format!(
                         "{} is at step {}, and the run ends at step {total_steps}: raise `max_steps` or `num_train_epochs`",
@@ -135,8 +135,11 @@ impl<'a> Run<'a> {
                         "the run now ends at step {total_steps}, not {before}: the learning rate follows the new end from here on"
                     ));
                 }
-                let state = TrainerState { total_steps, ..restored.state };
-                (restored.model, restored.optimizer, state, restored.reference)
+                if restored.state.eval_rows != eval_rows {
+                    reference.eval = ReferenceRows::default();
+                }
+                let state = TrainerState { total_steps, eval_rows, ..restored.state };
+                (restored.model, restored.optimizer, state, reference)
             }
             None => {
                 let model = Model::load_in(source, options.numbers)?;
@@ -160,11 +163,16 @@ impl<'a> Run<'a> {
                     groups: Groups::of((0..train.len()).map(|i| train.group(i).map(str::to_string))),
                     settings,
                     base: options.lora.as_ref().map(|_| reference::weights(&model)),
+                    reference: None,
+                    eval_rows,
                     files: Default::default(),
                 };
                 (model, optimizer, state, ReferenceScores::default())
             }
         };
+        if let Some(kept) = model.weights.kept(options.numbers.keep) {
+            progress.note(&kept);
+        }
         let sizes = Sizes::of(&model.config, options.lora.as_ref())?;
         model.gradient_checkpointing = options.gradient_checkpointing;
         Ok(Run { options, source, train, eval, visits, sizes, model, optimizer, state, reference })
@@ -196,6 +204,14 @@ impl<'a> Run<'a> {
         let how = (Layout::to_score(&options.objective), options.environments.is_some());
         let (cache, size) = (options.reference_cache_dir.as_deref(), options.per_device_eval_batch_size);
         let mut reference = Reference::open(model, how, cache, size)?;
+        let weights = reference.weights();
+        if self.state.reference.as_ref().is_some_and(|before| *before != weights) {
+            let path = options.ref_model_name_or_path.as_ref().unwrap_or(&options.model_name_or_path);
+            let what = "the reference has other weights than when the run began, and there are rows that it has not scored yet; give it those \
+                        again, or start anew";
+            return Err(Error::format(path, what));
+        }
+        self.state.reference = Some(weights);
         progress.start("reference log-probabilities", (train.len() + eval.len()) as u64);
         let found =
             [(train, self.train, &mut self.reference.train), (eval, self.eval, &mut self.reference.eval)];
