@@ -261,6 +261,19 @@ fn a_resumed_run_ends_as_the_uninterrupted_one_and_another_run_is_refused() {
     let past_end = ["--output_dir", "parts", "--resume_from_checkpoint", "true", "--max_steps", "3"];
     place.fail(&[&TRAIN[..], &FOUR_STEPS, &past_end].concat(), 2, &["is at step 4", "ends at step 3"]);
 
+    // From an earlier checkpoint: the later one is of steps that are made again.
+    let earlier =
+        [&again[..], &["--resume_from_checkpoint", "parts/checkpoint-2", "--save_steps", "3"]].concat();
+    place.fail(
+        &earlier,
+        2,
+        &["go on from step 2", "parts/checkpoint-4 is of a later one", "overwrite_output_dir"],
+    );
+    place.succeed(&[&earlier[..], &["--overwrite_output_dir"]].concat());
+    assert!(!place.path("parts/checkpoint-4").exists() && place.path("parts/checkpoint-3").exists());
+    assert_eq!(weights("whole"), weights("parts"));
+    std::fs::rename(place.path("whole/checkpoint-4"), place.path("parts/checkpoint-4")).unwrap();
+
     let other = ["--resume_from_checkpoint", "parts/checkpoint-2", "--beta", "0.2"];
     place.fail(
         &[&TRAIN[..], &FOUR_STEPS, &other].concat(),

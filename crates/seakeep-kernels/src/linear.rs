@@ -60,6 +60,7 @@ pub fn forward_each<'a, const N: usize>(
 ) {
     let Some(&Map { inputs, precision, .. }) = maps.first() else { return };
     let each = maps.into_iter().zip(ys).zip(biases);
+    // One product alone chooses its side by what packs less.
     if N == 1 {
         return each.for_each(|((map, y), b)| map.forward(y, x, b));
     }

@@ -1,8 +1,8 @@
 //! Vocabulary projection and log-softmax as one operation over the predicting rows only:
 //! `logp[n] = z[n, target n] - log sum_v exp z[n, v]`, `z = x w^T`; `x` is `[N, C]`, `w` is `[V, C]`.
 //!
-//! Rows are taken in chunks, so that no more than `[CHUNK, V]` logits exist at a time, in any pass, or `[KEPT, V]` where the caller
-//! would rather keep what few rows have than compute it again.
+//! Rows are taken in chunks, so that no more than `[CHUNK, V]` logits exist at a time (with curvature as many of their tangents), or
+//! `[KEPT, V]` where the caller would rather keep what few rows have than compute it again.
 
 use rayon::prelude::*;
 

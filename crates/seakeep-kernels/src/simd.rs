@@ -106,7 +106,7 @@ pub fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// Error function, absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
+/// Error function, absolute error below 3e-7 in f32 (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
     let a = x.abs();

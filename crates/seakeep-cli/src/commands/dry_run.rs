@@ -71,7 +71,9 @@ fn told(cost: &Cost, options: &TrainOptions) -> String {
     ];
     for (name, operations) in once.into_iter().filter(|(_, operations)| *operations > 0.0) {
         let why = match name {
-            "again" => ": forward passes that are computed twice, since activations are not kept",
+            "again" => {
+                ": what is computed more than once, since activations are not kept or pairs of a step wait for each other"
+            }
             "reference" => ": its log-probabilities once, less what is known from before",
             _ => "",
         };

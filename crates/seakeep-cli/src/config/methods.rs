@@ -49,7 +49,7 @@ pub const METHODS: &[Method] = &[
         guards: "population shift, also to texts that are not in the data",
         does: "the first-order worst case over a Wasserstein ball: a penalty on the gradient of the loss in the input \
                embeddings; goes with any rule that weights pairs",
-        knobs: "wdpo_rho, wdpo_form, wdpo_prompt_gradient", cost: "about 2.7 times the arithmetic of a DPO step",
+        knobs: "wdpo_rho, wdpo_form, wdpo_prompt_gradient", cost: "about twice the arithmetic of a DPO step, 2.3 times with gradient accumulation and the root",
         paper: "Xu et al., arXiv 2502.01930; run at beta 0.01 with the official form" },
     Method { name: "drdpo", sets: &[("rule", "drdpo")],
         guards: "label noise: flipped pairs",

@@ -222,20 +222,16 @@ fn projection_passes(c: &mut Criterion) {
     let (mut d_x, mut d_w) = (zeros(x.len()), zeros(w.len()));
     // The logits, and the gradient of inputs from them.
     operations(&mut group, "forward with gradient", 2 * product, || {
-        black_box(projection::forward_with_gradient(&mut d_x, &x, head, &targets, false));
+        black_box(projection::forward_with_gradient(&mut d_x, &x, head, &targets, true));
     });
-    // The logits again, then the weight's gradient.
-    operations(&mut group, "backward by weight", 2 * product, || {
-        projection::backward_weight(
-            linear::Sum::begun(black_box(&mut d_w)),
-            &d_logp,
-            &x,
-            head,
-            &targets,
-            &predicted,
-            None,
-        );
-    });
+    let (_, kept) = projection::forward_with_gradient(&mut d_x, &x, head, &targets, true);
+    // The weight's gradient; of more rows than are kept the logits again before it.
+    for (name, products, kept) in [("backward by weight, kept", 1, kept), ("backward by weight", 2, None)] {
+        operations(&mut group, name, products * product, || {
+            let d_w = linear::Sum::begun(black_box(&mut d_w));
+            projection::backward_weight(d_w, &d_logp, &x, head, &targets, &predicted, kept.as_deref());
+        });
+    }
     let t_x = numbers(x.len());
     // The logits and their tangents, one gradient of inputs, two products by weight.
     operations(&mut group, "backward_with_curvature", 5 * product, || {

@@ -13,7 +13,8 @@
 //!
 //! A *word* is what the micro-kernel takes of one row (or column) at a time: an f32, or in [`Precision::Bf16`] on a
 //! processor with AVX512-BF16 two consecutive values rounded to bf16. Packing transposes, rounds and dequantises,
-//! so the micro-kernel sees words whatever the operands are. Where A is plain f32 its elements are the words, and it is read from where it lies.
+//! so the micro-kernel sees words whatever the operands are. Where A is plain f32 its elements are the words, and it is read from where it lies
+//! unless its lines are whole pages apart.
 //!
 //! Every element of C is a sum over `k` in order, in blocks of `KC` words, each block in one fused chain. Neither
 //! tiles nor threads nor the width of vectors take part in that: any number of threads gives the same bits, and so do

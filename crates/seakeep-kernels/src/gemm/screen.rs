@@ -195,7 +195,13 @@ fn pairs(to: &mut [u32], (width, pack): (usize, super::pack::Pack), x: &[f32], i
 
 /// No less than the Euclidean length.
 fn length(x: &[f32]) -> f32 {
-    vectorise!(dot(x, x)).sqrt() * (1.0 + 1e-4)
+    let square = vectorise!(dot(x, x));
+    // Of numbers so small the squares are lost.
+    let length = match square < 1e-30 {
+        true => x.iter().fold(0.0f32, |most, x| most.max(x.abs())) * (x.len() as f32).sqrt(),
+        false => square.sqrt(),
+    };
+    length * (1.0 + 1e-4)
 }
 
 #[cfg(test)]
@@ -235,6 +241,15 @@ mod tests {
             let without: Vec<[u32; 1]> = first.iter().map(|f| [*f]).collect();
             let without: Vec<&[u32]> = without.iter().map(|f| &f[..]).collect();
             assert_eq!(screen.largest(&x, &without).unwrap(), whole(&x, &w, inputs, &without));
+        }
+    }
+
+    #[test]
+    fn a_length_is_never_too_short() {
+        for scale in [1.0f32, 1e-10, 1e-17, 1e-25, 1e-35] {
+            let x: Vec<f32> = random(100, 5).iter().map(|x| x * scale).collect();
+            let exact = x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>().sqrt();
+            assert!(length(&x) as f64 >= exact, "{scale}: {} {exact}", length(&x));
         }
     }
 

@@ -17,9 +17,9 @@ use crate::{Error, Result};
 /// A file that cannot be opened or mapped.
 pub(super) fn open(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(Error::io("open", path))?;
-    // SAFETY: the map is read-only and private to this process. Should another process truncate the file while we read, the
-    // system raises SIGBUS; that is the accepted risk of mapping model files, and all our writers replace files by rename
-    // instead of truncating them.
+    // SAFETY: the map is read-only but shared with the file: who writes the file in place changes what we read, and who truncates it
+    // has the system raise SIGBUS. Both are the accepted risk of mapping model files; all our writers replace files by rename, and
+    // whatever bytes there are, they are bytes.
     unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))
 }
 

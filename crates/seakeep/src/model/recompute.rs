@@ -45,7 +45,7 @@ impl KeptGradients {
 /// What a tangent pass leaves.
 pub(super) enum KeptSources {
     Whole(LayerSources),
-    /// The gradient at the layer's output (of the last layer at the rows that are read, `[N, C]`) and the tangent of its input, `[T, C]` both.
+    /// The gradient at the layer's output (of the last layer at the rows that are read, `[N, C]`) and the tangent of its input, `[T, C]`.
     Ends {
         d_out: Buffer,
         t_x: Buffer,

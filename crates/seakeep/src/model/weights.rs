@@ -153,7 +153,7 @@ impl Weights {
         })
     }
 
-    /// Whether all are in f32, and multiplied so: products then read them from where they lie.
+    /// Whether all are in f32, and multiplied so: products then read most of them from where they lie.
     pub fn are_plain(&self) -> bool {
         self.precision == Precision::F32 && self.iter().all(|stored| matches!(stored, Stored::F32(_)))
     }

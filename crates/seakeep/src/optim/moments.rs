@@ -182,7 +182,9 @@ impl Part<'_> {
         for ((values, codes), scale) in values.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales) {
             // With its sign: the table has a 1 but no -1, and the largest comes back as it was.
             let largest = values.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
-            let inverse = if largest == 0.0 { 0.0 } else { 1.0 / largest };
+            let inverse = 1.0 / largest;
+            // So small that its inverse is no number: as good as 0.
+            let (largest, inverse) = if inverse.is_finite() { (largest, inverse) } else { (0.0, 0.0) };
             *scale = largest;
             for (code, x) in codes.iter_mut().zip(values) {
                 *code = table.code(x * inverse);
@@ -239,6 +241,16 @@ mod tests {
             let mut again = Moments::zeros(values.len(), true, signed);
             again.set(&kept.to_f32());
             assert!(again == kept);
+        }
+    }
+
+    #[test]
+    fn values_without_an_inverse_are_as_good_as_0() {
+        let values: Vec<f32> = (0..LEAST).map(|i| if i % 2 == 0 { 1e-39 } else { 0.0 }).collect();
+        for signed in [true, false] {
+            let mut kept = Moments::zeros(LEAST, true, signed);
+            kept.set(&values);
+            assert!(kept.to_f32().iter().all(|x| *x == 0.0));
         }
     }
 

@@ -123,7 +123,7 @@ pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<Rewar
     ));
     let texts = Texts::new(&model, &rows, options, progress)?;
     let eval = examples(&model, &eval_rows, options.max_length, progress)?;
-    clear_output(&options.output_dir, false)?;
+    clear_output(&options.output_dir, 0)?;
     let log = MetricsLog::open(&options.output_dir, 0, options.tensorboard)?;
     let mut run = Run { options, objective, model, eval, log, evaluation: None };
     let (steps, metrics) = run.steps(&rows, &texts, progress)?;

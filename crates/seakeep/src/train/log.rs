@@ -1,7 +1,7 @@
 //! What a run writes while it runs: `metrics.jsonl` and TensorBoard event files.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,7 +24,13 @@ impl MetricsLog {
     /// The file system's.
     pub fn open(output_dir: &Path, after: usize, tensorboard: bool) -> Result<Self> {
         let path = output_dir.join("metrics.jsonl");
-        let old = if after > 0 { std::fs::read_to_string(&path).unwrap_or_default() } else { String::new() };
+        let old = match std::fs::read(&path) {
+            _ if after == 0 => String::new(),
+            // A line that is no text is no line of ours, as one that was torn.
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
         let step = |line: &str| serde_json::from_str::<Value>(line).ok().and_then(|v| v["step"].as_u64());
         let kept: String = old
             .lines()
@@ -168,5 +174,14 @@ mod tests {
         assert_eq!(lines[0], r#"{"step":1,"epoch":0.5,"loss":null}"#);
         assert_eq!(lines[2], r#"{"step":3,"epoch":1.0,"loss":0.25}"#);
         assert_eq!(std::fs::read_dir(dir.path().join("runs")).unwrap().count(), 1);
+
+        // A line that was torn, and is not even text, takes none of the others with it.
+        let path = dir.path().join("metrics.jsonl");
+        std::fs::write(&path, [text.as_bytes(), b"{\"step\":\xff\n"].concat()).unwrap();
+        MetricsLog::open(dir.path(), 9, false).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(MetricsLog::open(dir.path(), 9, false).is_err(), "what cannot be read is not replaced");
     }
 }

@@ -52,12 +52,24 @@ pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Resul
     check_writable(existing).map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
 }
 
-/// With `overwrite_output_dir`, an earlier run's checkpoints and model go, so that none is taken for this run's. What a run left half-written
-/// when it was killed goes in any case.
-pub(crate) fn clear_output(dir: &Path, resumes: bool) -> Result<()> {
+/// A run that goes on from `step` has no use for checkpoints after it: they are of steps that it makes again, perhaps otherwise.
+pub(super) fn check_later(dir: &Path, step: usize, overwrites: bool) -> Result<()> {
+    match checkpoint::list(dir).pop() {
+        Some((later, path)) if later > step && !overwrites => Err(Error::Usage(format!(
+            "the run would go on from step {step}, and {} is of a later one; set `overwrite_output_dir = true` to remove what is later, or \
+             choose another output_dir",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// With `overwrite_output_dir`, what an earlier run left after `step`, from which this one goes on, is removed, so that none of it is taken for
+/// this run's: checkpoints, and at step 0 the model. What a run left half-written when it was killed goes in any case.
+pub(crate) fn clear_output(dir: &Path, step: usize) -> Result<()> {
     let mut leftovers = checkpoint::unfinished(dir);
-    if !resumes {
-        leftovers.extend(checkpoint::list(dir).into_iter().map(|(_, path)| path));
+    leftovers.extend(checkpoint::list(dir).into_iter().filter(|(of, _)| *of > step).map(|(_, path)| path));
+    if step == 0 {
         checkpoint::remove_model(dir)?;
     }
     for path in leftovers {

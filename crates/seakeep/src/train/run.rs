@@ -1,5 +1,7 @@
 //! A training run from options to a saved model.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
@@ -62,9 +64,10 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     let settings = prepare::settings(options, &tokenizer, &train);
 
     let mut run = Run::start(options, &source, &train, &eval, settings, progress)?;
+    prepare::check_later(&options.output_dir, run.state.step, options.overwrite_output_dir)?;
     run.score_reference(progress)?;
     run.add_adapters(progress)?;
-    prepare::clear_output(&options.output_dir, resumes)?;
+    prepare::clear_output(&options.output_dir, run.state.step)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
     let (metrics, speed) = run.steps(&mut log, progress)?;
     let save = |dtype| checkpoint::save_model(&options.output_dir, &run.model, &source, dtype);
@@ -352,10 +355,13 @@ impl<'a> Run<'a> {
     fn at_step(&self, error: Error, rows: &[usize]) -> Error {
         match error {
             Error::NonFinite(what) => {
-                let lines: Vec<String> = rows.iter().map(|&i| self.train.place(i).1.to_string()).collect();
-                let file = self.train.place(rows[0]).0.display();
-                let step = self.state.step + 1;
-                Error::NonFinite(format!("step {step} (rows {} of {file}): {what}", lines.join(", ")))
+                let places: Vec<_> = rows.iter().map(|&i| self.train.place(i)).collect();
+                let of_file = |places: &[(&Arc<Path>, usize)]| {
+                    let lines: Vec<String> = places.iter().map(|place| place.1.to_string()).collect();
+                    format!("rows {} of {}", lines.join(", "), places[0].0.display())
+                };
+                let files: Vec<String> = places.chunk_by(|a, b| a.0 == b.0).map(of_file).collect();
+                Error::NonFinite(format!("step {} ({}): {what}", self.state.step + 1, files.join("; ")))
             }
             other => other,
         }

@@ -218,7 +218,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Weights below this vanish in f32; so does what such a pair would add.
+/// What a pair of less weight adds is below the last digit of any sum.
 const NO_WEIGHT: f64 = 1e-20;
 
 struct Step<'a> {
