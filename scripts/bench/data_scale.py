@@ -1,6 +1,6 @@
 """How training scales with the data: Parquet files of 1,000, 100,000 and 1,000,000 pairs, each trained on for three steps with a
-tiny model. Prints, cold (nothing in the cache) and warm, the seconds to the first step, the memory when training begins and at
-its peak, and the size of the tokens on disk.
+tiny model. Prints, cold (nothing in the cache) and warm, the seconds until the first step is done, the peak of memory, and the size of
+the tokens on disk.
 
     python scripts/bench/data_scale.py target/release/seakeep [--rows 1000 100000 1000000] [--work DIR]
 
@@ -38,7 +38,7 @@ def write_pairs(path: pathlib.Path, rows: int) -> None:
 
 
 def train(program: str, model: pathlib.Path, data: pathlib.Path, work: pathlib.Path) -> dict:
-    """Three steps; what /proc says of the program when its first step begins and ends."""
+    """Three steps: when the first is logged, and the peak that /proc tells."""
     out = work / "out"
     command = [program, "train", "--model_name_or_path", model, "--dataset_name", data, "--output_dir", out, "--overwrite_output_dir", "true"]
     command += ["--max_steps", "3", "--per_device_train_batch_size", "4", "--save_strategy", "no", "--report_to", "none", "--max_length", "none"]

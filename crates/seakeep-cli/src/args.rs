@@ -52,11 +52,11 @@ fn all_but(command: Command, others: &[&str]) -> Command {
 }
 
 /// Accepts, hidden, the flags of the keys that the command does not read, so that one set of flags serves every command.
-/// Not the splits: a command that scores all rows must not seem to score a part of them.
+/// Not the splits, nor other rows to evaluate on: a command that scores all rows of `dataset_name` must not seem to score others.
 pub fn accepting_the_rest(command: Command) -> Command {
     let known: Vec<String> = command.get_arguments().map(|a| a.get_id().to_string()).collect();
-    let rest =
-        KEYS.iter().filter(|key| !key.name.ends_with("_split") && !known.iter().any(|k| k == key.name));
+    let misleads = |name: &str| name.ends_with("_split") || name == "eval_dataset_name";
+    let rest = KEYS.iter().filter(|key| !misleads(key.name) && !known.iter().any(|k| k == key.name));
     command.args(rest.map(|key| flag(key).hide(true)))
 }
 

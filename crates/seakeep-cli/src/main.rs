@@ -47,7 +47,9 @@ fn explain(error: &Error, command: &str) -> String {
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::NotADirectory => {
                 Some("choose a place that you may write to".into())
             }
-            std::io::ErrorKind::StorageFull => Some("the disk is full; nothing was left half written".into()),
+            std::io::ErrorKind::StorageFull => {
+                Some("the disk is full: make room, and run the command again".into())
+            }
             _ => None,
         },
         Error::Format { .. } | Error::Row { .. } | Error::Unsupported { .. } | Error::NonFinite(_) => None,

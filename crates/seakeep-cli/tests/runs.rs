@@ -192,11 +192,28 @@ fn a_dry_run_counts_and_writes_nothing() {
         again.stderr.contains("tokenised before")
             && again.stdout == plain.replace(&line(&plain, "time "), &line(&again.stdout, "time "))
     );
-    place.fail(
-        &[&TRAIN[..], &["--dataset_train_split", "test", "--dry_run"]].concat(),
-        2,
-        &["no split `test`"],
-    );
+    for (code, flags, said) in [
+        (2, ["--dataset_train_split", "test"], "no split `test`"),
+        (2, ["--output_dir", "kept"], "kept holds an earlier run"),
+        (2, ["--resume_from_checkpoint", "true"], "no checkpoint in out"),
+        (1, ["--resume_from_checkpoint", "model"], "model: not a checkpoint"),
+        (1, ["--ref_model_name_or_path", "nothere"], "nothere: no such file or directory; a model is"),
+    ] {
+        place.fail(&[&TRAIN[..], &flags, &["--dry_run"]].concat(), code, &[said]);
+    }
+    let mut config = common::config();
+    config["max_position_embeddings"] = 4.into();
+    place.copy_model("short");
+    place.write("short/config.json", &config.to_string());
+    let short = ["--model_name_or_path", "short", "--max_length", "none", "--dry_run"];
+    place.fail(&[&TRAIN[..], &short].concat(), 1, &["pairs.jsonl, row 1", "the model has 4 positions"]);
+    // Scoring many rows at a time takes more than training on few.
+    let memory = |text: &str| line(text, "memory ").split(' ').next().unwrap().parse::<f64>().unwrap();
+    let many =
+        ["--eval_strategy", "epoch", "--eval_dataset_name", "many.jsonl", "--per_device_eval_batch_size"];
+    place.write("many.jsonl", &place.read("pairs.jsonl").repeat(2_000));
+    let [few, all] = ["8", "12000"].map(|size| memory(&dry(&[&many[..], &[size]].concat())));
+    assert!(all > few, "{few} {all}");
 }
 
 /// The file in the cache whose name begins so.
@@ -273,6 +290,7 @@ fn a_resumed_run_ends_as_the_uninterrupted_one_and_another_run_is_refused() {
     assert!(!place.path("parts/checkpoint-4").exists() && place.path("parts/checkpoint-3").exists());
     assert_eq!(weights("whole"), weights("parts"));
     std::fs::rename(place.path("whole/checkpoint-4"), place.path("parts/checkpoint-4")).unwrap();
+    std::fs::remove_dir_all(place.path("parts/checkpoint-3")).unwrap();
 
     let other = ["--resume_from_checkpoint", "parts/checkpoint-2", "--beta", "0.2"];
     place.fail(

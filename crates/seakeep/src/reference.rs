@@ -238,7 +238,7 @@ impl<'a> Reference<'a> {
         }
         // Those that cannot be scored are found before hours have passed.
         let of = |part: &[usize]| part.iter().map(|&i| visited[i]).collect::<Vec<usize>>();
-        check_lengths(self.model, rows, &of(&missing))?;
+        check_lengths(&self.model.config, rows, &of(&missing))?;
         for part in missing.chunks(self.batch_size * BATCHES) {
             let (how, size) = (self.layout, self.batch_size);
             let scores = score_rows(self.model, (rows, &of(part)), how, self.with_features, size, progress)?;

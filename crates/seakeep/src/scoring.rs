@@ -7,7 +7,7 @@ use crate::batch::{Batch, Sharing};
 use crate::data::tokenize::common_prefix;
 use crate::data::{Role, Rows, TokenizedPair};
 use crate::logps::BranchLogps;
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::objective::Objective;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -174,7 +174,7 @@ pub fn score(
     progress: &mut dyn Progress,
 ) -> Result<Scores> {
     for pair in pairs {
-        check_length(model, pair)?;
+        check_length(&model.config, pair)?;
     }
     let mut scores = Scores::default();
     pairs.chunks(batch_size).try_for_each(|part| {
@@ -197,7 +197,7 @@ pub fn score_rows(
     batch_size: usize,
     progress: &mut dyn Progress,
 ) -> Result<Scores> {
-    check_lengths(model, rows, visited)?;
+    check_lengths(&model.config, rows, visited)?;
     let mut scores = Scores::default();
     for part in visited.chunks(batch_size) {
         let pairs = rows.several(part)?;
@@ -252,17 +252,17 @@ fn prompt_rows(pairs: &[&TokenizedPair], batch: &Batch) -> Vec<std::ops::Range<u
 ///
 /// # Errors
 /// [`Error::Row`].
-pub fn check_lengths(model: &Model, rows: &Rows, visited: &[usize]) -> Result<()> {
-    let may_be_longer = |i: &&usize| rows.longest(**i) > model.config.max_positions;
-    visited.iter().filter(may_be_longer).try_for_each(|&i| check_length(model, &rows.get(i)?))
+pub fn check_lengths(config: &ModelConfig, rows: &Rows, visited: &[usize]) -> Result<()> {
+    let may_be_longer = |i: &&usize| rows.longest(**i) > config.max_positions;
+    visited.iter().filter(may_be_longer).try_for_each(|&i| check_length(config, &rows.get(i)?))
 }
 
 /// Names the row whose text is longer than the model.
 ///
 /// # Errors
 /// [`Error::Row`].
-pub fn check_length(model: &Model, pair: &TokenizedPair) -> Result<()> {
-    let most = model.config.max_positions;
+pub fn check_length(config: &ModelConfig, pair: &TokenizedPair) -> Result<()> {
+    let most = config.max_positions;
     for branch in &pair.branches {
         let key = match branch.role {
             // A text, or a completion: the row knows its name, its tokens do not.

@@ -198,7 +198,7 @@ impl Sweep {
         match twice {
             None => Ok(cells),
             Some((_, cell)) => Err(Error::Usage(format!(
-                "{}: `{}` stands twice in [[methods]]",
+                "{}: `{}` stands twice: name each method, each value of its knobs and each of `seeds` once",
                 self.path.display(),
                 cell.label
             ))),

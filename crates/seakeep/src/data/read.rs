@@ -23,7 +23,7 @@ pub const MAX_ARRAY_BYTES: u64 = 4 << 30;
 /// For error messages.
 pub const SUPPORTED_FILES: &str = ".jsonl, .json, .txt (also .gz of these), .parquet";
 
-/// The rows of `spec`: a file, a directory (its data files, not those below it) or a glob pattern.
+/// The rows of `spec`: a file, a directory (its data files and those below it) or a glob pattern.
 ///
 /// # Errors
 /// [`Error::Usage`] where nothing matches; [`Error::Row`] with file, row and key for a row that cannot
@@ -144,21 +144,31 @@ pub fn data_files(spec: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Files of `datasets` about a data set, which stand beside it.
+const ABOUT: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
+/// Directories within directories that are looked into.
+const DEPTH: usize = 8;
+
+/// The data files in a directory and those below it, as `datasets` finds them; hidden ones are left out.
 fn directory_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))? {
-        let file = entry.map_err(Error::io("list", directory))?.path();
-        // A .txt in a directory is as likely to be about the data as data; it has to be named, or meant by a pattern.
-        if file.is_file() && Kind::of(&file).is_some_and(|kind| !matches!(kind, Kind::Text { .. })) {
-            files.push(file);
+    let (mut files, mut pending) = (Vec::new(), vec![(directory.to_path_buf(), 0)]);
+    while let Some((directory, depth)) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).map_err(Error::io("list", &directory))? {
+            let path = entry.map_err(Error::io("list", &directory))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // A .txt in a directory is as likely to be about the data as data; it has to be named, or meant by a pattern.
+            let is_data = Kind::of(&path).is_some_and(|kind| !matches!(kind, Kind::Text { .. }));
+            if name.starts_with('.') || ABOUT.contains(&name) {
+                continue;
+            }
+            if path.is_dir() && depth < DEPTH {
+                pending.push((path, depth + 1));
+            } else if path.is_file() && is_data {
+                files.push(path);
+            }
         }
     }
     if files.is_empty() {
-        // A data set as the hub lays it out.
-        let inner = directory.join("data");
-        if inner.is_dir() {
-            return directory_files(&inner);
-        }
         return Err(Error::format(
             directory,
             format!(

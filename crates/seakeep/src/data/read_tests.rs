@@ -56,6 +56,14 @@ fn directories_and_patterns_take_files_in_order() {
             read_pairs(&spec).unwrap().iter().map(|p| p.file.file_name().unwrap().to_owned()).collect();
         assert_eq!(files, ["a.json", "b.jsonl"]);
     }
+    // And those below, as `datasets` finds them; neither hidden ones nor what is about the data.
+    for (below, name) in [("data", "c.jsonl"), ("data/.cache", "d.jsonl"), (".", "dataset_infos.json")] {
+        std::fs::create_dir_all(folder.path().join(below)).unwrap();
+        write(&folder.path().join(below), name, if name == "c.jsonl" { ROW.as_bytes() } else { b"{}" });
+    }
+    let found = read_pairs(&directory).unwrap();
+    let names: Vec<_> = found.iter().map(|pair| pair.file.file_name().unwrap().to_owned()).collect();
+    assert_eq!(names, ["a.json", "b.jsonl", "c.jsonl"]);
     assert!(message(&format!("{directory}/*.parquet")).contains("no file matches"));
     assert!(message(&format!("{directory}/[")).contains("not a glob pattern"));
     assert!(message(&format!("{directory}/none.jsonl")).contains("no such file"));

@@ -42,8 +42,8 @@ impl ModelSource {
         if !path.exists() {
             return Err(Error::format(
                 path,
-                "no such file or directory; --model_name_or_path takes a Hugging Face model directory or a .gguf file \
-                 on this machine (a hub name must be downloaded first)",
+                "no such file or directory; a model is a Hugging Face directory or a .gguf file on this machine (a hub name must be \
+                 downloaded first)",
             ));
         }
         if path.is_dir() && AdapterFiles::are_in(path) {

@@ -107,6 +107,10 @@ impl Template {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(100);
         environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_formatter(|out, state, value| match python_float(value) {
+            Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
+            None => minijinja::escape_formatter(out, state, value),
+        });
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(
@@ -229,6 +233,21 @@ fn without_generation_tags(source: &str) -> String {
     out
 }
 
+/// A finite float as Python's `repr` spells it: the shortest digits that mean it, with an exponent below 1e-4 and from 1e16 on.
+fn python_float(value: &Value) -> Option<String> {
+    if value.kind() != ValueKind::Number || value.is_integer() {
+        return None;
+    }
+    let x = f64::try_from(value.clone()).ok().filter(|x| x.is_finite())?;
+    let text = format!("{x:e}");
+    let (digits, exponent) = text.split_once('e')?;
+    let exponent: i32 = exponent.parse().ok()?;
+    Some(match exponent {
+        -4..16 => format!("{x:?}"),
+        _ => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
+    })
+}
+
 /// Python's `json.dumps` as transformers binds it: no HTML escapes, ", " and ": " between.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
@@ -276,7 +295,7 @@ impl JsonStyle {
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => out.push_str(&value.to_string()),
+            ValueKind::Number => out.push_str(&python_float(value).unwrap_or_else(|| value.to_string())),
             ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();

@@ -108,6 +108,14 @@ fn json_is_pythons() {
         template.render(&hello(), false, &[], variables.as_object().unwrap()).unwrap()
     };
     assert_eq!(render("{{ v|tojson }}"), r#"{"b": [1, 2.5, true, null], "a": "é<\"\n", "e": {}, "l": []}"#);
+    // As Python's `repr` has them.
+    let floats = [1e-7, 1e-5, 1e-4, 0.1, 1.0, 1e15, 1e16, 1.5e300, -2.5e-9, 123456.789];
+    let spelled = "1e-07, 1e-05, 0.0001, 0.1, 1.0, 1000000000000000.0, 1e+16, 1.5e+300, -2.5e-09, 123456.789";
+    let template =
+        Template::parse(Path::new("t"), "{{ f|tojson }} {% for x in f %}{{ x }}, {% endfor %}").unwrap();
+    let variables = json!({"f": floats});
+    let found = template.render(&hello(), false, &[], variables.as_object().unwrap()).unwrap();
+    assert_eq!(found, format!("[{spelled}] {spelled}, "));
     assert_eq!(render("{{ v.a|tojson(ensure_ascii=true) }}"), r#""\u00e9<\"\n""#);
     assert_eq!(render("{{ v.b|tojson(separators=(',', ':')) }}"), "[1,2.5,true,null]");
     assert_eq!(render("{{ v.b[:2]|tojson(indent=2) }}"), "[\n  1,\n  2.5\n]");

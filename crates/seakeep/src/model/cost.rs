@@ -156,7 +156,7 @@ impl Sizes {
         let qkv = queries + 2 * keys;
         let normed = if c.qk_norm { queries + keys } else { 0 };
         // `LayerActivations`, `LayerGradients` and `LayerSources`, of a position.
-        let activations = 2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed;
+        let activations = self.layer_activations();
         let gradients = 3 * c.hidden + qkv + queries + c.intermediate + normed;
         let sources = 2 * c.hidden + qkv + inner;
         // They replace each other layer by layer, in buffers of the same width.
@@ -186,6 +186,24 @@ impl Sizes {
         };
         let logits = rows * c.vocab_size;
         4 * (positions * (kept + passing) + predictions * 2 * c.hidden + logits)
+    }
+
+    /// Floats of `LayerActivations`, of a position.
+    fn layer_activations(&self) -> usize {
+        let c = &self.config;
+        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let inner = if c.gated { 2 * c.intermediate } else { c.intermediate };
+        let normed = if c.qk_norm { queries + keys } else { 0 };
+        2 * c.hidden + 2 * queries + 2 * keys + 2 * c.heads + inner + normed
+    }
+
+    /// Bytes that a forward pass needs at a time which keeps nothing: of the layer whose turn it is, and logits.
+    pub fn scoring_bytes(&self, (positions, predictions): (usize, usize)) -> usize {
+        let c = &self.config;
+        // Attention's output in the order of its tasks; the activation's output; the layer's.
+        let passing = c.heads * c.head_dim + c.intermediate + c.hidden;
+        let logits = predictions.min(CHUNK) * c.vocab_size;
+        4 * (positions * (self.layer_activations() + passing) + predictions * 2 * c.hidden + logits)
     }
 
     /// Bytes of the weights of the model in `source`, without adapters, where they are kept as `keep` says.

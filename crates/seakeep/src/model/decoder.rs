@@ -10,7 +10,7 @@ use seakeep_kernels::rope::Table;
 use super::blocks::{Params, add, rows_of};
 use super::config::{ModelConfig, Positions};
 use super::families::{self, DecoderParams};
-use super::layer::{Context, Read};
+use super::layer::{Context, LayerActivations, LayerGradients, Read};
 use super::lora::Adapters;
 use super::recompute::Kept;
 use super::tensors::{TensorMap, Tensors};
@@ -174,15 +174,27 @@ impl Model {
 
     /// All layers: what they keep for the other passes, and of the residual stream after the last what is read, `[N, C]`.
     pub(super) fn forward_layers(&self, batch: &Batch, read: &Read) -> (Vec<Kept>, Buffer) {
-        let (contexts, mut x) =
-            (self.contexts(batch, Some(read)), self.embed(&batch.tokens, &batch.positions));
         let mut layers = Vec::with_capacity(self.config.layers);
+        let last = self
+            .through_layers(batch, Some(read), |a| layers.push(Kept::new(a, self.gradient_checkpointing)));
+        (layers, last)
+    }
+
+    /// The residual stream after the last layer: `[N, C]` if certain rows are read, otherwise `[T, C]`. What is inside each layer is handed to
+    /// `keep`.
+    fn through_layers(
+        &self,
+        batch: &Batch,
+        read: Option<&Read>,
+        mut keep: impl FnMut(LayerActivations),
+    ) -> Buffer {
+        let (contexts, mut x) = (self.contexts(batch, read), self.embed(&batch.tokens, &batch.positions));
         for (i, layer) in self.params.layers.iter().enumerate() {
-            let (out, kept) = layer.forward(&contexts(i), x);
-            layers.push(Kept::new(kept, self.gradient_checkpointing));
+            let (out, inside) = layer.forward(&contexts(i), x);
+            keep(inside);
             x = out;
         }
-        (layers, x)
+        x
     }
 
     /// The forward pass, keeping what the others need.
@@ -239,11 +251,7 @@ impl Model {
 
     /// The residual stream after the last layer: `[N, C]` if certain rows are read, otherwise `[T, C]`.
     pub(super) fn last_hidden(&self, batch: &Batch, read: Option<&Read>) -> Buffer {
-        let (contexts, mut x) = (self.contexts(batch, read), self.embed(&batch.tokens, &batch.positions));
-        for (i, layer) in self.params.layers.iter().enumerate() {
-            x = layer.forward(&contexts(i), x).0;
-        }
-        x
+        self.through_layers(batch, read, drop)
     }
 
     /// What is predicted, from the residual stream after the last layer at the rows that predict, `[N, C]`.
@@ -256,7 +264,7 @@ impl Model {
     /// the gradient at the embedding lookup, `[T, C]`.
     pub fn backward(&self, batch: &Batch, a: &Activations, d_logps: &[f64], grads: &mut Tensors) -> Buffer {
         let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
-        self.backward_rows(batch, (&a.layers, &a.last, &a.read), &d_hidden, grads)
+        self.backward_rows(batch, (&a.layers, &a.last, &a.read), &d_hidden, grads, drop)
     }
 
     /// The gradient at the normalised predicting rows, `[N, C]`; adds the head's to `grads`.
@@ -283,19 +291,22 @@ impl Model {
     }
 
     /// From the derivative with respect to the normalised hidden states of the rows that are read, `[N, C]`, down to the embedding
-    /// lookup: adds to `grads`, returns the gradient there, `[T, C]`.
+    /// lookup: adds to `grads`, returns the gradient there, `[T, C]`. What is inside each layer, from the last on, is handed to `keep`.
     pub(super) fn backward_rows(
         &self,
         batch: &Batch,
         (layers, last, read): (&[Kept], &[f32], &Read),
         d_hidden: &[f32],
         grads: &mut Tensors,
+        mut keep: impl FnMut(LayerGradients),
     ) -> Buffer {
         let contexts = self.contexts(batch, Some(read));
         let mut d_x = self.params.final_norm.backward(&self.weights, grads, d_hidden, last);
         for (i, (layer, kept)) in self.params.layers.iter().zip(layers).enumerate().rev() {
             let cx = contexts(i);
-            d_x = layer.backward(&cx, grads, &kept.activations(layer, &cx), d_x, None).0;
+            let (below, inside) = layer.backward(&cx, grads, &kept.activations(layer, &cx), d_x, None);
+            keep(inside);
+            d_x = below;
         }
         self.backward_embed(batch, &d_x, grads);
         d_x

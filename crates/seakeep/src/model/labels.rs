@@ -43,7 +43,7 @@ impl Model {
         d_hidden: &[f32],
         grads: &mut Tensors,
     ) -> Buffer {
-        self.backward_rows(batch, (&a.layers, &a.last, &a.read), d_hidden, grads)
+        self.backward_rows(batch, (&a.layers, &a.last, &a.read), d_hidden, grads, drop)
     }
 
     /// The head on hidden states `[N, C]`: logits, `[N, L]`.

@@ -51,18 +51,11 @@ impl Model {
         grads: &mut Tensors,
     ) -> (Buffer, InnerGradients) {
         let d_hidden = self.backward_predictions(batch, a, d_logps, grads);
-        let mut d_x = self.params.final_norm.backward(&self.weights, grads, &d_hidden, &a.last);
-        let contexts = self.contexts(batch, Some(&a.read));
         let mut layers = Vec::with_capacity(self.config.layers);
-        for (i, (layer, kept)) in self.params.layers.iter().zip(&a.layers).enumerate().rev() {
-            let cx = contexts(i);
-            let a = kept.activations(layer, &cx);
-            let (below, inside) = layer.backward(&cx, grads, &a, d_x, None);
+        let d_x = self.backward_rows(batch, (&a.layers, &a.last, &a.read), &d_hidden, grads, |inside| {
             layers.push(KeptGradients::new(inside, self.gradient_checkpointing));
-            d_x = below;
-        }
+        });
         layers.reverse();
-        self.backward_embed(batch, &d_x, grads);
         (d_x, InnerGradients { layers, d_logps: d_logps.to_vec() })
     }
 

@@ -8,12 +8,13 @@ use super::step::{most_rows, runs};
 use super::{Every, TrainOptions, prepare};
 use crate::Result;
 use crate::batch::Batch;
+use crate::checkpoint;
 use crate::data::{Rows, TokenizedPair};
 use crate::formats::ModelSource;
 use crate::model::{Keep, Model, Operations, Sizes};
 use crate::objective::Objective;
 use crate::progress::Progress;
-use crate::scoring::{Layout, begin};
+use crate::scoring::{Layout, begin, check_lengths};
 
 /// Share of the machine's best product that a step reaches as a whole, within which expected times lie. Measured:
 /// docs/PERFORMANCE.md.
@@ -107,6 +108,28 @@ impl RowCosts {
         let sum: f64 = rows.iter().map(|&i| self.each[i].operations.forward).sum();
         sum - known as f64 * self.opening.operations.forward
     }
+
+    /// Rows and predictions of the largest batch, of so many at a time.
+    fn largest(&self, rows: &[usize], batch: usize) -> (usize, usize) {
+        let sum = |part: &[usize], of: fn(&RowCost) -> usize| {
+            part.iter().map(|&i| of(&self.each[i])).sum::<usize>()
+        };
+        let of = |part: &[usize]| {
+            let computed = sum(part, |c| c.computed) - (part.len() - 1) * self.opening.computed;
+            (computed, sum(part, |c| c.predictions))
+        };
+        rows.chunks(batch).map(of).max().unwrap_or((0, 0))
+    }
+}
+
+/// Rows and predictions of the largest batches ...
+struct Largest {
+    /// that are trained on,
+    trained: (usize, usize),
+    /// that the reference scores,
+    scored: (usize, usize),
+    /// that are evaluated while the run is on, if any are.
+    evaluated: Option<(usize, usize)>,
 }
 
 /// Counts what the run that `options` describe will cost: reads and tokenises the data, looks at the model's configuration,
@@ -116,20 +139,29 @@ impl RowCosts {
 /// Whatever is wrong with model, data or settings.
 pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<Cost> {
     options.objective.check()?;
+    let resumes = options.resume_from_checkpoint.is_some();
+    prepare::check_output(&options.output_dir, resumes, options.overwrite_output_dir)?;
+    prepare::checkpoint_of(options)?.map(|path| checkpoint::load_state(&path)).transpose()?;
     let source = ModelSource::open(&options.model_name_or_path)?;
     let config = Model::config(&source)?;
+    if let Some(reference) = &options.ref_model_name_or_path {
+        Model::config(&ModelSource::open(reference)?)?;
+    }
     prepare::check_adapters(options, &source, &config)?;
     let tokenizer = source.tokenizer()?;
     let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
     let train = data::load(spec, split, &tokenizer, options, progress)?;
     let eval = prepare::eval_rows(options, &tokenizer, progress)?;
+    prepare::check_reference(options, &tokenizer, &train, progress)?;
     let visits = Visits::of(options, train.len());
     let steps = visits.total(options);
+    let (visited, every) = (visits.visited(steps), (0..eval.len()).collect::<Vec<usize>>());
+    check_lengths(&config, &train, &visited)?;
+    check_lengths(&config, &eval, &every)?;
     let (sizes, objective) = (Sizes::of(&config, options.lora.as_ref())?, &options.objective);
 
     let mut tokens = Tokens::default();
     let costs = of_rows(&train, objective, &sizes, Some(&mut tokens))?;
-    let visited = visits.visited(steps);
     let eval_costs = of_rows(&eval, objective, &sizes, None)?;
     let scored_at_a_time = options.per_device_eval_batch_size;
     let (mut run, mut again, mut largest) = (Operations::default(), 0.0, (0, 0));
@@ -153,7 +185,6 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         again += passes as f64 * costs.forward(&rows, micro, whole);
     }
     let step = run.times(1.0 / steps.max(1) as f64);
-    let every: Vec<usize> = (0..eval.len()).collect();
     // Features of prompts are means over all of their rows.
     let features = options.environments.is_some();
     let reference = match objective.needs_reference() {
@@ -180,7 +211,18 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         again,
         reference,
         evaluation,
-        memory: peak(options, (&sizes, &source), largest, train.len() + eval.len()),
+        memory: peak(
+            options,
+            (&sizes, &source),
+            Largest {
+                trained: largest,
+                scored: costs
+                    .largest(&visited, scored_at_a_time)
+                    .max(eval_costs.largest(&every, scored_at_a_time)),
+                evaluated: (options.eval != Every::No).then(|| eval_costs.largest(&every, scored_at_a_time)),
+            },
+            train.len() + eval.len(),
+        ),
         available: memory(),
         ceiling: measured_ceiling(options.numbers.precision),
     })
@@ -235,11 +277,11 @@ fn of_rows(
     Ok(RowCosts { each, opening: cost(&Batch::open(Layout::to_score(objective).worth(&opening))) })
 }
 
-/// What memory is needed for at the fullest moment: in a step, or where the model is written.
+/// What memory is needed for at the fullest moment: in a step, in an evaluation, or while the reference scores.
 fn peak(
     options: &TrainOptions,
     (sizes, source): (&Sizes, &ModelSource),
-    largest: (usize, usize),
+    largest: Largest,
     rows: usize,
 ) -> Vec<(&'static str, usize)> {
     const F32: usize = 4;
@@ -250,18 +292,27 @@ fn peak(
         options.objective.penalty.is_some_and(|p| !p.is_linear()) && options.gradient_accumulation_steps > 1;
     let gradients = F32 * sizes.trainable * if apart { 2 } else { 1 };
     let penalty = options.objective.penalty.is_some();
-    let activations = sizes.activation_bytes(largest, penalty, options.gradient_checkpointing);
-    let largest = ("activations of what is run at a time, logits", activations);
+    let activations = sizes.activation_bytes(largest.trained, penalty, options.gradient_checkpointing);
+    let of_training = ("activations of what is run at a time, logits", activations);
+    let of_scoring = |batch| ("activations of what is scored at a time, logits", sizes.scoring_bytes(batch));
     let common = [("weights", weights + adapters), ("program, tokenizer, rows", PROGRAM + ROW * rows)];
     // In 8 bits with a scale for each block.
     let moments = 2 * sizes.trainable * if options.optimizer.eight_bits { 1 } else { F32 };
-    let training = [("gradients", gradients), ("AdamW's moments", moments), largest];
+    let lasting = [("gradients", gradients), ("AdamW's moments", moments)];
+    let training = [&lasting[..], &[of_training]].concat();
+    let evaluation = largest.evaluated.map(|batch| [&lasting[..], &[of_scoring(batch)]].concat());
     // A reference of its own is gone before training starts.
-    let own = options.objective.needs_reference() && options.ref_model_name_or_path.is_some();
-    let scoring = [("the reference, while it is scored", if own { weights } else { 0 })];
-    let bytes = |parts: &[(&str, usize)]| parts.iter().map(|part| part.1).sum::<usize>();
-    let fullest = if bytes(&scoring) > bytes(&training) { &scoring[..] } else { &training[..] };
-    [&common[..1], fullest, &common[1..]].concat()
+    let own = options.ref_model_name_or_path.is_some();
+    let reference = ("the reference, while it scores", if own { weights } else { 0 });
+    // Adapters, and the moments of theirs, come after the reference.
+    let moments = (lasting[1].0, if options.lora.is_some() { 0 } else { moments });
+    let needed = options.objective.needs_reference();
+    let scoring = needed.then(|| vec![reference, moments, of_scoring(largest.scored)]);
+    let phases = [Some(training), evaluation, scoring].into_iter().flatten();
+    let bytes = |parts: &Vec<(&str, usize)>| parts.iter().map(|part| part.1).sum::<usize>();
+    let fullest = phases.max_by_key(bytes).unwrap_or_default();
+    let [weights, rest] = common;
+    [vec![weights], fullest, vec![rest]].concat()
 }
 
 /// The operations that a step's pairs ask for.

@@ -1,12 +1,12 @@
 //! What is checked and read before a run starts: nothing is written until all of it holds.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::data;
-use super::{Every, TrainOptions};
+use super::{Every, Resume, TrainOptions};
 use crate::checkpoint;
 use crate::data::Rows;
 use crate::formats::{ModelSource, Tokenizer, check_writable};
@@ -50,6 +50,21 @@ pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Resul
     let existing =
         dir.ancestors().find(|p| p.exists() && !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     check_writable(existing).map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
+}
+
+/// The checkpoint that the run goes on from, if it goes on from one.
+pub(super) fn checkpoint_of(options: &TrainOptions) -> Result<Option<PathBuf>> {
+    match &options.resume_from_checkpoint {
+        None => Ok(None),
+        Some(Resume::From(path)) => Ok(Some(path.clone())),
+        Some(Resume::Latest) => match checkpoint::list(&options.output_dir).pop() {
+            Some((_, path)) => Ok(Some(path)),
+            None => Err(Error::Usage(format!(
+                "resume_from_checkpoint: no checkpoint in {}",
+                options.output_dir.display()
+            ))),
+        },
+    }
 }
 
 /// A run that goes on from `step` has no use for checkpoints after it: they are of steps that it makes again, perhaps otherwise.

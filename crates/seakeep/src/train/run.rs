@@ -11,8 +11,8 @@ use super::data::{self, Visits};
 use super::log::MetricsLog;
 use super::machine::{Speed, measured_ceiling};
 use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
-use super::{Every, Resume, TrainOptions, prepare};
-use seakeep_kernels::dropout::mix;
+use super::{Every, TrainOptions, prepare};
+use seakeep_kernels::{buffer, dropout::mix};
 
 use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceRows, ReferenceScores, TrainerState};
 use crate::data::{Rows, TokenizedPair};
@@ -103,20 +103,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let visits = Visits::of(options, train.len());
         let (total_steps, eval_rows) = (visits.total(options), Some(eval.fingerprint().to_string()));
-        let from = match &options.resume_from_checkpoint {
-            None => None,
-            Some(Resume::From(path)) => Some(path.clone()),
-            Some(Resume::Latest) => {
-                let newest = checkpoint::list(&options.output_dir).pop();
-                Some(newest.map(|(_, path)| path).ok_or_else(|| {
-                    Error::Usage(format!(
-                        "resume_from_checkpoint: no checkpoint in {}",
-                        options.output_dir.display()
-                    ))
-                })?)
-            }
-        };
-        let (mut model, optimizer, state, reference) = match from {
+        let (mut model, optimizer, state, reference) = match prepare::checkpoint_of(options)? {
             Some(path) => {
                 let restored = checkpoint::load(
                     &path,
@@ -193,8 +180,8 @@ impl<'a> Run<'a> {
         }
         if !self.options.objective.needs_reference() {
             // Scoring a reference would have found these before the first step.
-            check_lengths(&self.model, self.train, &train)?;
-            return check_lengths(&self.model, self.eval, &eval);
+            check_lengths(&self.model.config, self.train, &train)?;
+            return check_lengths(&self.model.config, self.eval, &eval);
         }
         // The policy serves as its own reference only before its first step.
         let fresh = match &self.options.ref_model_name_or_path {
@@ -238,9 +225,8 @@ impl<'a> Run<'a> {
             }
         }
         progress.finish();
-        if fresh.is_some() {
-            seakeep_kernels::buffer::release();
-        }
+        // Training has batches of another size.
+        buffer::release();
         Ok(())
     }
 
@@ -384,7 +370,10 @@ impl<'a> Run<'a> {
         let all: Vec<usize> = (0..self.eval.len()).collect();
         let (objective, size) = (&self.options.objective, self.options.per_device_eval_batch_size);
         let layout = Layout::to_score(objective);
+        // Buffers of training and of scoring are of different sizes: there is no need for both at once.
+        buffer::release();
         let scores = score_rows(&self.model, (self.eval, &all), layout, false, size, &mut Silent)?;
+        buffer::release();
         let (mut facts, mut reference) = (Vec::new(), BranchLogps::default());
         for (i, pair) in self.eval.iter().enumerate() {
             let (of_row, logps) =
