@@ -113,7 +113,7 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     let run = place.run(&all(&[&resume[..], &["--lora_r", "3"]].concat()));
     assert!(run.code == 1 && run.stderr.contains("`lora_r` is 2 there, 3 here"), "{}", run.stderr);
     let run = place.run(&[&TRAIN[..], &FOUR_STEPS, &resume].concat());
-    assert!(run.code == 1 && run.stderr.contains("`use_peft` is true there, null here"), "{}", run.stderr);
+    assert!(run.code == 1 && run.stderr.contains("`use_peft` is true there, not set here"), "{}", run.stderr);
 }
 
 #[test]
