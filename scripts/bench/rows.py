@@ -66,21 +66,21 @@ def agree(mine, theirs, tolerance):
         raise Failed(f"not the same losses: {pairs}")
 
 
-def ratio_of(quantity, case, other, scale=1.0):
+def step(run, sizes):
+    """Seconds of a step."""
+    return run["train_seconds"] / sizes.steps
+
+
+def peak(run, _):
+    """Memory in GB."""
+    return run["peak_bytes"] / GIGA
+
+
+def ratio_of(quantity, case, other):
     """One quantity of two cases, the first over the second."""
 
-    def compare(runs, _):
-        mine, theirs = (runs[name][quantity] / scale for name in (case, other))
-        return Found(mine, theirs, mine / theirs)
-
-    return compare
-
-
-def step_of(case, other):
-    """Seconds of a step of two cases, the first over the second."""
-
     def compare(runs, sizes):
-        mine, theirs = (runs[name]["train_seconds"] / sizes.steps for name in (case, other))
+        mine, theirs = (quantity(runs[name], sizes) for name in (case, other))
         return Found(mine, theirs, mine / theirs)
 
     return compare
@@ -100,8 +100,8 @@ def against_double_backward(rival):
     def compare(runs, sizes):
         mine, theirs = runs["wdpo"], runs[rival]
         agree(mine, theirs, 2e-3)
-        step = lambda run: run["train_seconds"] / sizes.steps
-        return Found(step(mine), step(theirs), step(theirs) / step(mine))
+        ours, others = step(mine, sizes), step(theirs, sizes)
+        return Found(ours, others, others / ours)
 
     return compare
 
@@ -149,9 +149,9 @@ def by_length_with_attention(runs, sizes):
 def memory(case):
     """Peak memory in GB, compared with nothing."""
 
-    def compare(runs, _):
-        peak = runs[case]["peak_bytes"] / GIGA
-        return Found(peak, None, peak)
+    def compare(runs, sizes):
+        most = peak(runs[case], sizes)
+        return Found(most, None, most)
 
     return compare
 
@@ -176,19 +176,19 @@ ROWS = (
     Row("dpo_bf16", "both bf16, reference included", "pairs/s", 5, 9,
         just("dpo-bf16", "trl-bf16"), speed("dpo-bf16", "trl-bf16")),
     Row("memory", "peak memory of DPO over TRL's, f32", "GB", 1 / 4, 1 / 5,
-        just("dpo", "trl"), ratio_of("peak_bytes", "dpo", "trl", GIGA), more_is_better=False),
+        just("dpo", "trl"), ratio_of(peak, "dpo", "trl"), more_is_better=False),
     Row("product", "DPO step: necessary operations over the best f32 product", "GFLOP/s", 0.65, 0.80,
         just("dpo", "machine", "torch-products"), share_of_product),
     Row("wdpo", "WDPO step over DPO step, reference cached, f32", "s", 2.6, 2.1,
-        just("wdpo", "dpo"), step_of("wdpo", "dpo"), more_is_better=False),
+        just("wdpo", "dpo"), ratio_of(step, "wdpo", "dpo"), more_is_better=False),
     Row("wdpo_memory", "WDPO's peak memory over DPO's", "GB", 1.8, 1.5,
-        just("wdpo", "dpo"), ratio_of("peak_bytes", "wdpo", "dpo", GIGA), more_is_better=False),
+        just("wdpo", "dpo"), ratio_of(peak, "wdpo", "dpo"), more_is_better=False),
     Row("wdpo_torch", "WDPO step against double backward in PyTorch, nothing padded", "s", 6, 10,
         just("wdpo", "torch-wdpo"), against_double_backward("torch-wdpo")),
     Row("wdpo_as_trl", "the same, each pair laid out as TRL does", "s", 6, 10,
         just("wdpo", "torch-wdpo-as-trl"), against_double_backward("torch-wdpo-as-trl")),
     Row("lora", "LoRA DPO step over full DPO step", "s", 0.8, 0.7,
-        just("lora", "dpo"), step_of("lora", "dpo"), more_is_better=False),
+        just("lora", "dpo"), ratio_of(step, "lora", "dpo"), more_is_better=False),
     Row("generate", "generation, batched, f32: against transformers", "tokens/s", 3, 6,
         just("generate", "torch-generate"), generation),
     Row("rows", "cost per token: many pairs over few", "us", 1.1, 1.05,

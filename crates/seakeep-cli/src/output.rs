@@ -35,14 +35,6 @@ pub fn is_same_place(a: &Path, b: &Path) -> bool {
     a == b || a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
 }
 
-/// Whether a path is one of the checkpoints in a run's directory, by whatever name.
-pub fn is_checkpoint_in(path: &Path, output_dir: &Path) -> bool {
-    let Ok(path) = path.canonicalize() else { return false };
-    let name = path.file_name().and_then(|name| name.to_str());
-    name.is_some_and(|name| name.starts_with("checkpoint-"))
-        && path.parent().is_some_and(|parent| is_same_place(parent, output_dir))
-}
-
 /// Writes `text` to the file, or to standard output.
 pub fn emit(output: Option<&Path>, text: &str) -> Result<()> {
     match output {

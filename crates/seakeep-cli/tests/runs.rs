@@ -397,46 +397,25 @@ fn a_resumed_run_does_not_mix_references() {
     place.write("a.jsonl", &pairs);
     place.write("b.jsonl", &pairs.lines().rev().map(|line| format!("{line}\n")).collect::<String>());
     place.copy_model("base");
-    let run = |name: &str, eval: &str, more: &[&str]| {
-        let own = [
-            "--output_dir",
-            name,
-            "--eval_dataset_name",
-            eval,
-            "--eval_strategy",
-            "steps",
-            "--eval_steps",
-            "4",
-        ];
-        let own = [&own[..], &["--ref_model_name_or_path", "base"], more].concat();
-        [&TRAIN[..], &FOUR_STEPS, &own].concat().iter().map(|word| word.to_string()).collect::<Vec<_>>()
+    let train = |name: &'static str, eval: &'static str, more: &[&'static str]| {
+        let evaluated = ["--eval_strategy", "steps", "--eval_steps", "4", "--eval_dataset_name", eval];
+        let own = ["--ref_model_name_or_path", "base", "--output_dir", name];
+        [&TRAIN[..], &FOUR_STEPS, &evaluated, &own, more].concat()
     };
-    let words = |run: &[String]| place.succeed(&run.iter().map(String::as_str).collect::<Vec<_>>());
     let evaluated = |name: &str| place.lines(&format!("{name}/metrics.jsonl")).pop().unwrap();
+    let resume = ["--resume_from_checkpoint", "true"];
     // Rows that are evaluated on are not those of the checkpoint: in another order, others stand in their places.
-    words(&run("whole", "b.jsonl", &[]));
-    words(&run("parts", "a.jsonl", &[]));
+    place.succeed(&train("whole", "b.jsonl", &[]));
+    place.succeed(&train("parts", "a.jsonl", &[]));
     std::fs::remove_dir_all(place.path("parts/checkpoint-4")).unwrap();
-    words(&run("parts", "b.jsonl", &["--resume_from_checkpoint", "true"]));
+    place.succeed(&train("parts", "b.jsonl", &resume));
     assert_eq!(evaluated("parts"), evaluated("whole"));
 
     // The reference is not what it was, and there are rows that it has not scored.
-    let seeded = [
-        "init",
-        "--config_json",
-        "config.json",
-        "--tokenizer",
-        "tokenizer",
-        "--seed",
-        "4",
-        "--output_dir",
-        "new",
-    ];
-    place.succeed(&seeded);
+    place.init("new", "4");
     std::fs::copy(place.path("new/model.safetensors"), place.path("base/model.safetensors")).unwrap();
-    let resumed = run("parts", "a.jsonl", &["--resume_from_checkpoint", "true"]);
-    let resumed: Vec<&str> = resumed.iter().map(String::as_str).collect();
-    place.fail(&resumed, 1, &["base: the reference has other weights than when the run began"]);
+    let said = "base: the reference has other weights than when the run began";
+    place.fail(&train("parts", "a.jsonl", &resume), 1, &[said]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::logps::{output_flag, output_path};
-use crate::config::{Settings, plan};
+use crate::config::Settings;
 use crate::{args, output, progress};
 
 /// The command line.
@@ -120,9 +120,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
     let encoded = encoded(matches, &prompts, &tokenizer)?;
-    let numbers = plan::numbers(&settings)?;
-    let model = Model::load_in(&source, numbers)?;
-    model.weights.kept(numbers.keep).iter().for_each(|kept| progress.note(kept));
+    let model = super::logps::load(&source, &settings, &mut *progress)?;
     for (prompt, tokens) in prompts.iter().zip(&encoded) {
         if let Some(what) = refusal(&model, tokens) {
             return Err(Error::row(&prompt.file, prompt.row, "prompt", format!("the prompt {what}")));

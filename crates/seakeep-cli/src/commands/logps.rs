@@ -61,12 +61,18 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
     let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, None, &mut *progress)?;
-    let numbers = plan::numbers(&settings)?;
-    let model = Model::load_in(&source, numbers)?;
-    model.weights.kept(numbers.keep).iter().for_each(|kept| progress.note(kept));
+    let model = load(&source, &settings, &mut *progress)?;
     let scores =
         score(&model, &pairs, (Layout::PLAIN, false), &settings, "log-probabilities", &mut *progress)?;
     output::emit(output, &lines(&pairs, &scores.logps)?)
+}
+
+/// A model in the form that the settings ask for. What became of matrices that are quantised when loaded is said.
+pub fn load(source: &ModelSource, settings: &Settings, progress: &mut dyn Progress) -> Result<Model> {
+    let numbers = plan::numbers(settings)?;
+    let model = Model::load_in(source, numbers)?;
+    model.weights.kept(numbers.keep).iter().for_each(|kept| progress.note(kept));
+    Ok(model)
 }
 
 /// The tokenizer of a model, or one that stands alone.

@@ -6,7 +6,7 @@ use seakeep::Result;
 use super::{dry_run, train};
 use crate::args;
 use crate::config::Settings;
-use crate::config::plan::{self, SFT_DEFAULTS};
+use crate::config::plan::{self, SFT_DEFAULTS, SFT_WORDS};
 
 const DATA: &str = "Texts on this machine: a .jsonl, .json, .txt (also .gz of these) or .parquet file, a directory, or a quoted \
                     glob pattern. Rows have `text`, or `messages`, or `prompt` and `completion` (strings or message lists). \
@@ -30,6 +30,6 @@ pub fn command() -> Command {
 
 /// Plans the run, then runs it.
 pub fn run(matches: &ArgMatches) -> Result<()> {
-    let settings = Settings::read_with(matches, SFT_DEFAULTS)?;
+    let settings = Settings::read_with(matches, SFT_DEFAULTS, SFT_WORDS)?;
     train::execute(matches, &settings, plan::sft(&settings)?)
 }

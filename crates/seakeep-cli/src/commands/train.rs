@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command};
+use seakeep::checkpoint;
 use seakeep::formats::AdapterFiles;
 use seakeep::train::{TrainOptions, TrainSummary};
 use seakeep::{Error, Result};
@@ -54,10 +55,11 @@ pub(super) fn check_places(models: &[&PathBuf], output_dir: &Path) -> Result<()>
         all.push(path.to_path_buf());
         all.extend(below(path)?);
     }
+    let checkpoints = checkpoint::list(output_dir);
     for model in all.iter().filter(|path| path.exists()) {
         let what = if output::is_same_place(model, output_dir) {
             format!("is the model {} itself, which the trained model would replace", model.display())
-        } else if output::is_checkpoint_in(model, output_dir) {
+        } else if checkpoints.iter().any(|(_, path)| output::is_same_place(model, path)) {
             format!(
                 "holds the model {} among its checkpoints, which this run may replace or remove",
                 model.display()

@@ -24,9 +24,10 @@ pub fn plan(settings: &Settings) -> Result<TrainOptions> {
     run(settings, method, objective)
 }
 
-/// What TRL's `SFTConfig` has in place of the table's defaults, and its words for the one loss there is.
-pub const SFT_DEFAULTS: &[(&str, &str)] =
-    &[("learning_rate", "2e-5"), ("loss_type", "nll"), ("loss_type", "chunked_nll")];
+/// What TRL's `SFTConfig` has in place of the table's defaults.
+pub const SFT_DEFAULTS: &[(&str, &str)] = &[("learning_rate", "2e-5")];
+/// Its words for the one loss there is.
+pub const SFT_WORDS: &[(&str, &str)] = &[("loss_type", "nll"), ("loss_type", "chunked_nll")];
 
 /// A training run on texts: supervised fine-tuning.
 ///

@@ -96,7 +96,7 @@ fn what_trl_writes_out_means_what_it_means_there() {
     let command = args::all_keyed(Command::new("sft"));
     let words = format!("sft {NEEDED} --config {}", path.display());
     let matches = command.try_get_matches_from(words.split_whitespace()).unwrap();
-    let settings = Settings::read_with(&matches, SFT_DEFAULTS).unwrap();
+    let settings = Settings::read_with(&matches, SFT_DEFAULTS, SFT_WORDS).unwrap();
     assert_eq!(sft(&settings).unwrap().learning_rate, 2e-5);
 }
 
@@ -298,7 +298,11 @@ fn sft_has_the_defaults_of_trls_sftconfig() {
     let read = |flags: &str| {
         let command = args::text_keyed(Command::new("sft"));
         let words = format!("sft {NEEDED} {flags}");
-        Settings::read_with(&command.try_get_matches_from(words.split_whitespace()).unwrap(), SFT_DEFAULTS)
+        Settings::read_with(
+            &command.try_get_matches_from(words.split_whitespace()).unwrap(),
+            SFT_DEFAULTS,
+            SFT_WORDS,
+        )
     };
     let o = sft(&read("").unwrap()).unwrap();
     assert_eq!((o.method.as_str(), &o.objective), ("sft", &Objective::sft()));

@@ -35,6 +35,8 @@ pub struct Settings {
     given: BTreeMap<&'static str, (Value, Source, String)>,
     /// What a command has in place of the table's defaults, as flags would spell the values.
     defaults: &'static [(&'static str, &'static str)],
+    /// Values, by key, that ask for what the command does anyway: another program's words for it.
+    words: &'static [(&'static str, &'static str)],
 }
 
 impl Settings {
@@ -44,18 +46,19 @@ impl Settings {
     /// [`Error::Usage`] for an unknown key, a value of the wrong type or out of range, or a key that asks for
     /// something Seakeep does not do; [`Error::Io`] where the file cannot be read.
     pub fn read(matches: &ArgMatches) -> Result<Settings> {
-        Settings::read_with(matches, &[])
+        Settings::read_with(matches, &[], &[])
     }
 
-    /// As [`read`](Self::read), for a command that has `defaults` of its own.
+    /// As [`read`](Self::read), for a command that has `defaults` of its own, and takes `words` for what it does anyway.
     ///
     /// # Errors
     /// As [`read`](Self::read).
     pub fn read_with(
         matches: &ArgMatches,
         defaults: &'static [(&'static str, &'static str)],
+        words: &'static [(&'static str, &'static str)],
     ) -> Result<Settings> {
-        let mut settings = Settings { defaults, ..Settings::default() };
+        let mut settings = Settings { defaults, words, ..Settings::default() };
         if let Some(path) = flag(matches, "config") {
             let path = Path::new(path);
             let source = Source::File(path.to_path_buf());
@@ -80,10 +83,9 @@ impl Settings {
         let place = source.place(name);
         if let Some(key) = keys::find(name) {
             let checked = key.kind.check(value);
-            // An empty value in YAML (`eval_steps:`) is a key not given; null where it means "no limit" is a value. So is another
-            // program's word for what this command does anyway.
+            // An empty value in YAML (`eval_steps:`) is a key not given; null where it means "no limit" is a value.
             let own = |(of, word): &(&str, &str)| *of == key.name && value == *word;
-            if checked.is_none() && (value.is_null() || self.defaults.iter().any(own)) {
+            if checked.is_none() && (value.is_null() || self.words.iter().any(own)) {
                 return Ok(());
             }
             let checked = checked.ok_or_else(|| {
@@ -130,12 +132,7 @@ impl Settings {
 
     /// The default of this command, or of the table.
     fn default_of(&self, key: &Key) -> Option<&'static str> {
-        let known = |word: &str| key.kind.check(&key.kind.of_flag(word)).is_some();
-        self.defaults
-            .iter()
-            .find(|(name, word)| *name == key.name && known(word))
-            .map(|d| d.1)
-            .or(key.default)
+        self.defaults.iter().find(|(name, _)| *name == key.name).map(|d| d.1).or(key.default)
     }
 
     /// The value: given, or what the method sets, or the default; null where there is none of them.

@@ -62,19 +62,14 @@ impl Place {
         });
         place.write("tokenizer/tokenizer_config.json", &special.to_string());
         place.write("pairs.jsonl", &rows());
-        let run = place.run(&[
-            "init",
-            "--config_json",
-            "config.json",
-            "--tokenizer",
-            "tokenizer",
-            "--seed",
-            "3",
-            "--output_dir",
-            "model",
-        ]);
-        assert_eq!(run.code, 0, "{}", run.stderr);
+        place.init("model", "3");
         place
+    }
+
+    /// A model of `config.json`, its weights drawn with this seed.
+    pub fn init(&self, name: &str, seed: &str) {
+        let from = ["init", "--config_json", "config.json", "--tokenizer", "tokenizer"];
+        self.succeed(&[&from[..], &["--seed", seed, "--output_dir", name]].concat());
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -97,9 +97,12 @@ impl Interval {
     }
 }
 
+/// What names of checkpoints begin with; the step follows.
+pub(crate) const PREFIX: &str = "checkpoint-";
+
 /// The name of the checkpoint after `step`.
 pub fn name(step: usize) -> String {
-    format!("checkpoint-{step}")
+    format!("{PREFIX}{step}")
 }
 
 /// The checkpoints in `output_dir`, by growing step.
@@ -107,19 +110,12 @@ pub fn list(output_dir: &Path) -> Vec<(usize, PathBuf)> {
     let entries = std::fs::read_dir(output_dir).into_iter().flatten().flatten();
     let mut found: Vec<(usize, PathBuf)> = entries
         .filter_map(|e| {
-            let step = e.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
+            let step = e.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
             Some((step, e.path()))
         })
         .collect();
     found.sort();
     found
-}
-
-/// Checkpoints in `output_dir` whose writing was cut short: they have not got their final names.
-pub fn unfinished(output_dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(output_dir).into_iter().flatten().flatten();
-    let is_one = |name: &str| name.starts_with(".checkpoint-") && name.ends_with(".tmp");
-    entries.filter(|e| e.file_name().to_str().is_some_and(is_one)).map(|e| e.path()).collect()
 }
 
 /// The files of a whole model that [`save_model`] writes, but for the tokenizer's; those of adapters.
@@ -366,8 +362,7 @@ pub fn load(
             ),
         ));
     }
-    let named =
-        directory.file_name().and_then(|n| n.to_str()?.strip_prefix("checkpoint-")?.parse::<usize>().ok());
+    let named = directory.file_name().and_then(|n| n.to_str()?.strip_prefix(PREFIX)?.parse::<usize>().ok());
     if named.is_some_and(|step| step != state.step) {
         let what = format!("trainer_state.json says step {}, the directory's name another", state.step);
         return Err(Error::format(directory, what));

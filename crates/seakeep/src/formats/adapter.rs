@@ -168,9 +168,8 @@ fn check(path: &Path, object: &Map<String, Value>) -> Result<()> {
         Err(Error::unsupported(format!("{}: `{key}` is {value}", path.display()), supported.to_string()))
     };
     // First of all: every other kind has keys of its own, and to leave those out would not help.
-    match object.get("peft_type") {
-        Some(kind) if kind != "LORA" => return refuse("peft_type", kind, "LORA"),
-        _ => {}
+    if let Some(kind) = object.get("peft_type").filter(|kind| *kind != "LORA") {
+        return refuse("peft_type", kind, "LORA");
     }
     for (key, value) in object {
         let text = value.as_str().unwrap_or_default();

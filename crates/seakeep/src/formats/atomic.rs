@@ -22,6 +22,13 @@ fn sibling(path: &Path, suffix: &str) -> Result<PathBuf> {
     Ok(path.with_file_name(name))
 }
 
+/// What died half way on its way to a name that begins with `prefix` in `directory`.
+pub fn unfinished(directory: &Path, prefix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_one = |name: &str| name.starts_with(&format!(".{prefix}")) && name.ends_with(".tmp");
+    entries.filter(|e| e.file_name().to_str().is_some_and(is_one)).map(|e| e.path()).collect()
+}
+
 /// The directory that holds `path`; "." for a bare name.
 fn parent(path: &Path) -> &Path {
     match path.parent() {

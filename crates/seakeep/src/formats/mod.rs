@@ -19,7 +19,7 @@ pub mod weights;
 
 pub use adapter::{AdapterFiles, LoraConfig};
 pub use arrays::Arrays;
-pub use atomic::{AtomicDir, check_writable, is_special, try_write_atomic_with, write_atomic};
+pub use atomic::{AtomicDir, check_writable, is_special, try_write_atomic_with, unfinished, write_atomic};
 pub use fingerprint::Fingerprint;
 pub use safetensors::{SaveDtype, write_safetensors, write_safetensors_by};
 pub use source::ModelSource;

@@ -85,6 +85,17 @@ impl std::ops::AddAssign for Operations {
     }
 }
 
+/// Floats of a position in a layer.
+struct Widths {
+    queries: usize,
+    /// Queries, keys and values.
+    qkv: usize,
+    /// The feed-forward layer's, before its activation.
+    inner: usize,
+    /// Queries and keys before their norms, where they have some.
+    normed: usize,
+}
+
 impl Sizes {
     /// Of a model of this configuration, perhaps with adapters.
     ///
@@ -150,11 +161,7 @@ impl Sizes {
         penalty: bool,
         gradient_checkpointing: bool,
     ) -> usize {
-        let c = &self.config;
-        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let inner = if c.gated { 2 * c.intermediate } else { c.intermediate };
-        let qkv = queries + 2 * keys;
-        let normed = if c.qk_norm { queries + keys } else { 0 };
+        let (c, Widths { queries, qkv, inner, normed }) = (&self.config, self.widths());
         // `LayerActivations`, `LayerGradients` and `LayerSources`, of a position.
         let activations = self.layer_activations();
         let gradients = 3 * c.hidden + qkv + queries + c.intermediate + normed;
@@ -188,20 +195,28 @@ impl Sizes {
         4 * (positions * (kept + passing) + predictions * 2 * c.hidden + logits)
     }
 
-    /// Floats of `LayerActivations`, of a position.
-    fn layer_activations(&self) -> usize {
+    fn widths(&self) -> Widths {
         let c = &self.config;
         let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let inner = if c.gated { 2 * c.intermediate } else { c.intermediate };
-        let normed = if c.qk_norm { queries + keys } else { 0 };
-        2 * c.hidden + 2 * queries + 2 * keys + 2 * c.heads + inner + normed
+        Widths {
+            queries,
+            qkv: queries + 2 * keys,
+            inner: if c.gated { 2 * c.intermediate } else { c.intermediate },
+            normed: if c.qk_norm { queries + keys } else { 0 },
+        }
+    }
+
+    /// Floats of `LayerActivations`, of a position.
+    fn layer_activations(&self) -> usize {
+        let (c, Widths { queries, qkv, inner, normed }) = (&self.config, self.widths());
+        2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed
     }
 
     /// Bytes that a forward pass needs at a time which keeps nothing: of the layer whose turn it is, and logits.
     pub fn scoring_bytes(&self, (positions, predictions): (usize, usize)) -> usize {
         let c = &self.config;
         // Attention's output in the order of its tasks; the activation's output; the layer's.
-        let passing = c.heads * c.head_dim + c.intermediate + c.hidden;
+        let passing = self.widths().queries + c.intermediate + c.hidden;
         let logits = predictions.min(CHUNK) * c.vocab_size;
         4 * (positions * (self.layer_activations() + passing) + predictions * 2 * c.hidden + logits)
     }

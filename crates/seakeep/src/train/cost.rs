@@ -2,8 +2,9 @@
 
 use seakeep_kernels::gemm::Precision;
 
-use super::data::{self, Visits};
+use super::data::Visits;
 use super::machine::{measured_ceiling, memory};
+use super::prepare::Inputs;
 use super::step::{most_rows, runs};
 use super::{Every, TrainOptions, prepare};
 use crate::Result;
@@ -11,7 +12,7 @@ use crate::batch::Batch;
 use crate::checkpoint;
 use crate::data::{Rows, TokenizedPair};
 use crate::formats::ModelSource;
-use crate::model::{Keep, Model, Operations, Sizes};
+use crate::model::{Keep, Operations, Sizes};
 use crate::objective::Objective;
 use crate::progress::Progress;
 use crate::scoring::{Layout, begin, check_lengths};
@@ -138,21 +139,8 @@ struct Largest {
 /// # Errors
 /// Whatever is wrong with model, data or settings.
 pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<Cost> {
-    options.objective.check()?;
-    let resumes = options.resume_from_checkpoint.is_some();
-    prepare::check_output(&options.output_dir, resumes, options.overwrite_output_dir)?;
+    let Inputs { source, config, train, eval, .. } = prepare::inputs(options, progress)?;
     prepare::checkpoint_of(options)?.map(|path| checkpoint::load_state(&path)).transpose()?;
-    let source = ModelSource::open(&options.model_name_or_path)?;
-    let config = Model::config(&source)?;
-    if let Some(reference) = &options.ref_model_name_or_path {
-        Model::config(&ModelSource::open(reference)?)?;
-    }
-    prepare::check_adapters(options, &source, &config)?;
-    let tokenizer = source.tokenizer()?;
-    let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
-    let train = data::load(spec, split, &tokenizer, options, progress)?;
-    let eval = prepare::eval_rows(options, &tokenizer, progress)?;
-    prepare::check_reference(options, &tokenizer, &train, progress)?;
     let visits = Visits::of(options, train.len());
     let steps = visits.total(options);
     let (visited, every) = (visits.visited(steps), (0..eval.len()).collect::<Vec<usize>>());
@@ -200,6 +188,12 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         Every::Epoch => steps.div_ceil(visits.per_epoch()),
     };
     let evaluation = evaluations as f64 * eval_costs.forward(&every, scored_at_a_time, false);
+    let evaluated = eval_costs.largest(&every, scored_at_a_time);
+    let largest = Largest {
+        trained: largest,
+        scored: costs.largest(&visited, scored_at_a_time).max(evaluated),
+        evaluated: (options.eval != Every::No).then_some(evaluated),
+    };
     Ok(Cost {
         rows: train.len(),
         left_out: train.report().dropped(),
@@ -211,18 +205,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         again,
         reference,
         evaluation,
-        memory: peak(
-            options,
-            (&sizes, &source),
-            Largest {
-                trained: largest,
-                scored: costs
-                    .largest(&visited, scored_at_a_time)
-                    .max(eval_costs.largest(&every, scored_at_a_time)),
-                evaluated: (options.eval != Every::No).then(|| eval_costs.largest(&every, scored_at_a_time)),
-            },
-            train.len() + eval.len(),
-        ),
+        memory: peak(options, (&sizes, &source), largest, train.len() + eval.len()),
         available: memory(),
         ceiling: measured_ceiling(options.numbers.precision),
     })

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -9,10 +10,10 @@ use super::data;
 use super::{Every, Resume, TrainOptions};
 use crate::checkpoint;
 use crate::data::Rows;
-use crate::formats::{ModelSource, Tokenizer, check_writable};
+use crate::formats::{ModelSource, Tokenizer, check_writable, unfinished};
 use seakeep_kernels::gemm::Precision;
 
-use crate::model::{ModelConfig, Numbers, check_targets};
+use crate::model::{Model, ModelConfig, Numbers, check_targets};
 use crate::optim::Warmup;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -25,6 +26,31 @@ const FOREIGN: [&str; 5] = [
     "adapter_config.json",
     "pytorch_model.bin",
 ];
+
+/// What a run, or an estimate of it, sets out from.
+pub(super) struct Inputs {
+    pub source: ModelSource,
+    pub config: ModelConfig,
+    pub tokenizer: Arc<Tokenizer>,
+    pub train: Rows,
+    pub eval: Rows,
+}
+
+/// Reads and checks what the options name, short of weights and checkpoints.
+pub(super) fn inputs(options: &TrainOptions, progress: &mut dyn Progress) -> Result<Inputs> {
+    options.objective.check()?;
+    let resumes = options.resume_from_checkpoint.is_some();
+    check_output(&options.output_dir, resumes, options.overwrite_output_dir)?;
+    let source = ModelSource::open(&options.model_name_or_path)?;
+    let config = Model::config(&source)?;
+    check_adapters(options, &source, &config)?;
+    let tokenizer = source.tokenizer()?;
+    let (spec, split) = (&options.dataset_name, &options.dataset_train_split);
+    let train = data::load(spec, split, &tokenizer, options, progress)?;
+    let eval = eval_rows(options, &tokenizer, progress)?;
+    check_reference(options, &tokenizer, &train, progress)?;
+    Ok(Inputs { source, config, tokenizer, train, eval })
+}
 
 /// Finds out before any work whether the output directory can be written, without leaving anything behind.
 pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Result<()> {
@@ -82,7 +108,7 @@ pub(super) fn check_later(dir: &Path, step: usize, overwrites: bool) -> Result<(
 /// With `overwrite_output_dir`, what an earlier run left after `step`, from which this one goes on, is removed, so that none of it is taken for
 /// this run's: checkpoints, and at step 0 the model. What a run left half-written when it was killed goes in any case.
 pub(crate) fn clear_output(dir: &Path, step: usize) -> Result<()> {
-    let mut leftovers = checkpoint::unfinished(dir);
+    let mut leftovers = unfinished(dir, checkpoint::PREFIX);
     leftovers.extend(checkpoint::list(dir).into_iter().filter(|(of, _)| *of > step).map(|(_, path)| path));
     if step == 0 {
         checkpoint::remove_model(dir)?;
@@ -94,11 +120,7 @@ pub(crate) fn clear_output(dir: &Path, step: usize) -> Result<()> {
 }
 
 /// Finds out before any work whether the model can have the adapters that are asked for.
-pub(super) fn check_adapters(
-    options: &TrainOptions,
-    source: &ModelSource,
-    config: &ModelConfig,
-) -> Result<()> {
+fn check_adapters(options: &TrainOptions, source: &ModelSource, config: &ModelConfig) -> Result<()> {
     let Some(lora) = &options.lora else { return Ok(()) };
     if source.adapter.is_some() {
         return Err(Error::Usage(format!(
@@ -111,15 +133,17 @@ pub(super) fn check_adapters(
     check_targets(config, lora)
 }
 
-/// A reference that tokenises otherwise would be scored on other texts.
-pub(super) fn check_reference(
+/// A reference must be a model, and one that tokenises otherwise would be scored on other texts.
+fn check_reference(
     options: &TrainOptions,
     tokenizer: &Tokenizer,
     train: &Rows,
     progress: &mut dyn Progress,
 ) -> Result<()> {
     let Some(path) = &options.ref_model_name_or_path else { return Ok(()) };
-    let other = ModelSource::open(path)?.tokenizer()?;
+    let reference = ModelSource::open(path)?;
+    Model::config(&reference)?;
+    let other = reference.tokenizer()?;
     if other.fingerprint() == tokenizer.fingerprint() {
         return Ok(());
     }
@@ -140,11 +164,7 @@ pub(super) fn check_reference(
     ))
 }
 
-pub(super) fn eval_rows(
-    options: &TrainOptions,
-    tokenizer: &Tokenizer,
-    progress: &mut dyn Progress,
-) -> Result<Rows> {
+fn eval_rows(options: &TrainOptions, tokenizer: &Tokenizer, progress: &mut dyn Progress) -> Result<Rows> {
     if options.eval == Every::No {
         return Rows::of(&[]);
     }

@@ -7,9 +7,10 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 
 use super::cost::of_step;
-use super::data::{self, Visits};
+use super::data::Visits;
 use super::log::MetricsLog;
 use super::machine::{Speed, measured_ceiling};
+use super::prepare::Inputs;
 use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use super::{Every, TrainOptions, prepare};
 use seakeep_kernels::{buffer, dropout::mix};
@@ -49,18 +50,8 @@ pub struct TrainSummary {
 /// that is not finite, and the file system's.
 pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainSummary> {
     let started = Instant::now();
-    options.objective.check()?;
-    let resumes = options.resume_from_checkpoint.is_some();
-    prepare::check_output(&options.output_dir, resumes, options.overwrite_output_dir)?;
-    let source = ModelSource::open(&options.model_name_or_path)?;
-    let config = Model::config(&source)?;
-    prepare::check_adapters(options, &source, &config)?;
-    let tokenizer = source.tokenizer()?;
-    let train =
-        data::load(&options.dataset_name, &options.dataset_train_split, &tokenizer, options, progress)?;
-    let eval = prepare::eval_rows(options, &tokenizer, progress)?;
+    let Inputs { source, tokenizer, train, eval, .. } = prepare::inputs(options, progress)?;
     prepare::note_overlap(&train, &eval, progress);
-    prepare::check_reference(options, &tokenizer, &train, progress)?;
     let settings = prepare::settings(options, &tokenizer, &train);
 
     let mut run = Run::start(options, &source, &train, &eval, settings, progress)?;
