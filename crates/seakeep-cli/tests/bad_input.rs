@@ -143,6 +143,21 @@ fn a_model_in_the_output_directory_stays() {
     place.succeed(&train(&[&to[..], &["--overwrite_output_dir", "true"]].concat()));
 }
 
+/// What another run does with the directory it writes to: it locks it.
+#[cfg(unix)]
+#[test]
+fn a_directory_that_another_run_writes_to_is_left_to_it() {
+    let place = Place::new();
+    let to = train(&["--output_dir", "out"]);
+    std::fs::create_dir(place.path("out")).unwrap();
+    let theirs = std::fs::File::open(place.path("out")).unwrap();
+    theirs.try_lock().unwrap();
+    place.fail(&to, 2, &["output_dir out: another run is writing there"]);
+    assert_eq!(std::fs::read_dir(place.path("out")).unwrap().count(), 0);
+    drop(theirs);
+    place.succeed(&to);
+}
+
 #[test]
 fn broken_models_are_refused() {
     let place = Place::new();

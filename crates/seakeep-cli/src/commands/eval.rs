@@ -287,7 +287,7 @@ impl Work {
         drawn: &mut Option<Drawn>,
         progress: &mut dyn Progress,
     ) -> Result<(Vec<Scores>, Vec<f64>)> {
-        let model = Model::load_in(&self.source, plan::numbers(&self.settings)?)?;
+        let model = logps::load(&self.source, &self.settings, progress)?;
         let features =
             objective::environments(&self.settings, &self.objective).is_some() && self.reference.is_none();
         let how = (Layout::to_score(&self.objective), features);
@@ -357,10 +357,8 @@ impl Work {
             let template = self.flags.chat_template;
             drawn.map_or(Ok(()), |drawn| drawn.check_tokens(tokenizer, &others, template))?;
         }
-        let (model, cache) = (
-            Model::load_in(source, plan::numbers(&self.settings)?)?,
-            plan::reference_cache_dir(&self.settings),
-        );
+        let (model, cache) =
+            (logps::load(source, &self.settings, progress)?, plan::reference_cache_dir(&self.settings));
         let mut known = Vec::with_capacity(sets.len());
         if needed && !sets.is_empty() {
             let features = objective::environments(&self.settings, &self.objective).is_some();
@@ -386,7 +384,7 @@ impl Work {
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let (model, layout) =
-            (Model::load_in(&self.source, plan::numbers(&self.settings)?)?, Layout::of(&self.objective));
+            (logps::load(&self.source, &self.settings, &mut Silent)?, Layout::of(&self.objective));
         for (set, found) in sets.iter().zip(evaluated) {
             progress.start(&format!("input gradients on {}", set.spec), set.pairs.len() as u64);
             let rows = (set.pairs.as_slice(), found.losses.as_slice());

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, ArgMatches, Command, value_parser};
 use seakeep::data::TokenizedPair;
 use seakeep::formats::ModelSource;
-use seakeep::model::Model;
 use seakeep::recommend::metrics::groups;
 use seakeep::recommend::{
     Inferred, MissingTarget, RankRow, RankScores, Ranking, Summary, infer, rank_of, read_rows, score,
@@ -15,8 +14,8 @@ use seakeep::stats::Bootstrap;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
-use super::logps::{RUN_KEYS, output_flag, output_path};
-use crate::config::{Settings, plan};
+use super::logps::{self, RUN_KEYS, output_flag, output_path};
+use crate::config::Settings;
 use crate::{args, output, progress};
 
 /// The command line.
@@ -118,7 +117,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     }
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
-    let model = Model::load_in(&source, plan::numbers(&settings)?)?;
+    let model = logps::load(&source, &settings, &mut *progress)?;
     // Every file is checked before the first is scored.
     for set in &mut sets {
         set.tokens = tokenize(&set.rows, &tokenizer, diverge, model.config.max_positions)?;

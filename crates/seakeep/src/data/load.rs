@@ -15,11 +15,14 @@ use super::rows::{Rows, RowsWriter};
 use super::split::{files_of, range_of};
 use super::tokenize::{Outcome, TokenizeOptions, tokenize_row};
 use crate::error::{Error, Result};
-use crate::formats::{Fingerprint, Tokenizer, try_write_atomic_with};
+use crate::formats::{Fingerprint, Tokenizer, try_write_atomic_with, unfinished};
 use crate::progress::Progress;
 
 /// Changes where tokens do that the same files, tokenizer and options give.
 const VERSION: &str = "1";
+/// What names of files in the cache begin and end with.
+const PREFIX: &str = "tokens-";
+const SUFFIX: &str = ".rows";
 /// Rows that a thread is handed at a time; a few times as many are in memory.
 const PIECE: usize = 512;
 
@@ -116,7 +119,7 @@ impl Loading<'_> {
         let asked =
             format!("{VERSION} {spec:?} {split:?} {text_field:?} {fit_name} {mismatched} {options:?}");
         let print = Fingerprint::new().field(asked.as_bytes()).field(self.tokenizer.fingerprint().as_bytes());
-        format!("tokens-{}.rows", print.hex())
+        format!("{PREFIX}{}{SUFFIX}", print.hex())
     }
 
     /// The files as they are now: each by path, size, and when it was last changed.
@@ -223,13 +226,15 @@ fn note_use(path: &Path) {
 
 /// Removes the tokens in `directory` that have not been asked for in a long time. What cannot be removed does no harm.
 fn remove_unused(directory: &Path) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let is_ours =
-            name.to_str().is_some_and(|name| name.starts_with("tokens-") && name.ends_with(".rows"));
-        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
-        if is_ours && age.is_some_and(|age| age > UNUSED) {
-            let _ = std::fs::remove_file(entry.path());
+    let is_ours = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let whole = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_ours)).map(|e| e.path());
+    // What a run left half-written when it was killed.
+    let parts = unfinished(directory, PREFIX);
+    for path in whole.chain(parts) {
+        let age = path.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        if age.is_some_and(|age| age > UNUSED) {
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -325,11 +325,12 @@ fn parse_object(file: &Path, row: usize, text: &[u8]) -> Result<Columns> {
             let message = e.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
             let start: String = String::from_utf8_lossy(text).chars().take(40).collect();
+            let hint = if e.is_eof() { "; a row stands on one line, or in a JSON array" } else { "" };
             Err(Error::row(
                 file,
                 row,
                 "",
-                format!("not JSON: {message} at column {} of `{start}...`", e.column()),
+                format!("not JSON: {message} at column {} of `{start}...`{hint}", e.column()),
             ))
         }
     }

@@ -87,6 +87,11 @@ fn malformed_lines_name_file_and_row() {
         format!("{ROW}\n{{\"prompt\": \"p\", \"cho").as_bytes(),
         &["row 2", "not JSON", "column"],
     );
+    broken(
+        "pretty.jsonl",
+        b"{\n  \"prompt\": \"p\"\n}\n",
+        &["row 1", "not JSON", "a row stands on one line"],
+    );
     broken("list.jsonl", b"[1, 2]", &["row 1", "not an object"]);
     broken(
         "missing.jsonl",

@@ -272,6 +272,10 @@ impl Drawn {
         let n = self.completions.len();
         for (i, completion) in self.completions.iter().enumerate() {
             let prompt = i / self.per_prompt;
+            let Prompt { file, row, .. } = &self.prompts[prompt];
+            let unknown =
+                |e: Error| Error::row(file, *row, "tokens", format!("of a completion of this prompt: {e}"));
+            model.check_tokens(&completion.tokens).map_err(unknown)?;
             check_room(model, &self.prompts[prompt], self.ids[prompt].len(), completion.tokens.len())?;
         }
         // An empty text has probability 1 and nothing to compute.

@@ -247,6 +247,9 @@ fn samples_are_read_by_prompt() {
     let long = read(&row(&"how ".repeat(11), with, "1")).unwrap();
     let message = long.logps(&model(1), 1, &mut Silent).unwrap_err().to_string();
     assert!(message.contains("row 1") && message.contains("11 tokens and a completion of 3"), "{message}");
+    let foreign = read(&row("how", ", \"tokens\": [8]", "1")).unwrap();
+    let message = foreign.logps(&model(1), 1, &mut Silent).unwrap_err().to_string();
+    assert!(message.contains("s.jsonl, row 1, key `tokens`") && message.contains("token 8"), "{message}");
     let (_directory, tokenizer, spec) =
         place("p.jsonl", &format!("{{\"prompt\": \"{}\"}}\n", "how ".repeat(12)));
     let prompts = read_prompts(&spec, None).unwrap();

@@ -16,7 +16,7 @@ use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clipping};
 use crate::progress::{Progress, Silent};
 use crate::train::data::Visits;
 use crate::train::log::MetricsLog;
-use crate::train::{Every, check_output, clear_output};
+use crate::train::{Every, check_output, take_output};
 use crate::{Error, Result};
 
 /// What of a step's measures is logged.
@@ -123,7 +123,7 @@ pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<Rewar
     ));
     let texts = Texts::new(&model, &rows, options, progress)?;
     let eval = examples(&model, &eval_rows, options.max_length, progress)?;
-    clear_output(&options.output_dir, 0)?;
+    let _ours = take_output(&options.output_dir, 0, options.overwrite_output_dir)?;
     let log = MetricsLog::open(&options.output_dir, 0, options.tensorboard)?;
     let mut run = Run { options, objective, model, eval, log, evaluation: None };
     let (steps, metrics) = run.steps(&rows, &texts, progress)?;

@@ -12,5 +12,5 @@ pub mod step;
 
 pub use cost::{Cost, estimate};
 pub use options::{Every, Resume, TrainOptions};
-pub(crate) use prepare::{check_output, clear_output};
+pub(crate) use prepare::{check_output, take_output};
 pub use run::{TrainSummary, run};

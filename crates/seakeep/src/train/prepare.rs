@@ -1,6 +1,7 @@
 //! What is checked and read before a run starts: nothing is written until all of it holds.
 
 use std::collections::HashSet;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -54,6 +55,17 @@ pub(super) fn inputs(options: &TrainOptions, progress: &mut dyn Progress) -> Res
 
 /// Finds out before any work whether the output directory can be written, without leaving anything behind.
 pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Result<()> {
+    if dir.is_dir() {
+        Claim::on(dir)?;
+    }
+    check_unused(dir, resumes, overwrites)?;
+    let existing =
+        dir.ancestors().find(|p| p.exists() && !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    check_writable(existing).map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
+}
+
+/// That an output directory holds nothing that this run may not replace.
+fn check_unused(dir: &Path, resumes: bool, overwrites: bool) -> Result<()> {
     let checkpoints = checkpoint::list(dir);
     let used = dir.join("metrics.jsonl").exists() || !checkpoints.is_empty();
     if used && !resumes && !overwrites {
@@ -73,9 +85,26 @@ pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Resul
             dir.display()
         )));
     }
-    let existing =
-        dir.ancestors().find(|p| p.exists() && !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    check_writable(existing).map_err(|e| Error::format(dir, format!("output_dir cannot be written: {e}")))
+    Ok(())
+}
+
+/// An output directory that other runs keep out of while this is alive.
+///
+/// The directory itself is locked, so that nothing is left behind; where a file system or a platform cannot lock one, runs do not see each other.
+pub(crate) struct Claim(#[expect(dead_code, reason = "closing the file ends the claim")] Option<File>);
+
+impl Claim {
+    fn on(dir: &Path) -> Result<Self> {
+        let Ok(handle) = File::open(dir) else { return Ok(Claim(None)) };
+        match handle.try_lock() {
+            Ok(()) => Ok(Claim(Some(handle))),
+            Err(TryLockError::WouldBlock) => Err(Error::Usage(format!(
+                "output_dir {}: another run is writing there; wait for its end or choose another",
+                dir.display()
+            ))),
+            Err(TryLockError::Error(_)) => Ok(Claim(None)),
+        }
+    }
 }
 
 /// The checkpoint that the run goes on from, if it goes on from one.
@@ -105,9 +134,19 @@ pub(super) fn check_later(dir: &Path, step: usize, overwrites: bool) -> Result<(
     }
 }
 
+/// Makes the output directory this run's own, from `step` on: it is locked, must hold nothing since it was checked that may not be replaced, and
+/// is cleared.
+pub(crate) fn take_output(dir: &Path, step: usize, overwrites: bool) -> Result<Claim> {
+    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let claim = Claim::on(dir)?;
+    check_unused(dir, step > 0, overwrites)?;
+    clear_output(dir, step)?;
+    Ok(claim)
+}
+
 /// With `overwrite_output_dir`, what an earlier run left after `step`, from which this one goes on, is removed, so that none of it is taken for
 /// this run's: checkpoints, and at step 0 the model. What a run left half-written when it was killed goes in any case.
-pub(crate) fn clear_output(dir: &Path, step: usize) -> Result<()> {
+fn clear_output(dir: &Path, step: usize) -> Result<()> {
     let mut leftovers = unfinished(dir, checkpoint::PREFIX);
     leftovers.extend(checkpoint::list(dir).into_iter().filter(|(of, _)| *of > step).map(|(_, path)| path));
     if step == 0 {
@@ -116,7 +155,7 @@ pub(crate) fn clear_output(dir: &Path, step: usize) -> Result<()> {
     for path in leftovers {
         std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
     }
-    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
+    Ok(())
 }
 
 /// Finds out before any work whether the model can have the adapters that are asked for.

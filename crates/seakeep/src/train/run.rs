@@ -58,7 +58,7 @@ pub fn run(options: &TrainOptions, progress: &mut dyn Progress) -> Result<TrainS
     prepare::check_later(&options.output_dir, run.state.step, options.overwrite_output_dir)?;
     run.score_reference(progress)?;
     run.add_adapters(progress)?;
-    prepare::clear_output(&options.output_dir, run.state.step)?;
+    let _ours = prepare::take_output(&options.output_dir, run.state.step, options.overwrite_output_dir)?;
     let mut log = MetricsLog::open(&options.output_dir, run.state.step, options.tensorboard)?;
     let (metrics, speed) = run.steps(&mut log, progress)?;
     let save = |dtype| checkpoint::save_model(&options.output_dir, &run.model, &source, dtype);
