@@ -66,7 +66,7 @@ pub fn forward_each<'a, const N: usize>(
     }
     let own = |((map, y), b): ((Map<'a>, &'a mut [f32]), _)| {
         let accumulate = begin(y, b);
-        Own { factor: Weight::new(map.w, inputs).t().into(), size: map.outputs, c: y, accumulate }
+        Own { operand: Weight::new(map.w, inputs).t().into(), size: map.outputs, c: y, accumulate }
     };
     multiply_by_each(Mat::new(x, inputs), (x.len() / inputs, inputs), each.map(own).collect(), precision);
 }
@@ -104,7 +104,7 @@ impl<'a> Sum<'a> {
 pub fn backward_weights<'a>(each: Vec<(Sum<'a>, &'a [f32])>, x: &[f32], inputs: usize, precision: Precision) {
     let own = |(Sum { to: c, add: accumulate }, d_y): (Sum<'a>, &'a [f32])| {
         let outputs = c.len() / inputs;
-        Own { factor: Mat::new(d_y, outputs).t().into(), size: outputs, c, accumulate }
+        Own { operand: Mat::new(d_y, outputs).t().into(), size: outputs, c, accumulate }
     };
     let each = each.into_iter().map(own).collect();
     multiply_each_by(each, Mat::new(x, inputs), (inputs, x.len() / inputs), precision);

@@ -24,7 +24,7 @@ use crate::data::Rows;
 use crate::formats::{Arrays, Fingerprint};
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::scoring::{Layout, Scores, check_lengths, score_rows};
+use crate::scoring::{PairLayout, Scores, check_lengths, score_rows};
 use crate::{Error, Result};
 
 /// Changes where the numbers do: with the format, or with what a log-probability is.
@@ -75,7 +75,7 @@ struct Cache {
 
 impl Cache {
     /// Opens the cache in `directory`, which need not exist.
-    fn open(directory: &Path, model: &Model, layout: Layout, with_features: bool) -> Result<Self> {
+    fn open(directory: &Path, model: &Model, layout: PairLayout, with_features: bool) -> Result<Self> {
         let kind = format!("{VERSION} {layout:?} {with_features} {:?}", model.config);
         let weights = weights(model);
         let print = Fingerprint::new().field(kind.as_bytes()).field(weights.as_bytes());
@@ -178,7 +178,7 @@ pub(crate) fn weights(model: &Model) -> String {
 /// A reference model, and what it is known to say.
 pub struct Reference<'a> {
     model: &'a Model,
-    layout: Layout,
+    layout: PairLayout,
     with_features: bool,
     batch_size: usize,
     cache: Option<Cache>,
@@ -191,7 +191,7 @@ impl<'a> Reference<'a> {
     /// A file in the cache that is not what this module writes.
     pub fn open(
         model: &'a Model,
-        (layout, with_features): (Layout, bool),
+        (layout, with_features): (PairLayout, bool),
         directory: Option<&Path>,
         batch_size: usize,
     ) -> Result<Self> {
@@ -313,7 +313,7 @@ mod tests {
         let rows = [pair(&[1, 2], &[3], &[4, 5]), pair(&[1, 2], &[3, 3], &[4])];
         let ask = |model: &Model, rows: &[TokenizedPair], features: bool| {
             let directory = Some(directory.path());
-            let mut reference = Reference::open(model, (Layout::PLAIN, features), directory, 2).unwrap();
+            let mut reference = Reference::open(model, (PairLayout::PLAIN, features), directory, 2).unwrap();
             let visited: Vec<usize> = (0..rows.len()).collect();
             reference.known(&Rows::of(rows).unwrap(), &visited, &mut Silent).unwrap()
         };
@@ -344,7 +344,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (model, row) = (model(1), pair(&[1, 2], &[3], &[4]));
         let ask = |directory: &Path| {
-            let mut reference = Reference::open(&model, (Layout::PLAIN, false), Some(directory), 1)?;
+            let mut reference = Reference::open(&model, (PairLayout::PLAIN, false), Some(directory), 1)?;
             reference.known(&Rows::of(std::slice::from_ref(&row))?, &[0], &mut Silent)
         };
         ask(directory.path()).unwrap();

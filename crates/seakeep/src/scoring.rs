@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// How an objective wants pairs laid out.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Layout {
+pub struct PairLayout {
     /// Whether prompts are shared.
     pub sharing: Sharing,
     /// Whether the prompt's own tokens are predicted too, as one more branch.
@@ -29,21 +29,21 @@ pub struct Layout {
 /// A shorter opening is not worth an attention of its own: a token that begins every text, and little more.
 pub(crate) const SHORTEST_OPENING: usize = 16;
 
-impl Layout {
+impl PairLayout {
     /// Everything once, completions predicted and nothing else.
-    pub const PLAIN: Layout =
-        Layout { sharing: Sharing::Shared, prompts: false, ld_alpha: None, opening: true };
+    pub const PLAIN: PairLayout =
+        PairLayout { sharing: Sharing::Shared, prompts: false, ld_alpha: None, opening: true };
 
     /// For an objective. A penalty is on the gradient of each pair at its own embeddings.
-    pub fn of(objective: &Objective) -> Layout {
+    pub fn of(objective: &Objective) -> PairLayout {
         let (sharing, prompts) = (objective.sharing(), objective.learns_prompts());
         let opening = objective.penalty.is_none();
-        Layout { sharing, prompts, ld_alpha: objective.pair.ld_alpha, opening }
+        PairLayout { sharing, prompts, ld_alpha: objective.pair.ld_alpha, opening }
     }
 
     /// For an objective where nothing is trained (by the reference, in evaluation): log-probabilities do not depend on how prompts lie.
-    pub fn to_score(objective: &Objective) -> Layout {
-        Layout { sharing: Sharing::Shared, opening: true, ..Layout::of(objective) }
+    pub fn to_score(objective: &Objective) -> PairLayout {
+        PairLayout { sharing: Sharing::Shared, opening: true, ..PairLayout::of(objective) }
     }
 
     /// Branches of a pair.
@@ -116,7 +116,13 @@ pub struct TokenStats {
 
 impl TokenStats {
     /// Counts the tokens of a batch of pairs.
-    pub fn add(&mut self, pairs: &[&TokenizedPair], layout: Layout, batch: &Batch, predicted: &[Predicted]) {
+    pub fn add(
+        &mut self,
+        pairs: &[&TokenizedPair],
+        layout: PairLayout,
+        batch: &Batch,
+        predicted: &[Predicted],
+    ) {
         let aside = layout.prompts.then_some(Role::Prompt);
         let roles: Vec<Role> =
             pairs.iter().flat_map(|p| p.branches.iter().map(|b| b.role).chain(aside)).collect();
@@ -168,7 +174,7 @@ pub struct Scores {
 pub fn score(
     model: &Model,
     pairs: &[&TokenizedPair],
-    layout: Layout,
+    layout: PairLayout,
     with_features: bool,
     batch_size: usize,
     progress: &mut dyn Progress,
@@ -192,7 +198,7 @@ pub fn score(
 pub fn score_rows(
     model: &Model,
     (rows, visited): (&Rows, &[usize]),
-    layout: Layout,
+    layout: PairLayout,
     with_features: bool,
     batch_size: usize,
     progress: &mut dyn Progress,
@@ -213,10 +219,10 @@ impl Scores {
         &mut self,
         model: &Model,
         part: &[&TokenizedPair],
-        layout: Layout,
+        layout: PairLayout,
         with_features: bool,
     ) -> Result<()> {
-        let layout = Layout { opening: layout.opening && !with_features, ..layout };
+        let layout = PairLayout { opening: layout.opening && !with_features, ..layout };
         let batch = layout.lay_out(part.iter().copied());
         // Lengths were checked before, where the row has a name.
         model.check_batch_tokens(&batch)?;
@@ -294,5 +300,5 @@ pub fn pair_logps(
     progress: &mut dyn Progress,
 ) -> Result<BranchLogps> {
     let pairs: Vec<&TokenizedPair> = pairs.iter().collect();
-    Ok(score(model, &pairs, Layout::PLAIN, false, batch_size, progress)?.logps)
+    Ok(score(model, &pairs, PairLayout::PLAIN, false, batch_size, progress)?.logps)
 }

@@ -17,7 +17,7 @@ use seakeep::objective::rule::Kldpo;
 use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
 use seakeep::objective::{Groups, LossType, Objective, PairLoss, Rule};
 use seakeep::progress::Silent;
-use seakeep::scoring::{Layout, score};
+use seakeep::scoring::{PairLayout, score};
 use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use serde_json::Value;
 
@@ -122,7 +122,8 @@ fn log_probabilities_and_token_statistics() {
     for case in CASES.map(case) {
         let pairs: Vec<&TokenizedPair> = case.pairs.iter().collect();
         for batch_size in [1, 3] {
-            let scores = score(&case.model, &pairs, Layout::PLAIN, false, batch_size, &mut Silent).unwrap();
+            let scores =
+                score(&case.model, &pairs, PairLayout::PLAIN, false, batch_size, &mut Silent).unwrap();
             let (got, stats) = (scores.logps, scores.stats);
             let want = logps(&case.golden["policy_logps"]);
             for (g, w) in got.branches().iter().zip(want.branches()) {

@@ -15,7 +15,7 @@ use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
 use seakeep::objective::{Groups, Objective};
 use seakeep::optim::{AdamW, AdamWState};
 use seakeep::progress::Silent;
-use seakeep::scoring::{Layout, score};
+use seakeep::scoring::{PairLayout, score};
 use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ impl Case {
 
     fn logps(&self, model: &Model) -> Vec<f64> {
         let pairs: Vec<&TokenizedPair> = self.pairs.iter().collect();
-        score(model, &pairs, Layout::PLAIN, false, 3, &mut Silent).unwrap().logps.branches()
+        score(model, &pairs, PairLayout::PLAIN, false, 3, &mut Silent).unwrap().logps.branches()
     }
 
     fn objective(&self, name: &str) -> Objective {
@@ -161,7 +161,7 @@ fn gradients_of_every_adapter_and_of_nothing_else() {
             assert_eq!((held, model.map.trainable()), (adapters, adapters));
             // Without a place for gradients the one at the embeddings is the same.
             if name == "dpo" {
-                let batch = Layout::PLAIN.lay_out(&case.pairs);
+                let batch = PairLayout::PLAIN.lay_out(&case.pairs);
                 let (kept, seeds) = (model.forward(&batch), vec![1.0; batch.branches]);
                 let at_embeddings = |mut to: Tensors| model.backward(&batch, &kept, &seeds, &mut to);
                 let (none, all) = (Tensors::none(&model.map), Tensors::of_trainable(&model.map));

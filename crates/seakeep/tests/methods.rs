@@ -16,7 +16,7 @@ use seakeep::objective::rule::{Causal, DpoPro, Group, Kldpo, Winsor};
 use seakeep::objective::wdpo::{Form, Penalty, PromptGradient};
 use seakeep::objective::{Groups, KtoWeights, LossType, Objective, PairLoss, Rule};
 use seakeep::progress::Silent;
-use seakeep::scoring::{Layout, score};
+use seakeep::scoring::{PairLayout, score};
 use seakeep::train::data::tokenize_for;
 use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 
@@ -110,7 +110,7 @@ impl Place {
 
     /// Log-probabilities under a reference that differs from the policy, so that weights and penalties do.
     fn reference(&self, objective: &Objective) -> BranchLogps {
-        let (rows, layout) = (self.rows(objective), Layout::of(objective));
+        let (rows, layout) = (self.rows(objective), PairLayout::of(objective));
         let own = score(&self.model, &rows, layout, false, rows.len(), &mut Silent).unwrap().logps;
         // No two alike: where log-ratios tie, AOT's order is that of the rows, and rounding decides who ties.
         let shift = |i: usize, b: usize| {
@@ -128,7 +128,7 @@ impl Place {
         reference: &BranchLogps,
         micro_batch: usize,
     ) -> (StepOutput, Tensors) {
-        let (pairs, layout) = (self.rows(objective), Layout::of(objective));
+        let (pairs, layout) = (self.rows(objective), PairLayout::of(objective));
         let of = |(i, p): (usize, &&TokenizedPair)| {
             let labels = Labels {
                 soft: Some([0.9, 0.6, 0.75][i % 3]),
@@ -271,7 +271,7 @@ fn step_0_costs_ln_2_on_a_real_model() {
     let place = smollm2(6);
     let rows = place.rows(&Objective::dpo(0.1));
     // Scored in other batches than the step's: log-probabilities agree to rounding, and so does ln 2.
-    let own = score(&place.model, &rows, Layout::PLAIN, false, 5, &mut Silent).unwrap().logps;
+    let own = score(&place.model, &rows, PairLayout::PLAIN, false, 5, &mut Silent).unwrap().logps;
     for rule in
         [Rule::Mean, Rule::Kldpo(Kldpo::Rho(0.5)), Rule::Cvar { alpha: 0.3 }, Rule::Winsor(Winsor::default())]
     {

@@ -12,7 +12,7 @@ use seakeep::logps::{BranchLogps, Facts};
 use seakeep::model::{Model, Tensors};
 use seakeep::objective::rule::Winsor;
 use seakeep::objective::{Context, Groups, LossType, Objective, PairLoss, Rule};
-use seakeep::scoring::Layout;
+use seakeep::scoring::PairLayout;
 use seakeep::train::data::tokenize_for;
 use seakeep::train::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use serde_json::{Value, json};
@@ -68,7 +68,7 @@ impl Place {
         let (objective, rows) = (Objective::sft(), rows.iter().collect::<Vec<_>>());
         let mut grads = Gradients::new(&self.model);
         let facts: Vec<Facts> = rows.iter().map(|p| Facts::of(p, false)).collect();
-        let zeros = |p: &&TokenizedPair| Layout::of(&objective).no_reference(p);
+        let zeros = |p: &&TokenizedPair| PairLayout::of(&objective).no_reference(p);
         let reference = &BranchLogps(rows.iter().map(zeros).collect());
         let groups = Groups::default();
         let global =

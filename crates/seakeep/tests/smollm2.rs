@@ -10,7 +10,7 @@ use seakeep::formats::{Message, ModelSource};
 use seakeep::generate::{GenerateOptions, PromptForm, eos_ids, generate};
 use seakeep::model::{Keep, Model, Numbers, Sizes, Stored};
 use seakeep::progress::Silent;
-use seakeep::scoring::Layout;
+use seakeep::scoring::PairLayout;
 
 fn file(variable: &str, name: &str) -> PathBuf {
     let directory = std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set"));
@@ -79,10 +79,10 @@ fn what_real_pairs_cost_is_what_was_counted_by_hand() {
     };
     let (pairs, _) = tokenize_pairs(&rows, &source.tokenizer().unwrap(), &options).unwrap();
     let sizes = Sizes::of(&Model::config(&source).unwrap(), None).unwrap();
-    let batch = Layout { opening: false, ..Layout::PLAIN }.lay_out(&pairs);
+    let batch = PairLayout { opening: false, ..PairLayout::PLAIN }.lay_out(&pairs);
     assert_eq!((batch.rows(), batch.predictions.len()), (14_211, 5_717));
     // The template's system prompt, 24 tokens, stands before every pair.
-    let of_four = |four| Layout::PLAIN.lay_out(four).rows();
+    let of_four = |four| PairLayout::PLAIN.lay_out(four).rows();
     assert_eq!(pairs.chunks(4).map(of_four).sum::<usize>(), 14_211 - 16 * 3 * 24);
     let found = sizes.operations(&batch, false);
     let giga = |operations: f64| (operations / 64e9).round();

@@ -17,7 +17,7 @@ use seakeep::policy_record::{Column, POLICY_SCHEMA_VERSION, Policy, PolicyRecord
 use seakeep::progress::{Progress, Silent};
 use seakeep::reference::{Known, Reference};
 use seakeep::reward::RewardModel;
-use seakeep::scoring::{Layout, Scores};
+use seakeep::scoring::{PairLayout, Scores};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -290,7 +290,7 @@ impl Work {
         let model = logps::load(&self.source, &self.settings, progress)?;
         let features =
             objective::environments(&self.settings, &self.objective).is_some() && self.reference.is_none();
-        let how = (Layout::to_score(&self.objective), features);
+        let how = (PairLayout::to_score(&self.objective), features);
         let score = |set: &Set| {
             let what = format!("policy on {}", set.spec);
             logps::score(&model, &set.pairs, how, &self.settings, &what, progress)
@@ -330,7 +330,7 @@ impl Work {
         tokenizer: &Tokenizer,
         progress: &mut dyn Progress,
     ) -> Result<(Vec<Vec<Known>>, Vec<f64>)> {
-        let (layout, needed) = (Layout::of(&self.objective), self.objective.needs_reference());
+        let (layout, needed) = (PairLayout::of(&self.objective), self.objective.needs_reference());
         let zeros = |set: &Set| {
             let of = |p: &TokenizedPair| Known { logps: layout.no_reference(p), ..Known::default() };
             set.pairs.iter().map(of).collect::<Vec<Known>>()
@@ -362,7 +362,7 @@ impl Work {
         let mut known = Vec::with_capacity(sets.len());
         if needed && !sets.is_empty() {
             let features = objective::environments(&self.settings, &self.objective).is_some();
-            let how = (Layout::to_score(&self.objective), features);
+            let how = (PairLayout::to_score(&self.objective), features);
             let mut reference = Reference::open(&model, how, cache.as_deref(), self.batch_size)?;
             for set in sets {
                 progress.start(&format!("reference on {}", set.spec), set.pairs.len() as u64);
@@ -384,7 +384,7 @@ impl Work {
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let (model, layout) =
-            (logps::load(&self.source, &self.settings, &mut Silent)?, Layout::of(&self.objective));
+            (logps::load(&self.source, &self.settings, &mut Silent)?, PairLayout::of(&self.objective));
         for (set, found) in sets.iter().zip(evaluated) {
             progress.start(&format!("input gradients on {}", set.spec), set.pairs.len() as u64);
             let rows = (set.pairs.as_slice(), found.losses.as_slice());

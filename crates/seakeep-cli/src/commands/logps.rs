@@ -10,7 +10,7 @@ use seakeep::logps::BranchLogps;
 use seakeep::model::Model;
 use seakeep::objective::Objective;
 use seakeep::progress::Progress;
-use seakeep::scoring::{self, Layout, Scores};
+use seakeep::scoring::{self, PairLayout, Scores};
 use seakeep::train::data::{select, tokenize_for};
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
@@ -63,7 +63,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, None, &mut *progress)?;
     let model = load(&source, &settings, &mut *progress)?;
     let scores =
-        score(&model, &pairs, (Layout::PLAIN, false), &settings, "log-probabilities", &mut *progress)?;
+        score(&model, &pairs, (PairLayout::PLAIN, false), &settings, "log-probabilities", &mut *progress)?;
     output::emit(output, &lines(&pairs, &scores.logps)?)
 }
 
@@ -136,7 +136,7 @@ pub fn tokenize(
 pub fn score(
     model: &Model,
     pairs: &[TokenizedPair],
-    (layout, with_features): (Layout, bool),
+    (layout, with_features): (PairLayout, bool),
     settings: &Settings,
     what: &str,
     progress: &mut dyn Progress,

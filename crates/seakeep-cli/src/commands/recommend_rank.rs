@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, ArgMatches, Command, value_parser};
 use seakeep::data::TokenizedPair;
 use seakeep::formats::ModelSource;
+use seakeep::progress::Progress;
 use seakeep::recommend::metrics::groups;
 use seakeep::recommend::{
     Inferred, MissingTarget, RankRow, RankScores, Ranking, Summary, infer, rank_of, read_rows, score,
@@ -70,6 +71,48 @@ struct Set {
     ranks: Vec<Ranking>,
 }
 
+/// What is asked for besides the files and the model.
+struct Flags {
+    diverge: bool,
+    environments: Option<usize>,
+    missing: MissingTarget,
+    intervals: Bootstrap,
+    normalize: bool,
+    seed: u64,
+}
+
+impl Flags {
+    fn read(matches: &ArgMatches, settings: &Settings) -> Result<Self> {
+        let diverge = match settings.text("prompt_mismatch").as_deref() {
+            Some("drop") => {
+                return Err(Error::Usage(format!(
+                    "{} is drop; a ranking leaves no candidate out: expected error or diverge",
+                    settings.place("prompt_mismatch")
+                )));
+            }
+            other => other == Some("diverge"),
+        };
+        let environments = matches.get_one::<usize>("environments").copied();
+        if environments == Some(0) {
+            return Err(Error::Usage("--environments is 0; expected at least 1".into()));
+        }
+        let missing = match args::texts(matches, "missing_target").pop().as_deref() {
+            Some("miss") => MissingTarget::Miss,
+            _ => MissingTarget::Error,
+        };
+        let resamples = matches.get_one::<usize>("resamples").copied().unwrap_or_default();
+        if resamples == 0 {
+            return Err(Error::Usage(
+                "--resamples is 0; expected at least 1; an interval needs some hundred".into(),
+            ));
+        }
+        let seed = settings.seed("seed");
+        let intervals = Bootstrap { resamples, seed, ..Bootstrap::default() };
+        let normalize = matches.get_flag("length_normalize");
+        Ok(Flags { diverge, environments, missing, intervals, normalize, seed })
+    }
+}
+
 /// Ranks and writes.
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
@@ -80,68 +123,68 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let (to, ranks_to) = (output_path(matches), matches.get_one::<PathBuf>("ranks").map(PathBuf::as_path));
     output::check("output", to)?;
     output::check("ranks", ranks_to)?;
-    let diverge = match settings.text("prompt_mismatch").as_deref() {
-        Some("drop") => {
-            return Err(Error::Usage(format!(
-                "{} is drop; a ranking leaves no candidate out: expected error or diverge",
-                settings.place("prompt_mismatch")
-            )));
-        }
-        other => other == Some("diverge"),
-    };
-    let environments = matches.get_one::<usize>("environments").copied();
-    if environments == Some(0) {
-        return Err(Error::Usage("--environments is 0; expected at least 1".into()));
-    }
-    let missing = match args::texts(matches, "missing_target").pop().as_deref() {
-        Some("miss") => MissingTarget::Miss,
-        _ => MissingTarget::Error,
-    };
-    if matches.get_one::<usize>("resamples") == Some(&0) {
-        return Err(Error::Usage(
-            "--resamples is 0; expected at least 1; an interval needs some hundred".into(),
-        ));
-    }
-    let how = Bootstrap {
-        resamples: matches.get_one::<usize>("resamples").copied().unwrap_or_default(),
-        seed: settings.seed("seed"),
-        ..Bootstrap::default()
-    };
+    let flags = Flags::read(matches, &settings)?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let mut sets: Vec<Set> = Vec::with_capacity(specs.len());
     for (name, spec) in names(&specs)? {
-        let rows = read_rows(&spec, missing)?;
+        let rows = read_rows(&spec, flags.missing)?;
         let (tokens, scores, ranks) = (Vec::new(), RankScores::default(), Vec::new());
         sets.push(Set { name, spec, rows, tokens, scores, ranks });
     }
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
-    let tokenizer = source.tokenizer()?;
-    let model = logps::load(&source, &settings, &mut *progress)?;
-    // Every file is checked before the first is scored.
-    for set in &mut sets {
-        set.tokens = tokenize(&set.rows, &tokenizer, diverge, model.config.max_positions)?;
+    rank(&mut sets, &source, &settings, &flags, &mut *progress)?;
+    let (results, table) = results(&sets, &flags)?;
+    if let Some(path) = ranks_to {
+        output::emit(Some(path), &sets.iter().map(lines).collect::<String>())?;
     }
-    let normalize = matches.get_flag("length_normalize");
+    progress.note(&table.text());
+    let record = json!({
+        "model_name_or_path": source.path,
+        "score": if flags.normalize { "mean" } else { "sum" },
+        "ties": "pessimistic",
+        "datasets": results,
+    });
+    output::emit(to, &format!("{record:#}\n"))
+}
+
+/// Has the model score all candidates. Every file is checked before the first is scored.
+fn rank(
+    sets: &mut [Set],
+    source: &ModelSource,
+    settings: &Settings,
+    flags: &Flags,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let tokenizer = source.tokenizer()?;
+    let model = logps::load(source, settings, progress)?;
+    for set in &mut *sets {
+        set.tokens = tokenize(&set.rows, &tokenizer, flags.diverge, model.config.max_positions)?;
+    }
+    let how = (flags.normalize, flags.environments.is_some());
     let batch = settings.count("per_device_eval_batch_size").unwrap_or(1);
-    for set in &mut sets {
+    for set in sets {
         progress.start(&set.name, set.tokens.len() as u64);
-        let flags = (normalize, environments.is_some());
-        set.scores = score(&model, &set.tokens, flags, batch, &mut *progress)?;
+        set.scores = score(&model, &set.tokens, how, batch, progress)?;
         progress.finish();
         set.ranks = rankings(&set.rows, &set.scores);
     }
-    let inferred = match environments {
+    Ok(())
+}
+
+/// What the ranks come to, for the record and for a person.
+fn results(sets: &[Set], flags: &Flags) -> Result<(Vec<Value>, Table)> {
+    let inferred = match flags.environments {
         Some(k) => {
             let sets: Vec<_> = sets.iter().map(|s| (&s.scores.features[..], &s.ranks[..])).collect();
-            infer(&sets, k, settings.seed("seed"), how)?
+            infer(&sets, k, flags.seed, flags.intervals)?
         }
         None => Vec::new(),
     };
     let mut results = Vec::with_capacity(sets.len());
     let mut table = Table::default();
     for (at, set) in sets.iter().enumerate() {
-        let whole = summarise(&set.ranks, how);
+        let whole = summarise(&set.ranks, flags.intervals);
         table.line(&set.name, &whole);
         let mut result = Map::from_iter([
             ("name".to_string(), json!(set.name)),
@@ -152,7 +195,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         }
         let mut by_group = Map::new();
         for (group, rows) in groups(&set.ranks) {
-            let own = summarise(&rows, how);
+            let own = summarise(&rows, flags.intervals);
             table.line(&format!("{}, group {group}", set.name), &own);
             by_group.insert(group, own.json());
         }
@@ -165,17 +208,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         }
         results.push(Value::Object(result));
     }
-    if let Some(path) = ranks_to {
-        output::emit(Some(path), &sets.iter().map(lines).collect::<String>())?;
-    }
-    progress.note(&table.text());
-    let record = json!({
-        "model_name_or_path": source.path,
-        "score": if normalize { "mean" } else { "sum" },
-        "ties": "pessimistic",
-        "datasets": results,
-    });
-    output::emit(to, &format!("{record:#}\n"))
+    Ok((results, table))
 }
 
 /// The files with their names, no two the same.

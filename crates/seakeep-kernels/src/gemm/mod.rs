@@ -158,32 +158,32 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// A factor of a product.
+/// A matrix that is multiplied.
 #[derive(Clone, Copy)]
-pub enum Factor<'a> {
+pub enum Operand<'a> {
     /// In f32, with any strides.
     Mat(Mat<'a>),
     /// As it is stored.
     Weight(Weight<'a>),
 }
 
-impl<'a> From<Mat<'a>> for Factor<'a> {
+impl<'a> From<Mat<'a>> for Operand<'a> {
     fn from(mat: Mat<'a>) -> Self {
-        Factor::Mat(mat)
+        Operand::Mat(mat)
     }
 }
 
-impl<'a> From<Weight<'a>> for Factor<'a> {
+impl<'a> From<Weight<'a>> for Operand<'a> {
     fn from(weight: Weight<'a>) -> Self {
-        Factor::Weight(weight)
+        Operand::Weight(weight)
     }
 }
 
-impl Factor<'_> {
+impl Operand<'_> {
     fn t(self) -> Self {
         match self {
-            Factor::Mat(mat) => Factor::Mat(mat.t()),
-            Factor::Weight(weight) => Factor::Weight(weight.t()),
+            Operand::Mat(mat) => Operand::Mat(mat.t()),
+            Operand::Weight(weight) => Operand::Weight(weight.t()),
         }
     }
 }
@@ -195,7 +195,7 @@ pub struct Product {
     pub c_row: usize,
     /// Whether to add to `c`.
     pub accumulate: bool,
-    /// The factor.
+    /// The operand.
     pub alpha: f32,
     /// Threads.
     pub threads: Threads,
@@ -239,15 +239,15 @@ pub fn multiply<'a>(
     c: &mut [f32],
     product: Product,
     a: Mat<'a>,
-    b: impl Into<Factor<'a>>,
+    b: impl Into<Operand<'a>>,
 ) {
     run(Isa::best(), size, c, product, a.into(), b.into());
 }
 
-/// What is its own of one of several products that have a factor in common.
+/// What is its own of one of several products that have an operand in common.
 pub struct Own<'a> {
-    /// The other factor.
-    pub factor: Factor<'a>,
+    /// The other operand.
+    pub operand: Operand<'a>,
     /// Its rows where it stands on the left, its columns where on the right.
     pub size: usize,
     /// The result, row-major without gaps.
@@ -307,7 +307,7 @@ pub fn instruction_set() -> (&'static str, bool) {
     (Isa::best().name, Isa::best().pairs)
 }
 
-fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Product, a: Factor, b: Factor) {
+fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Product, a: Operand, b: Operand) {
     let Product { c_row, accumulate: add, alpha, threads, precision } = product;
     if m == 0 || n == 0 {
         return;
@@ -331,14 +331,14 @@ fn run(isa: &Isa, (m, n, k): (usize, usize, usize), c: &mut [f32], product: Prod
     }
 }
 
-/// On which side the common factor of several products stands.
+/// On which side the common operand of several products stands.
 #[derive(Clone, Copy, PartialEq)]
 enum Common {
     Left,
     Right,
 }
 
-/// Products with the factor `common`, which has `n` rows or columns. On the left it is the right one of the transposed products.
+/// Products with the operand `common`, which has `n` rows or columns. On the left it is the right one of the transposed products.
 fn together<'a>(
     isa: &Isa,
     each: Vec<Own<'a>>,
@@ -350,21 +350,21 @@ fn together<'a>(
     // So few rows do not fill a panel of B.
     let few = side == Common::Left && n < isa.nr;
     if few || n == 0 || k == 0 {
-        for Own { factor, size, c, accumulate } in each {
+        for Own { operand, size, c, accumulate } in each {
             let (shape, c_row, a, b) = match side {
-                Common::Left => ((n, size, k), size, common.into(), factor),
-                Common::Right => ((size, n, k), n, factor, common.into()),
+                Common::Left => ((n, size, k), size, common.into(), operand),
+                Common::Right => ((size, n, k), n, operand, common.into()),
             };
             run(isa, shape, c, Product::whole(c_row, accumulate, precision), a, b);
         }
         return;
     }
-    let part = |Own { factor, size, c, accumulate: add }: Own<'a>| {
-        let (factor, c) = match side {
-            Common::Left => (factor.t(), C::of(c, (n, size), size).t()),
-            Common::Right => (factor, C::of(c, (size, n), n)),
+    let part = |Own { operand, size, c, accumulate: add }: Own<'a>| {
+        let (operand, c) = match side {
+            Common::Left => (operand.t(), C::of(c, (n, size), size).t()),
+            Common::Right => (operand, C::of(c, (size, n), n)),
         };
-        Part { rows: size, a: Source::rows(factor, size, k), c, add }
+        Part { rows: size, a: Source::rows(operand, size, k), c, add }
     };
     let parts: Vec<Part> = each.into_iter().filter(|own| own.size > 0).map(part).collect();
     let rows = if side == Common::Left { common } else { common.t() };

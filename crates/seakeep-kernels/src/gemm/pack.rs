@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::tiles::end;
-use super::{Elements, Factor, Precision, Weight};
+use super::{Elements, Operand, Precision, Weight};
 
 /// What a word holds of a row of A (or a column of B).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,13 +162,13 @@ impl<'a> Source<'a> {
     }
 
     /// The rows of a factor, `[rows, k]`, neither of them 0.
-    pub fn rows(of: Factor<'a>, rows: usize, k: usize) -> Self {
+    pub fn rows(of: Operand<'a>, rows: usize, k: usize) -> Self {
         match of {
-            Factor::Mat(mat) => {
+            Operand::Mat(mat) => {
                 assert!(end(rows, k, mat.row, mat.col) <= mat.data.len(), "gemm: a factor is too short");
                 Source::Plain(Strided { data: mat.data, outer: mat.row, inner: mat.col })
             }
-            Factor::Weight(Weight { elements, cols, transposed }) => {
+            Operand::Weight(Weight { elements, cols, transposed }) => {
                 let stored = if transposed { (k, rows) } else { (rows, k) };
                 assert!(
                     cols == stored.1 && elements.len() >= stored.0 * cols,

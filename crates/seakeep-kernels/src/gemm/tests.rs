@@ -261,7 +261,7 @@ fn products_with_a_factor_in_common_are_those_products() {
                     run(&isa, (t, n, k), c, how, Mat::new(&x, k).into(), (*w).into());
                 }
                 let each = got.iter_mut().zip(sizes).zip(&weights);
-                let each = each.map(|((c, size), w)| Own { factor: (*w).into(), size, c, accumulate });
+                let each = each.map(|((c, size), w)| Own { operand: (*w).into(), size, c, accumulate });
                 together(&isa, each.collect(), Mat::new(&x, k), (t, k), precision, Common::Left);
                 assert!(got == want, "by each, {} {t}", isa.name);
 
@@ -275,7 +275,7 @@ fn products_with_a_factor_in_common_are_those_products() {
                 }
                 let each = got.iter_mut().zip(sizes).zip(&lefts);
                 let each = each.map(|((c, size), a)| Own {
-                    factor: Mat::new(a, size).t().into(),
+                    operand: Mat::new(a, size).t().into(),
                     size,
                     c,
                     accumulate,

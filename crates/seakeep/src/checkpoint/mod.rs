@@ -304,8 +304,8 @@ pub fn load_state(directory: &Path) -> Result<TrainerState> {
     Ok(state)
 }
 
-/// What a checkpoint gives back.
-pub struct Restored {
+/// All that a run changes as it goes: what it begins with, and what a checkpoint gives back.
+pub struct RunState {
     /// The policy.
     pub model: Model,
     /// The optimizer's memory.
@@ -344,7 +344,7 @@ pub fn load(
     source: &ModelSource,
     (numbers, adamw): (Numbers, &AdamW),
     name_of: fn(&Model) -> String,
-) -> Result<Restored> {
+) -> Result<RunState> {
     let state = load_state(directory)?;
     let none = Value::Null;
     let keys = settings.keys().chain(state.settings.keys().filter(|k| !settings.contains_key(*k)));
@@ -385,7 +385,7 @@ pub fn load(
         Model::load_in(&ModelSource::open(directory)?, numbers)?
     };
     let optimizer = load_optimizer(&directory.join("optimizer.safetensors"), &model, adamw, state.step)?;
-    Ok(Restored { model, optimizer, state, reference: ReferenceScores::load(&directory.join(REFERENCE))? })
+    Ok(RunState { model, optimizer, state, reference: ReferenceScores::load(&directory.join(REFERENCE))? })
 }
 
 /// Removes the oldest checkpoints beyond `limit`.

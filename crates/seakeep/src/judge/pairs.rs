@@ -19,7 +19,7 @@ use crate::policy_record::{Column, PairSet, Shift};
 use crate::preferences::Form;
 use crate::progress::Progress;
 use crate::reference::Known;
-use crate::scoring::{Layout, Scores};
+use crate::scoring::{PairLayout, Scores};
 
 /// What rows say besides their texts, as evaluation needs it: groups, and scores where the data have them (`scores_chosen` and
 /// `scores_rejected`, as `seakeep pairs` writes them).
@@ -169,7 +169,7 @@ impl Evaluator<'_> {
         reference: &[Known],
         columns: &RowColumns,
     ) -> Result<Evaluated> {
-        let layout = Layout::of(self.objective);
+        let layout = PairLayout::of(self.objective);
         let mut facts: Vec<Facts> = pairs.iter().map(|p| Facts::of(p, layout.prompts)).collect();
         if let Some((k, seed)) = self.environments {
             let features: Vec<Vec<f32>> = reference.iter().map(|r| r.features.clone()).collect();
@@ -218,7 +218,7 @@ fn margin(scored: &Scored, i: usize) -> f64 {
 /// A token or a length that the model does not have.
 pub fn input_gradients(
     model: &Model,
-    layout: Layout,
+    layout: PairLayout,
     (pairs, losses): (&[TokenizedPair], &[Loss]),
     batch_size: usize,
     progress: &mut dyn Progress,
@@ -227,7 +227,7 @@ pub fn input_gradients(
     let mut unused = Tensors::none(&model.map);
     let size = batch_size.max(1);
     for (pairs, losses) in pairs.chunks(size).zip(losses.chunks(size)) {
-        let batch = Layout { opening: false, ..layout }.lay_out(pairs);
+        let batch = PairLayout { opening: false, ..layout }.lay_out(pairs);
         model.check(&batch)?;
         let seeds: Vec<f64> = losses.iter().flat_map(|l| l.d.iter().copied()).collect();
         let v = model.backward(&batch, &model.forward(&batch), &seeds, &mut unused);

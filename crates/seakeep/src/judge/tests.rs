@@ -12,7 +12,7 @@ use crate::objective::{Groups, Objective, wdpo};
 use crate::policy_record::{Column, PairSet, Policy, PolicyRecord, Samples, Shift};
 use crate::progress::Silent;
 use crate::reference::Known;
-use crate::scoring::{Layout, score};
+use crate::scoring::{PairLayout, score};
 use crate::stats::{Ball, Bootstrap, mean};
 use crate::train::step::{GlobalBatch, Gradients, gradient};
 
@@ -135,13 +135,13 @@ fn input_gradients_are_those_of_the_training_step() {
         tokenize_pairs(&read_pairs(&spec).unwrap(), &tokenizer, &TokenizeOptions::default()).unwrap().0;
     let all: Vec<&TokenizedPair> = pairs.iter().collect();
     let (policy, reference) = (model(1), model(2));
-    let scores = |m: &Model| score(m, &all, Layout::PLAIN, false, 2, &mut Silent).unwrap();
+    let scores = |m: &Model| score(m, &all, PairLayout::PLAIN, false, 2, &mut Silent).unwrap();
     let known = Known::of(&scores(&reference));
     let objective = Objective::dpo(0.5);
     let evaluator = Evaluator { objective: &objective, environments: None };
     let found = evaluator.evaluate(&pairs, &scores(&policy), &known, &RowColumns::default()).unwrap();
-    let norms =
-        input_gradients(&policy, Layout::of(&objective), (&pairs, &found.losses), 2, &mut Silent).unwrap();
+    let norms = input_gradients(&policy, PairLayout::of(&objective), (&pairs, &found.losses), 2, &mut Silent)
+        .unwrap();
     let (form, prompt_gradient) = (wdpo::Form::Paper, wdpo::PromptGradient::Shared);
     let penalised =
         Objective { penalty: Some(wdpo::Penalty { rho: 2.0, form, prompt_gradient }), ..objective.clone() };

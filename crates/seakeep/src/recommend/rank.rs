@@ -14,7 +14,7 @@ use crate::data::{
 use crate::formats::{Message, Tokenizer};
 use crate::model::Model;
 use crate::progress::Progress;
-use crate::scoring::{self, Layout, Scores};
+use crate::scoring::{self, PairLayout, Scores};
 use crate::{Error, Result};
 
 /// What to do with a row whose target is not among its candidates.
@@ -183,7 +183,7 @@ pub fn score(
 ) -> Result<RankScores> {
     let pairs: Vec<&TokenizedPair> = rows.iter().collect();
     let Scores { logps, features, .. } =
-        scoring::score(model, &pairs, Layout::PLAIN, with_features, batch_size, progress)?;
+        scoring::score(model, &pairs, PairLayout::PLAIN, with_features, batch_size, progress)?;
     let mut candidates = logps.0;
     if length_normalize {
         for (row, logps) in rows.iter().zip(&mut candidates) {

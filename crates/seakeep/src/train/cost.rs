@@ -15,7 +15,7 @@ use crate::formats::ModelSource;
 use crate::model::{Keep, Operations, Sizes};
 use crate::objective::Objective;
 use crate::progress::Progress;
-use crate::scoring::{Layout, begin, check_lengths};
+use crate::scoring::{PairLayout, begin, check_lengths};
 
 /// Share of the machine's best product that a step reaches as a whole, within which expected times lie. Measured:
 /// docs/PERFORMANCE.md.
@@ -156,7 +156,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let plain = (options.numbers.keep, options.numbers.precision) == (Keep::F32, Precision::F32);
     // As a step lays pairs out.
     let drops_out = options.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
-    let whole = !Layout::of(objective).opening || drops_out;
+    let whole = !PairLayout::of(objective).opening || drops_out;
     let opening = if whole { 0 } else { costs.opening.computed };
     for rows in visits.steps(0, steps) {
         let micro = options.per_device_train_batch_size;
@@ -235,7 +235,7 @@ fn of_rows(
     sizes: &Sizes,
     mut tokens: Option<&mut Tokens>,
 ) -> Result<RowCosts> {
-    let layout = Layout::of(objective);
+    let layout = PairLayout::of(objective);
     let cost = |batch: &Batch| RowCost {
         operations: sizes.operations(batch, objective.penalty.is_some()),
         computed: batch.rows(),
@@ -257,7 +257,7 @@ fn of_rows(
     };
     let each = rows.iter().map(of).collect::<Result<_>>()?;
     let opening = opening.unwrap_or_default();
-    Ok(RowCosts { each, opening: cost(&Batch::open(Layout::to_score(objective).worth(&opening))) })
+    Ok(RowCosts { each, opening: cost(&Batch::open(PairLayout::to_score(objective).worth(&opening))) })
 }
 
 /// What memory is needed for at the fullest moment: in a step, in an evaluation, or while the reference scores.
@@ -300,7 +300,7 @@ fn peak(
 
 /// The operations that a step's pairs ask for.
 pub(super) fn of_step(pairs: &[&TokenizedPair], objective: &Objective, sizes: &Sizes) -> Operations {
-    let batch = Layout::of(objective).lay_out(pairs.iter().copied());
+    let batch = PairLayout::of(objective).lay_out(pairs.iter().copied());
     sizes.operations(&batch, objective.penalty.is_some())
 }
 

@@ -15,7 +15,9 @@ use super::step::{GlobalBatch, Gradients, StepOutput, gradient};
 use super::{Every, TrainOptions, prepare};
 use seakeep_kernels::{buffer, dropout::mix};
 
-use crate::checkpoint::{self, Interval, ReferenceRow, ReferenceRows, ReferenceScores, TrainerState};
+use crate::checkpoint::{
+    self, Interval, ReferenceRow, ReferenceRows, ReferenceScores, RunState, TrainerState,
+};
 use crate::data::{Rows, TokenizedPair};
 use crate::environments::Environments;
 use crate::eval::evaluate;
@@ -26,7 +28,7 @@ use crate::objective::{Context, Groups, Scored};
 use crate::optim::{AdamWState, clipping};
 use crate::progress::{Progress, Silent};
 use crate::reference::{self, Known, Reference};
-use crate::scoring::{Layout, check_lengths, score_rows};
+use crate::scoring::{PairLayout, check_lengths, score_rows};
 use crate::{Error, Result};
 
 /// What a run came to.
@@ -94,63 +96,18 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let visits = Visits::of(options, train.len());
         let (total_steps, eval_rows) = (visits.total(options), Some(eval.fingerprint().to_string()));
-        let (mut model, optimizer, state, reference) = match prepare::checkpoint_of(options)? {
-            Some(path) => {
-                let restored = checkpoint::load(
-                    &path,
-                    &settings,
-                    source,
-                    (options.numbers, &options.optimizer),
-                    reference::weights,
-                )?;
-                let (before, mut reference) = (restored.state.total_steps, restored.reference);
-                if restored.state.step > total_steps {
-                    return Err(Error::Usage(format!(
-                        "{} is at step {}, and the run ends at step {total_steps}: raise `max_steps` or `num_train_epochs`",
-                        path.display(),
-                        restored.state.step
-                    )));
+        let RunState { mut model, optimizer, mut state, mut reference } =
+            match prepare::checkpoint_of(options)? {
+                Some(path) => from_checkpoint(&path, options, source, &settings, total_steps, progress)?,
+                None => {
+                    let groups = Groups::of((0..train.len()).map(|i| train.group(i).map(str::to_string)));
+                    anew(options, source, groups, settings)?
                 }
-                if before != total_steps {
-                    progress.note(&format!(
-                        "the run now ends at step {total_steps}, not {before}: the learning rate follows the new end from here on"
-                    ));
-                }
-                if restored.state.eval_rows != eval_rows {
-                    reference.eval = ReferenceRows::default();
-                }
-                let state = TrainerState { total_steps, eval_rows, ..restored.state };
-                (restored.model, restored.optimizer, state, reference)
-            }
-            None => {
-                let model = Model::load_in(source, options.numbers)?;
-                if options.lora.is_none() {
-                    model.check_trainable()?;
-                }
-                // Adapters come after the reference, and their moments with them: a large model has no room for its own.
-                let optimizer = match options.lora {
-                    None => AdamWState::new(&model.map, &options.optimizer),
-                    Some(_) => AdamWState::default(),
-                };
-                let schema_version = checkpoint::SCHEMA_VERSION;
-                let pending = Interval::default();
-                let state = TrainerState {
-                    schema_version,
-                    step: 0,
-                    total_steps,
-                    epoch: 0.0,
-                    num_tokens: 0,
-                    pending,
-                    groups: Groups::of((0..train.len()).map(|i| train.group(i).map(str::to_string))),
-                    settings,
-                    base: options.lora.as_ref().map(|_| reference::weights(&model)),
-                    reference: None,
-                    eval_rows,
-                    files: Default::default(),
-                };
-                (model, optimizer, state, ReferenceScores::default())
-            }
-        };
+            };
+        if state.eval_rows != eval_rows {
+            reference.eval = ReferenceRows::default();
+        }
+        (state.total_steps, state.eval_rows) = (total_steps, eval_rows);
         if let Some(kept) = model.weights.kept(options.numbers.keep) {
             progress.note(&kept);
         }
@@ -182,7 +139,7 @@ impl<'a> Run<'a> {
         };
         let model = fresh.as_ref().unwrap_or(&self.model);
         let options = self.options;
-        let how = (Layout::to_score(&options.objective), options.environments.is_some());
+        let how = (PairLayout::to_score(&options.objective), options.environments.is_some());
         let (cache, size) = (options.reference_cache_dir.as_deref(), options.per_device_eval_batch_size);
         let mut reference = Reference::open(model, how, cache, size)?;
         let weights = reference.weights();
@@ -240,7 +197,7 @@ impl<'a> Run<'a> {
         let fetched = self.train.several(rows)?;
         let pairs: Vec<&TokenizedPair> = fetched.iter().collect();
         let (facts, reference) = known(
-            &Layout::of(&options.objective),
+            &PairLayout::of(&options.objective),
             pairs.iter().copied().zip(rows),
             self.known_of(&self.reference.train),
         );
@@ -360,7 +317,7 @@ impl<'a> Run<'a> {
     fn evaluate(&self) -> Result<Vec<(String, f64)>> {
         let all: Vec<usize> = (0..self.eval.len()).collect();
         let (objective, size) = (&self.options.objective, self.options.per_device_eval_batch_size);
-        let layout = Layout::to_score(objective);
+        let layout = PairLayout::to_score(objective);
         // Buffers of training and of scoring are of different sizes: there is no need for both at once.
         buffer::release();
         let scores = score_rows(&self.model, (self.eval, &all), layout, false, size, &mut Silent)?;
@@ -380,6 +337,67 @@ impl<'a> Run<'a> {
     }
 }
 
+/// The state of a run that begins.
+fn anew(
+    options: &TrainOptions,
+    source: &ModelSource,
+    groups: Groups,
+    settings: Map<String, Value>,
+) -> Result<RunState> {
+    let model = Model::load_in(source, options.numbers)?;
+    // Adapters come after the reference, and their moments with them: a large model has no room for its own.
+    let optimizer = match options.lora {
+        None => {
+            model.check_trainable()?;
+            AdamWState::new(&model.map, &options.optimizer)
+        }
+        Some(_) => AdamWState::default(),
+    };
+    let state = TrainerState {
+        schema_version: checkpoint::SCHEMA_VERSION,
+        step: 0,
+        total_steps: 0,
+        epoch: 0.0,
+        num_tokens: 0,
+        pending: Interval::default(),
+        groups,
+        settings,
+        base: options.lora.as_ref().map(|_| reference::weights(&model)),
+        reference: None,
+        eval_rows: None,
+        files: Default::default(),
+    };
+    Ok(RunState { model, optimizer, state, reference: ReferenceScores::default() })
+}
+
+/// Where a checkpoint stood, of a run that is to end at step `total_steps`.
+fn from_checkpoint(
+    path: &Path,
+    options: &TrainOptions,
+    source: &ModelSource,
+    settings: &Map<String, Value>,
+    total_steps: usize,
+    progress: &mut dyn Progress,
+) -> Result<RunState> {
+    let how = (options.numbers, &options.optimizer);
+    let restored = checkpoint::load(path, settings, source, how, reference::weights)?;
+    let state = &restored.state;
+    if state.step > total_steps {
+        return Err(Error::Usage(format!(
+            "{} is at step {}, and the run ends at step {total_steps}: raise `max_steps` or `num_train_epochs`",
+            path.display(),
+            state.step
+        )));
+    }
+    if state.total_steps != total_steps {
+        progress.note(&format!(
+            "the run now ends at step {total_steps}, not {}: the learning rate follows the new end from here on",
+            state.total_steps
+        ));
+    }
+    Ok(restored)
+}
+
 /// An evaluation in a line.
 fn told(step: usize, metrics: &[(String, f64)]) -> String {
     let mut shown = vec!["eval_loss", "eval_rewards/accuracies", "eval_rewards/margins"];
@@ -392,7 +410,7 @@ fn told(step: usize, metrics: &[(String, f64)]) -> String {
 
 /// What is known of rows before the policy sees them: facts and the reference's log-probabilities, 0 where there is none.
 fn known<'a>(
-    layout: &Layout,
+    layout: &PairLayout,
     rows: impl Iterator<Item = (&'a TokenizedPair, &'a usize)>,
     reference: Option<&ReferenceRows>,
 ) -> (Vec<Facts>, BranchLogps) {

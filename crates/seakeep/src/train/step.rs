@@ -10,7 +10,7 @@ use crate::logps::{BranchLogps, Facts, Role};
 use crate::model::{Activations, Model, Tensors};
 use crate::objective::wdpo::Penalty;
 use crate::objective::{Context, Evaluation, Groups, Loss, Objective, Scored};
-use crate::scoring::{Layout, TokenStats};
+use crate::scoring::{PairLayout, TokenStats};
 use crate::{Error, Result};
 
 /// The buffers a step fills.
@@ -86,12 +86,12 @@ fn gradient_with(
     grads: &mut Gradients,
 ) -> Result<StepOutput> {
     let context = Context::of(global.facts, global.progress, global.groups.clone());
-    let of_objective = Layout::of(objective);
+    let of_objective = PairLayout::of(objective);
     let mut step = Step {
         model,
         objective,
         // Rows that pairs share would need the dropout masks of all of them.
-        layout: Layout { opening: of_objective.opening && global.dropout.is_none(), ..of_objective },
+        layout: PairLayout { opening: of_objective.opening && global.dropout.is_none(), ..of_objective },
         stats: TokenStats::default(),
         at_once,
         mean_square: 0.0,
@@ -224,7 +224,7 @@ const NO_WEIGHT: f64 = 1e-20;
 struct Step<'a> {
     model: &'a Model,
     objective: &'a Objective,
-    layout: Layout,
+    layout: PairLayout,
     stats: TokenStats,
     /// Whether the penalty's second backward pass adds both gradients to the total, the factor on the penalty's being known.
     at_once: bool,

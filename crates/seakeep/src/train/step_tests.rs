@@ -146,7 +146,7 @@ fn what_all_pairs_begin_with_is_computed_once_and_changes_nothing() {
         };
         let kldpo = Rule::Kldpo(Kldpo::Tau(0.5));
         for objective in [Objective::dpo(0.1), Objective { rule: kldpo, ..Objective::dpo(0.1) }] {
-            assert_eq!(Layout::of(&objective).opening(&all), opening);
+            assert_eq!(PairLayout::of(&objective).opening(&all), opening);
             // One at a time there is nobody to share with.
             let ((loss, mut together), (want_loss, want)) = (step(&objective, 3), step(&objective, 1));
             assert!((loss - want_loss).abs() <= 1e-6 * want_loss.abs(), "{name}: {loss}, {want_loss}");
@@ -154,12 +154,12 @@ fn what_all_pairs_begin_with_is_computed_once_and_changes_nothing() {
             assert!(together.norm() <= 5e-6 * want.norm(), "{name}: {} of {}", together.norm(), want.norm());
         }
     }
-    let dpo = Layout::of(&Objective::dpo(0.1));
+    let dpo = PairLayout::of(&Objective::dpo(0.1));
     assert!(dpo.opening(&all[..1]).is_empty(), "a single pair");
     begun[1].prompt.remove(0);
     assert!(dpo.opening(&begun.iter().collect::<Vec<_>>()).is_empty(), "another beginning");
     let penalty = penalised(Form::Paper, PromptGradient::Shared, Rule::Mean);
-    assert!(!Layout::of(&penalty).opening, "gradients of each pair's own embeddings");
+    assert!(!PairLayout::of(&penalty).opening, "gradients of each pair's own embeddings");
 }
 
 #[test]
