@@ -2,7 +2,7 @@
 
 use super::look::Look;
 use super::svg::{Chart, Drawn, Point, Series};
-use super::text::{capital, estimate, number};
+use super::text::{alpha, capital, estimate, number};
 use super::view::{BallView, Estimate, MixtureView, Place, Report};
 
 /// The look of each policy: the reference is grey, the others are numbered.
@@ -38,7 +38,7 @@ fn alpha_axis(report: &Report) -> (String, Vec<(f64, String)>) {
 
 /// Reward of own samples against alpha.
 pub fn reward(report: &Report, mixture: &MixtureView) -> Chart {
-    let at = |alpha: f64| format!("alpha {}", number(alpha, 2));
+    let at = |a: f64| format!("alpha {}", alpha(a));
     let ceiling: Vec<Point> = mixture
         .ceiling
         .iter()
@@ -73,7 +73,7 @@ pub fn accuracy(report: &Report, mixture: &MixtureView) -> Chart {
         let points = mixture.curves[which].iter().flat_map(|curve| &curve.points);
         points
             .filter_map(|p| {
-                Some(point(p.alpha, p.accuracy.as_ref()?, label, &format!("alpha {}", number(p.alpha, 2))))
+                Some(point(p.alpha, p.accuracy.as_ref()?, label, &format!("alpha {}", alpha(p.alpha))))
             })
             .collect()
     });
@@ -99,11 +99,11 @@ pub fn frontier(report: &Report, mixture: &MixtureView, place: Place) -> Chart {
     let shift = report.shift.clone().unwrap_or_default();
     let (name, y_label) = match place {
         Place::Nominal => {
-            let at = number(shift.nominal, 2);
+            let at = alpha(shift.nominal);
             (format!("at the alpha of the labels, {at}"), format!("reward at alpha {at}"))
         }
         Place::Far => {
-            let at = number(shift.far, 2);
+            let at = alpha(shift.far);
             (format!("at the furthest alpha, {at}"), format!("reward at alpha {at}"))
         }
         Place::Worst => ("at the worst alpha".into(), "reward at the worst alpha".into()),

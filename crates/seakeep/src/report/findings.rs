@@ -3,7 +3,7 @@
 //! A difference is called one only where its 95% interval leaves zero out. Everything else is reported as not told apart,
 //! whichever way the means lie.
 
-use super::text::{capital, estimate, number};
+use super::text::{alpha, capital, estimate, number};
 use super::view::{Comparison, CurveView, Estimate, Gap, MixtureView, Report, ShiftView};
 
 /// What was found under one heading.
@@ -97,10 +97,10 @@ fn against_reference(
         "The reference's reward is {} at alpha {} and {} at its worst alpha, {}. Above the reference at alpha \
          {}: {}. Above it in the worst case: {}. Below it in the worst case: {}.",
         number(reference.at[0].mean, 3),
-        number(shift.nominal, 1),
+        alpha(shift.nominal),
         number(reference.at[2].mean, 3),
-        number(reference.worst_alpha, 1),
-        number(shift.nominal, 1),
+        alpha(reference.worst_alpha),
+        alpha(shift.nominal),
         with(0, true),
         with(2, true),
         with(2, false)

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::summary::{CurveNumbers, Method, Spread, curve, methods, mixtures};
-use super::text::{capital, number, one_line};
+use super::text::{alpha, capital, number, one_line};
 use super::view::{
     AlphaPoint, Comparison, CurveView, Estimate, Gap, MixtureView, PolicyView, Report, RunPoint, ShiftView,
     Table,
@@ -259,12 +259,12 @@ fn table(record: &EvalRecord, all: &[Method], mixture: &MixtureView) -> Table {
     let mut table = Table {
         caption: format!(
             "{title}: reward by alpha, the share of population 1 (labels drawn at {})",
-            number(nominal, 1)
+            alpha(nominal)
         ),
         name: title,
         columns: Vec::new(),
     };
-    table.push(format!("reward at {}", number(nominal, 1)), 3, over_all(&|n| Some(n.nominal)));
+    table.push(format!("reward at {}", alpha(nominal)), 3, over_all(&|n| Some(n.nominal)));
     table.push("mean", 3, over_all(&|n| Some(n.mean)));
     table.push("worst", 3, over_all(&|n| Some(n.worst)));
     table.push("worst, gain", 3, gains);

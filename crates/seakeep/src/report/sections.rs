@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::charts::looks;
 use super::findings;
 use super::look::{Look, key};
-use super::text::{capital, escape, estimate, number, signed};
+use super::text::{alpha, capital, escape, estimate, number, signed};
 use super::view::{CurveView, Report, Table};
 use crate::eval_record::{Answer, Sample};
 
@@ -132,8 +132,7 @@ pub fn point_tables(report: &Report) -> String {
         let Some(longest) = mixture.curves.iter().flatten().max_by_key(|curve| curve.points.len()) else {
             continue;
         };
-        let names =
-            std::iter::once("method".to_owned()).chain(longest.points.iter().map(|p| number(p.alpha, 2)));
+        let names = std::iter::once("method".to_owned()).chain(longest.points.iter().map(|p| alpha(p.alpha)));
         let mut table = format!("<table>{}<tbody>", header(names));
         let row = |curve: &CurveView| -> String {
             let cell = |p: &super::view::AlphaPoint| format!("<td>{}</td>", estimate(&p.reward, 3));

@@ -7,7 +7,7 @@ use super::look::Look;
 use super::page::{figures, keys, page};
 use super::sections::{facts, header, labelled, scrolling};
 use super::svg::{Chart, Drawn, Point, Series};
-use super::text::{escape, number, one_line};
+use super::text::{alpha, escape, number, one_line};
 use crate::theory::rates::Interval;
 use crate::theory::record::{Errors, MethodRecord, PointRecord, SimulationRecord};
 
@@ -316,7 +316,7 @@ fn shift_chart(record: &SimulationRecord) -> Chart {
             x,
             y: y.value,
             ends: [y.low, y.high],
-            note: format!("{}, alpha {}: {}", curve.name, number(x, 1), interval(y, 4)),
+            note: format!("{}, alpha {}: {}", curve.name, alpha(x), interval(y, 4)),
         });
         series.push(Series { look: Look::Method(at), drawn: Drawn::MarkedLine, points: points.collect() });
     }
@@ -429,7 +429,7 @@ fn duals(record: &SimulationRecord) -> String {
 
 fn shift_table(record: &SimulationRecord) -> String {
     let mut names = vec!["distance from the reference".to_owned()];
-    names.extend(record.shift.alphas.iter().map(|a| number(*a, 1)));
+    names.extend(record.shift.alphas.iter().map(|a| alpha(*a)));
     let caption = "Expected loss at every alpha, nats";
     let table = by_method(record, caption, &names, &|at| {
         record.shift.methods.get(at).map_or(Vec::new(), |curve| {

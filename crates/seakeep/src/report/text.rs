@@ -51,12 +51,18 @@ pub fn number(value: f64, digits: usize) -> String {
     }
 }
 
-/// `mean ± half the interval`, the latter left out where there is none.
+/// A weight of a mixture, with as many decimals as it has, one at least.
+pub fn alpha(value: f64) -> String {
+    // Steps of 0.05 come to 0.15000000000000002.
+    format!("{:?}", (value * 1e6).round() / 1e6)
+}
+
+/// `mean ± half the interval`, the latter left out where there is none, or no width.
 pub fn estimate(value: &Estimate, digits: usize) -> String {
-    if value.half().is_nan() {
-        number(value.mean, digits)
-    } else {
+    if value.half() > 0.0 {
         format!("{} ± {}", number(value.mean, digits), number(value.half(), digits))
+    } else {
+        number(value.mean, digits)
     }
 }
 
@@ -103,6 +109,9 @@ mod tests {
         assert_eq!(number(f64::NAN, 3), "–");
         assert_eq!(number(f64::NEG_INFINITY, 3), "−inf");
         assert_eq!(estimate(&Estimate::alone(0.5), 3), "0.500");
+        assert_eq!(estimate(&Estimate { mean: 0.5, low: 0.5, high: 0.5 }, 3), "0.500");
+        let alphas = [0.0, 1.0, 0.1, 0.25, 0.125, 3.0 * 0.05].map(alpha);
+        assert_eq!(alphas, ["0.0", "1.0", "0.1", "0.25", "0.125", "0.15"]);
         let half = Estimate { mean: 0.5, low: 0.36, high: 0.64 };
         assert_eq!(estimate(&half, 2), "0.50 ± 0.14");
         assert_eq!(signed(&half, 1), "+0.5 [+0.4, +0.6]");

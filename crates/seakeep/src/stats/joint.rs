@@ -33,6 +33,8 @@ impl Bootstrap {
     ) -> BTreeMap<K, Interval> {
         let whole = Draw { counts: vec![1.0; n], runs: runs.iter().map(|r| (0..*r).collect()).collect() };
         let values = statistics(&whole);
+        // Of a single unit and single runs every draw is the same: it says nothing of another.
+        let draws_vary = n > 1 || runs.iter().any(|r| *r > 1);
         let resampled: Vec<Vec<f64>> = self.resampled(|rng| {
             let mut counts = vec![0.0; n];
             drawn(n, rng).into_iter().for_each(|unit| counts[unit] += 1.0);
@@ -41,7 +43,7 @@ impl Bootstrap {
         });
         let of = |(at, (name, value)): (usize, (K, f64))| {
             let column: Vec<f64> = resampled.iter().map(|row| row[at]).collect();
-            (name, self.around(value, &column))
+            (name, if draws_vary { self.around(value, &column) } else { self.around(value, &[]) })
         };
         values.into_iter().enumerate().map(of).collect()
     }

@@ -19,6 +19,11 @@ pub use joint::Draw;
 pub use shift::{agreement, divergence_per_token, mixed, mixed_preferences, per_prompt, wins};
 pub use worst_case::{Ball, GroupMean, by_group, errors, worst_case, worst_group};
 
+/// The least of some numbers; NaN where one of them is: what is not known might be less.
+pub fn lowest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::INFINITY, |low, x| if low.is_nan() || x.is_nan() { f64::NAN } else { low.min(x) })
+}
+
 /// The mean; NaN of nothing.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64

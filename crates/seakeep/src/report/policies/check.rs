@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::policy_record::{POLICY_SCHEMA_VERSION, PairSet, PolicyRecord, Samples};
+use crate::policy_record::{Column, POLICY_SCHEMA_VERSION, PairSet, PolicyRecord, Samples};
 use crate::{Error, Result};
 
 /// Refuses records that cannot be reported together.
@@ -105,8 +105,18 @@ fn pairs_differ(a: &PairSet, b: &PairSet) -> Option<String> {
         let counts = format!("{} and {}", a.margins.0.len(), b.margins.0.len());
         return Some(format!("data set `{name}` has different numbers of pairs ({counts})"));
     }
-    let differ = a.groups != b.groups || !a.score_differences.keys().eq(b.score_differences.keys());
-    differ.then(|| format!("the pairs of data set `{name}` differ (in their groups or objectives)"))
+    let scores = |set: &PairSet| {
+        let bits = |(name, column): (&String, &Column)| {
+            (name.clone(), column.0.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+        };
+        [&set.score_differences, &set.chosen_scores].map(|scores| scores.iter().map(bits).collect::<Vec<_>>())
+    };
+    let what = match a.groups == b.groups {
+        false => "groups",
+        true if scores(a) != scores(b) => "scores",
+        true => return None,
+    };
+    Some(format!("the pairs of data set `{name}` differ (in their {what})"))
 }
 
 /// A record that does not contradict itself.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::text::number;
+use super::text::{alpha, number};
 use super::view::{Estimate, Gap, PolicyView, Report, ShiftView, Spider, Table};
 use super::{BASELINE, TRAINING_POINTS};
 use crate::eval_record::{Answer, Run, Sample};
@@ -53,17 +53,15 @@ impl Label<'_> {
 
 impl From<Interval> for Estimate {
     fn from(i: Interval) -> Estimate {
-        // An interval without width is that of a single unit, or of something that cannot vary: it says nothing.
-        if i.low == i.high {
-            Estimate::alone(i.value)
-        } else {
-            Estimate { mean: i.value, low: i.low, high: i.high }
-        }
+        Estimate { mean: i.value, low: i.low, high: i.high }
     }
 }
 
 fn gap(i: Interval) -> Gap {
-    Gap { estimate: i.into(), without: "because a resample gives no number".into() }
+    Gap {
+        estimate: i.into(),
+        without: "because there is one unit alone, or a resample gives no number".into(),
+    }
 }
 
 /// The report of policy records, each with the file that it came from (errors name it).
@@ -167,7 +165,7 @@ fn facts(records: &[(PathBuf, PolicyRecord)], shift: Option<&Shift>) -> Vec<(Str
     }
     if let Some(shift) = shift {
         out.push(("mixtures".into(), shift.mixtures.join(", ")));
-        out.push(("alpha of the labels".into(), number(shift.nominal_alpha, 2)));
+        out.push(("alpha of the labels".into(), alpha(shift.nominal_alpha)));
     }
     let missing: usize = records
         .iter()

@@ -8,7 +8,9 @@ use super::super::view::{BallView, DataSetView, Estimate, Report, Table};
 use super::measures::form;
 use super::{Label, empty};
 use crate::policy_record::{PairSet, Shift};
-use crate::stats::{Ball, Bootstrap, Draw, Interval, agreement, errors, mean, mixed_preferences, worst_case};
+use crate::stats::{
+    Ball, Bootstrap, Draw, Interval, agreement, errors, lowest, mean, mixed_preferences, worst_case,
+};
 
 /// Groups with a column of their own; of more only the worst is shown.
 const MOST_GROUPS: usize = 12;
@@ -35,13 +37,17 @@ struct Agreement {
     opinions: Vec<f64>,
 }
 
+/// 1 where the pair is in the right order, `[rows]`; losses.
+type Run<'a> = (Vec<f64>, &'a PairSet);
+
 /// One data set of all labels, `[rows]` each.
 struct Set<'a> {
     name: &'a str,
     rows: usize,
-    groups: Vec<(String, Vec<f64>)>,
-    /// By label, by run: 1 where the pair is in the right order; losses.
-    runs: Vec<Vec<(Vec<f64>, &'a PairSet)>>,
+    /// Their names and rows.
+    groups: Vec<(String, Vec<usize>)>,
+    /// By label, by run.
+    runs: Vec<Vec<Run<'a>>>,
     /// By mixture and alpha, where the pairs carry the scores.
     along: Vec<Vec<Agreement>>,
     baseline: Option<usize>,
@@ -70,7 +76,10 @@ pub fn add(
     for name in names {
         let set = Set::of(name, labels, shift.filter(|_| !along_done), baseline);
         let runs: Vec<usize> = set.runs.iter().map(Vec::len).collect();
-        let found = bootstrap.joint(set.rows, &runs, |draw| set.statistics(draw));
+        let mut found = bootstrap.joint(set.rows, &runs, |draw| set.statistics(draw));
+        for (group, (_, rows)) in set.groups.iter().enumerate() {
+            found.extend(bootstrap.joint(rows.len(), &runs, |draw| set.of_group(group, draw)));
+        }
         report.tables.push(set.table(&found));
         report.more_findings.extend(set.finding(&found, labels));
         report.data_sets.push(set.balls());
@@ -87,7 +96,7 @@ impl<'a> Set<'a> {
             let none = has_no_opinion(set);
             errors(&set.margins.0).into_iter().map(|e| if none { f64::NAN } else { 1.0 - e }).collect()
         };
-        let runs: Vec<Vec<(Vec<f64>, &PairSet)>> = labels
+        let runs: Vec<Vec<Run>> = labels
             .iter()
             .map(|label| {
                 let sets = label.records.iter().filter_map(|r| r.datasets.iter().find(|d| d.name == name));
@@ -98,7 +107,9 @@ impl<'a> Set<'a> {
         let rows = first.map_or(0, |set| set.margins.0.len());
         let of_rows = first.and_then(|set| set.groups.as_ref()).into_iter().flatten();
         let names: BTreeSet<&String> = of_rows.clone().collect();
-        let member = |name: &String| of_rows.clone().map(|g| f64::from(g == name)).collect();
+        let member = |name: &String| {
+            of_rows.clone().enumerate().filter(|(_, g)| *g == name).map(|(row, _)| row).collect()
+        };
         let groups = names.into_iter().map(|name| (name.clone(), member(name))).collect();
         let mut set = Set {
             name,
@@ -126,7 +137,7 @@ impl<'a> Set<'a> {
         for mixture in &shift.mixtures {
             let at = |alpha: &f64| {
                 let preferences = mixed_preferences(form(mixture), *alpha, r1, r2);
-                let run = |(_, set): &(Vec<f64>, &PairSet)| -> Vec<f64> {
+                let run = |(_, set): &Run| -> Vec<f64> {
                     let none = has_no_opinion(set);
                     let agreed = agreement(&set.margins.0, &preferences);
                     agreed.into_iter().map(|a| if none { f64::NAN } else { a.unwrap_or(0.0) }).collect()
@@ -150,20 +161,15 @@ impl<'a> Set<'a> {
             all[label] = [over(&|r| draw.mean(&runs[r].0)), over(&|r| draw.mean(&runs[r].1.losses.0))];
             out.push((Key::Accuracy(label), all[label][0]));
             out.push((Key::Loss(label), all[label][1]));
-            let mut worst = f64::INFINITY;
-            for (group, (_, member)) in self.groups.iter().enumerate() {
-                // A group that was not drawn has no mean in this resample; it counts with the whole's.
-                let size = draw.mean(member);
-                let share = |r: usize| {
-                    let right: Vec<f64> = runs[r].0.iter().zip(member).map(|(a, m)| a * m).collect();
-                    if size > 0.0 { draw.mean(&right) / size } else { all[label][0] }
-                };
-                let accuracy = over(&share);
-                worst = if accuracy.is_nan() { accuracy } else { worst.min(accuracy) };
-                out.push((Key::Group(label, group), accuracy));
-            }
             if self.groups.len() > 1 {
-                out.push((Key::Worst(label), worst));
+                let accuracy = |(_, rows): &(String, Vec<usize>)| {
+                    let size: f64 = rows.iter().map(|&row| draw.counts[row]).sum();
+                    let right =
+                        |r: usize| rows.iter().map(|&row| draw.counts[row] * runs[r].0[row]).sum::<f64>();
+                    // A group of which nothing was drawn has no accuracy in this resample, and cannot be its worst.
+                    (size > 0.0).then(|| over(&|r| right(r) / size))
+                };
+                out.push((Key::Worst(label), lowest(self.groups.iter().filter_map(accuracy))));
             }
             for (m, along) in self.along.iter().enumerate() {
                 for (alpha, found) in along.iter().enumerate() {
@@ -181,6 +187,17 @@ impl<'a> Set<'a> {
         out
     }
 
+    /// Accuracies of a group, from draws of its own rows.
+    fn of_group(&self, group: usize, draw: &Draw) -> Vec<(Key, f64)> {
+        let rows = &self.groups[group].1;
+        let right = |run: &Run| draw.mean(&rows.iter().map(|&row| run.0[row]).collect::<Vec<_>>());
+        let of = |(label, runs): (usize, &Vec<Run>)| {
+            let drawn: Vec<f64> = draw.runs[label].iter().map(|r| right(&runs[*r])).collect();
+            (Key::Group(label, group), mean(&drawn))
+        };
+        self.runs.iter().enumerate().filter(|(_, runs)| !runs.is_empty()).map(of).collect()
+    }
+
     fn table(&self, found: &BTreeMap<Key, Interval>) -> Table {
         let column = |key: &dyn Fn(usize) -> Key| -> Vec<Option<Estimate>> {
             (0..self.runs.len()).map(|label| found.get(&key(label)).map(|i| Estimate::from(*i))).collect()
@@ -192,8 +209,7 @@ impl<'a> Set<'a> {
         table.push("worst group", 3, column(&Key::Worst));
         if self.groups.len() <= MOST_GROUPS {
             for (group, (name, member)) in self.groups.iter().enumerate() {
-                let rows = member.iter().sum::<f64>();
-                table.push(format!("{name} ({rows} pairs)"), 3, column(&|l| Key::Group(l, group)));
+                table.push(format!("{name} ({} pairs)", member.len()), 3, column(&|l| Key::Group(l, group)));
             }
         }
         table
@@ -234,7 +250,7 @@ impl<'a> Set<'a> {
                     continue;
                 }
                 let (name, radius, radii) = described(ball);
-                let curve = |runs: &Vec<(Vec<f64>, &'a PairSet)>| {
+                let curve = |runs: &Vec<Run<'a>>| {
                     let gradients = |set: &'a PairSet| set.input_gradients.as_ref().map(|c| c.0.as_slice());
                     if runs.is_empty()
                         || (ball == Ball::Wasserstein && runs.iter().any(|r| gradients(r.1).is_none()))
@@ -244,7 +260,7 @@ impl<'a> Set<'a> {
                     let at = |shown: &f64| {
                         // CVaR's share of the worst, drawn as the share left out, grows to the left.
                         let rho = if ball == Ball::Cvar { 1.0 - shown } else { *shown };
-                        let worst = |(right, set): &(Vec<f64>, &'a PairSet)| {
+                        let worst = |(right, set): &Run<'a>| {
                             let wrong: Vec<f64> = right.iter().map(|r| 1.0 - r).collect();
                             let values = if is_error { &wrong } else { &set.losses.0 };
                             worst_case(ball, rho, values, gradients(set))

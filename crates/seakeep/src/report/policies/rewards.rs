@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::super::interpolate;
-use super::super::text::{capital, number, one_line};
+use super::super::text::{alpha, capital, number, one_line};
 use super::super::view::{AlphaPoint, Comparison, CurveView, Estimate, MixtureView, Place, RunPoint, Table};
 use super::measures::{Judged, Measures};
 use super::{Label, empty, gap};
 use crate::policy_record::Shift;
-use crate::stats::{Draw, Interval, mean, wins};
+use crate::stats::{Draw, Interval, lowest, mean, wins};
 
 /// What a number is of: label, mixture, alpha, place or objective by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -183,8 +183,7 @@ impl<'a> Rewards<'a> {
         let curve: Vec<f64> = measures.rewards[mixture].iter().map(|values| draw.mean(values)).collect();
         let [nominal, far] = [0, 1].map(|end| draw.mean(&measures.ends[mixture][end]));
         // A reward that is not known makes the worst one unknown.
-        let worst =
-            curve.iter().copied().fold(f64::INFINITY, |low, r| if r.is_nan() { r } else { low.min(r) });
+        let worst = lowest(curve.iter().copied());
         (curve, [nominal, far, worst])
     }
 
@@ -382,11 +381,11 @@ impl<'a> Rewards<'a> {
             let over = self.seen.as_ref().map_or(String::new(), |s| s[0].clone());
             let caption = format!(
                 "{title}: reward by alpha, the weight of {over} (labels drawn at {})",
-                number(nominal, 2)
+                alpha(nominal)
             );
             let mut table = empty(title, caption);
-            table.push(format!("reward at {}", number(nominal, 2)), 3, column(&|l| Key::At(l, m, 0)));
-            table.push(format!("at {}", number(far, 2)), 3, column(&|l| Key::At(l, m, 1)));
+            table.push(format!("reward at {}", alpha(nominal)), 3, column(&|l| Key::At(l, m, 0)));
+            table.push(format!("at {}", alpha(far)), 3, column(&|l| Key::At(l, m, 1)));
             table.push("mean", 3, column(&|l| Key::Mean(l, m)));
             table.push("worst", 3, column(&|l| Key::At(l, m, 2)));
             table.push("worst, gain", 3, column(&|l| Key::OverReference(l, m, 2)));
@@ -439,7 +438,7 @@ impl<'a> Rewards<'a> {
                 |(at, cell): (usize, Option<Estimate>)| cell.filter(|_| self.reaches(at, found).is_ok());
             cells.into_iter().enumerate().map(reached).collect()
         };
-        let [nominal, far] = self.judged.ends.map(|alpha| number(alpha, 2));
+        let [nominal, far] = self.judged.ends.map(alpha);
         let names = [format!("at {nominal}"), format!("at {far}"), "worst".into()];
         let table = |(m, (name, _)): (usize, &(String, _))| {
             let title = format!(

@@ -336,6 +336,61 @@ fn numbers_that_are_none_are_shown_as_missing() {
 }
 
 #[test]
+fn groups_have_intervals_of_their_own_rows() {
+    let mut all = records();
+    for (_, record) in &mut all {
+        let set = &mut record.datasets[0];
+        set.groups.as_mut().unwrap()[0] = "alone".into();
+        // One group knows nothing; the others know what they knew.
+        set.margins.0[1] = f64::NAN;
+    }
+    let report = report_of(&all);
+    let of = |name: &str, column: &str| {
+        let at = report.policies.iter().position(|p| p.label == name).unwrap();
+        let table = report.tables.iter().find(|t| t.name == "Data set natural").unwrap();
+        let column = table.columns.iter().find(|c| c.name == column).unwrap_or_else(|| panic!("{column}"));
+        column.cells[at].unwrap()
+    };
+    for label in ["DPO beta 0.1", "winsor beta 0.1, with a rather long label that goes on"] {
+        let plain = of(label, "plain (19 pairs)");
+        assert!(plain.low <= plain.mean && plain.mean <= plain.high && plain.half() > 0.0, "{plain:?}");
+        assert!(of(label, "tricky (20 pairs)").mean.is_nan() && of(label, "worst group").mean.is_nan());
+        assert!(of(label, "<i>odd</i> (20 pairs)").half() > 0.0);
+        // A pair that is never drawn apart from itself: over the three seeds it may still vary.
+        let alone = of(label, "alone (1 pairs)");
+        assert!([0.0, 1.0].contains(&alone.low) && [0.0, 1.0].contains(&alone.high), "{alone:?}");
+    }
+}
+
+#[test]
+fn what_is_certain_is_told_apart() {
+    let mut all: Records = records().into_iter().filter(|r| r.1.policy.seed == 0).collect();
+    for (_, record) in &mut all {
+        let better = record.policy.method == "kldpo";
+        for set in &mut record.datasets {
+            set.margins.0.fill(if better { 1.0 } else { -1.0 });
+        }
+        for scores in record.samples.as_mut().unwrap().scores.values_mut() {
+            scores.0.fill(if better { 0.75 } else { 0.25 });
+        }
+    }
+    let report = report_of(&all);
+    let text = findings(&report).iter().flat_map(|f| f.sentences.clone()).collect::<Vec<_>>().join("\n");
+    assert!(text.contains("is higher: difference 0.500, 95% interval 0.500 to 0.500"), "{text}");
+    assert!(
+        text.contains(
+            "pairs against “DPO beta 0.03”: higher: “KLDPO beta 0.1, tau 0.5”, “KLDPO beta 0.1, tau 1”"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("at alpha 0.1 and 0.250 at its worst alpha, 0.0"), "{text}");
+    // A single prompt says nothing of others.
+    let whole = crate::stats::Draw { counts: vec![1.0], runs: vec![vec![0]] };
+    let alone = options().bootstrap.joint(1, &[1], |draw| vec![((), draw.counts[0])]);
+    assert!(whole.counts[0] == alone[&()].value && alone[&()].low.is_nan());
+}
+
+#[test]
 fn records_that_do_not_belong_together_are_refused() {
     let refused = |change: &dyn Fn(&mut Records)| {
         let mut all = records();
@@ -372,6 +427,11 @@ fn records_that_do_not_belong_together_are_refused() {
         set.losses.0.pop();
     });
     assert!(message.contains("`adversarial` has different numbers of pairs"), "{message}");
+    let message = refused(&|all| {
+        let scores = &mut all[4].1.datasets[0].score_differences;
+        scores.values_mut().for_each(|column| column.0.iter_mut().for_each(|d| *d = -*d));
+    });
+    assert!(message.contains("the pairs of data set `natural` differ (in their scores)"), "{message}");
     let unknown = PolicyOptions { baseline: Some("DPO beta 9".into()), ..options() };
     let message = of_policies(&records(), &unknown).unwrap_err().to_string();
     assert!(
