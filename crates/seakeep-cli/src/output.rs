@@ -3,17 +3,41 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use seakeep::formats::{check_writable, write_atomic};
+use seakeep::data::read::data_files;
+use seakeep::formats::{check_writable, is_special, write_atomic};
 use seakeep::{Error, Result};
 
-/// Refuses an output file, the value of `flag`, that could not be written in the end, before the work is done.
+/// Refuses output files, each the value of a flag, that could not be written in the end, or over what is read or another of them, before the
+/// work is done. `inputs` are flags too, with the files, directories or patterns that they name.
 ///
 /// # Errors
-/// [`Error::Usage`] for a directory, [`Error::Format`] where something that is not a directory is in the way.
-pub fn check(flag: &str, output: Option<&Path>) -> Result<()> {
-    let Some(path) = output else { return Ok(()) };
+/// [`Error::Usage`] for a directory or a file that is named twice, [`Error::Format`] where something that is not a directory is in the way.
+pub fn check(outputs: &[(&str, Option<&Path>)], inputs: &[(&str, &str)]) -> Result<()> {
+    // What cannot be read is said by who reads it.
+    let mut known: Vec<(&str, PathBuf)> = Vec::new();
+    for (flag, spec) in inputs {
+        known.extend(data_files(spec).unwrap_or_default().into_iter().map(|file| (*flag, file)));
+    }
+    for (flag, path) in outputs {
+        let Some(path) = path else { continue };
+        check_place(flag, path)?;
+        if is_special(path) {
+            continue;
+        }
+        if let Some((other, _)) = known.iter().find(|(_, other)| is_same_place(other, path)) {
+            let path = path.display();
+            return Err(Error::Usage(format!(
+                "--{flag} and --{other} are the same file, {path}; expected another one"
+            )));
+        }
+        known.push((flag, path.to_path_buf()));
+    }
+    Ok(())
+}
+
+fn check_place(flag: &str, path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(Error::Usage(format!("--{flag} {} is a directory; expected a file", path.display())));
     }
@@ -32,7 +56,9 @@ pub fn check(flag: &str, output: Option<&Path>) -> Result<()> {
 
 /// Whether two paths are one place, by whatever names.
 pub fn is_same_place(a: &Path, b: &Path) -> bool {
-    a == b || a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
+    let absolute = |path: &Path| std::path::absolute(path).ok();
+    absolute(a) == absolute(b)
+        || a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
 }
 
 /// Writes `text` to the file, or to standard output.

@@ -131,6 +131,45 @@ fn a_place_that_cannot_be_written_is_refused() {
     assert!(run.stdout.is_empty());
 }
 
+/// No command writes over what it reads, by whatever name, or twice to one file.
+#[test]
+fn what_is_read_is_not_written_over() {
+    let place = Place::new();
+    let pairs = std::fs::read(place.path("pairs.jsonl")).unwrap();
+    let model = ["--model_name_or_path", "model"];
+    let data = ["--dataset_name", "pairs.jsonl"];
+    for command in ["logps", "eval", "generate"] {
+        let both = [&[command][..], &model, &data, &["--output", "./pairs.jsonl"]].concat();
+        place.fail(&both, 2, &["--output and --dataset_name are the same file, ./pairs.jsonl"]);
+    }
+    let eval = [&["eval"][..], &model].concat();
+    for (more, said) in [
+        (
+            &["--dataset_name", "p=pairs.jsonl", "--policy_record", "pairs.jsonl"][..],
+            "--policy_record and --dataset_name",
+        ),
+        (&["--prompts", "pairs.jsonl", "--output", "pairs.jsonl"], "--output and --prompts"),
+        (&["--samples", "pairs.jsonl", "--output", "pairs.jsonl"], "--output and --samples"),
+        (
+            &["--dataset_name", "pairs.jsonl", "--output", "new.json", "--policy_record", "./new.json"],
+            "--output and --policy_record",
+        ),
+    ] {
+        place.fail(&[&eval[..], more].concat(), 2, &[said, "are the same file"]);
+    }
+    place.write("card.json", "{}");
+    let report =
+        ["report", "--records", "model/config.json", "--data_card", "card.json", "--output", "card.json"];
+    place.fail(&report, 2, &["--output and --data_card are the same file"]);
+    assert!(std::fs::read(place.path("pairs.jsonl")).unwrap() == pairs && !place.path("new.json").exists());
+    std::fs::create_dir(place.path("other")).unwrap();
+    std::fs::copy(place.path("pairs.jsonl"), place.path("other/pairs.jsonl")).unwrap();
+    let twice =
+        [&eval[..], &["--policy_record", "r.json", "--dataset_name", "pairs.jsonl", "other/pairs.jsonl"]]
+            .concat();
+    place.fail(&twice, 2, &["two data sets are named `pairs`", "NAME=PATH"]);
+}
+
 /// A model that is somebody else's is not written over.
 #[test]
 fn a_model_in_the_output_directory_stays() {

@@ -104,6 +104,39 @@ fn bad_rows_are_named() {
     );
     let empty = row.replace("_logps\": -2", "_logps\": []");
     refused(&empty, &["--method", "sdpo"], &["key `rejected_logps`", "0 numbers"]);
+    let with = |more: &str| row.replace('}', &format!(", {more}}}"));
+    refused(
+        &with(r#""q": 2, "soft_label": 1"#),
+        &["--method", "dpo-pro", "--soft_label_column", "q"],
+        &["key `q`", "0 to 1"],
+    );
+    refused(&with(r#""group": "a""#), &["--method", "group", "--group_column", "region"], &["key `region`"]);
+    refused(
+        &with(r#""environments": [2, -1]"#),
+        &["--method", "causaldpo"],
+        &["key `environments`", "sum to 1"],
+    );
+    let both = with(r#""environments": [0, 1]"#) + "\n" + row;
+    refused(&both, &["--method", "causaldpo"], &["row 2, key `environments`", "0 shares"]);
+    refused(
+        &with(r#""chosen_tokens": 1, "rejected_tokens": 1"#).replacen("-1", "-1e200", 1),
+        &["--loss_type", "ipo"],
+        &["the loss is inf"],
+    );
     place.write("rows.jsonl", row);
-    place.fail(&["objective", "--input", "rows.jsonl", "--method", "wdpo"], 2, &["here is no model"]);
+    let wrong = |flags: &[&str], part: &str| {
+        place.fail(&[&["objective", "--input", "rows.jsonl"], flags].concat(), 2, &[part]);
+    };
+    wrong(&["--method", "wdpo"], "here is no model");
+    wrong(&["--ld_alpha", "0.5"], "--ld_alpha has no meaning here");
+    wrong(&["--progress", "nan"], "--progress is NaN; expected 0 to 1");
+    // A prompt is learnt, not compared: it needs no reference.
+    place.write(
+        "rows.jsonl",
+        &with(r#""chosen_tokens": 3, "rejected_tokens": 3, "prompt_logps": -5, "prompt_tokens": 4"#),
+    );
+    place.succeed(&["objective", "--input", "rows.jsonl", "--loss_type", "orpo,sigmoid"]);
+    place.write("rows.jsonl", &with(r#""q": [true, true, false, "tie"], "soft_label": 1"#));
+    let asked = ["objective", "--input", "rows.jsonl", "--method", "dpo-pro", "--soft_label_column", "q"];
+    assert!(place.succeed(&asked).stdout.contains("\"dpo_pro/soft_label\": 0.625"));
 }

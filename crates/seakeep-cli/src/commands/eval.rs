@@ -75,8 +75,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let (started, mut progress) = (Instant::now(), progress::on_stderr());
     let output = logps::output_path(matches);
     let (mut work, specs) = Work::read(matches)?;
-    output::check("output", output)?;
-    output::check("policy_record", work.flags.policy_record.as_deref())?;
+    let outputs = [("policy_record", work.flags.policy_record.as_deref()), ("output", output)];
+    output::check(&outputs, &work.inputs(&specs))?;
     super::set_threads(&work.settings)?;
     let tokenizer = work.source.tokenizer()?;
     let rows: Vec<Vec<Pair>> = specs.iter().map(|spec| work.rows(spec)).collect::<Result<_>>()?;
@@ -149,10 +149,16 @@ impl Work {
         if specs.is_empty() {
             specs.extend(settings.text("dataset_name"));
         }
-        let mut names: Vec<&str> = specs.iter().filter_map(|spec| eval_flags::given_name(spec)).collect();
+        // A record's data sets are told apart by their names.
+        let counts = |spec: &&String| flags.policy_record.is_some() || eval_flags::path_of(spec) != *spec;
+        let mut names: Vec<String> =
+            specs.iter().filter(counts).map(|spec| eval_flags::named(spec).0).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
-            return Err(Error::Usage(format!("--dataset_name: two data sets are named `{}`", twice[0])));
+            return Err(Error::Usage(format!(
+                "--dataset_name: two data sets are named `{}`; give names: NAME=PATH",
+                twice[0]
+            )));
         }
         if specs.is_empty() && flags.prompts.is_none() && flags.samples.is_none() {
             settings.required("dataset_name")?;
@@ -167,6 +173,18 @@ impl Work {
         let reference = settings.text("ref_model_name_or_path").map(ModelSource::open).transpose()?;
         let batch_size = settings.count("per_device_eval_batch_size").unwrap_or(1);
         Ok((Work { settings, flags, method, objective, group_column, source, reference, batch_size }, specs))
+    }
+
+    /// What is read besides models: flags, and what they name.
+    fn inputs<'a>(&'a self, specs: &'a [String]) -> Vec<(&'static str, &'a str)> {
+        let datasets = specs.iter().map(|spec| ("dataset_name", eval_flags::path_of(spec)));
+        let Flags { prompts, samples, compare_with, .. } = &self.flags;
+        let others = [
+            ("prompts", prompts.as_deref()),
+            ("samples", samples.as_deref()),
+            ("compare_with", compare_with.as_deref().and_then(Path::to_str)),
+        ];
+        datasets.chain(others.into_iter().filter_map(|(flag, path)| Some((flag, path?)))).collect()
     }
 
     fn rows(&self, spec: &str) -> Result<Vec<Pair>> {

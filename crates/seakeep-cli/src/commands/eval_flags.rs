@@ -257,16 +257,21 @@ fn radii(given: &[String]) -> Result<Vec<(Ball, Vec<f64>)>> {
 }
 
 /// The name that a data set was given: of `natural=a.jsonl`, `natural`.
-pub fn given_name(spec: &str) -> Option<&str> {
+fn given_name(spec: &str) -> Option<&str> {
     let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\', '*', '?', '[']);
     let (name, _) = spec.split_once('=')?;
     (plain(name) && !Path::new(spec).exists()).then_some(name)
 }
 
+/// Where a data set is.
+pub fn path_of(spec: &str) -> &str {
+    given_name(spec).map_or(spec, |name| &spec[name.len() + 1..])
+}
+
 /// The name of a data set and where it is: `natural=a.jsonl`, or a path, whose name it then has.
 pub fn named(spec: &str) -> (String, String) {
     if let Some(name) = given_name(spec) {
-        return (name.to_string(), spec[name.len() + 1..].to_string());
+        return (name.to_string(), path_of(spec).to_string());
     }
     let stem = Path::new(spec).file_name().map_or(spec.into(), |n| n.to_string_lossy());
     (stem.split('.').next().unwrap_or(spec).to_string(), spec.to_string())

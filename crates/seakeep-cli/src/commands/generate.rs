@@ -105,7 +105,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         ));
     }
     let output = output_path(matches);
-    output::check("output", output)?;
+    let prompts_from = args::texts(matches, "dataset_name").pop().unwrap_or_default();
+    output::check(&[("output", output)], &[("dataset_name", &prompts_from)])?;
     let mut progress = progress::on_stderr();
     let given = |name: &&str| matches.value_source(name) == Some(ValueSource::CommandLine);
     let unused: Vec<&str> = ["temperature", "top_k", "top_p", "min_p"].into_iter().filter(given).collect();

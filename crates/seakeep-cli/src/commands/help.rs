@@ -83,7 +83,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ("causal/bandwidth", "reward", "causal: width of the kernel in force."),
     ("causal/environment_E", "share", "causal: share of the batch in environment E."),
     ("group/NAME/loss", "nats", "group: mean loss of the group's pairs, over the steps that had any."),
-    ("group/NAME/weight", "share", "group: the weight of the group in force."),
+    (
+        "group/NAME/weight",
+        "share",
+        "group: the weight of the group in force; evaluated, of the groups that the rows have.",
+    ),
     (
         "wdpo/penalty",
         "nats",

@@ -55,7 +55,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let spec = settings.required("dataset_name")?;
     let output = output_path(matches);
-    output::check("output", output)?;
+    output::check(&[("output", output)], &[("dataset_name", &spec)])?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;

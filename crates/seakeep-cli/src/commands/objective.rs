@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command};
+use seakeep::data::{LabelColumns, Pair};
 use seakeep::logps::{BranchLogps, Facts, Labels, Role};
 use seakeep::objective::{Context, Evaluation, Groups, Objective, Scored};
 use seakeep::{Error, Result};
@@ -52,12 +53,28 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         ));
     }
     let output = output_path(matches);
-    output::check("output", output)?;
     let input = matches.get_one::<PathBuf>("input").expect("clap requires it");
+    output::check(&[("output", output)], &[("input", &input.to_string_lossy())])?;
     let progress = matches.get_one::<f64>("progress").copied().unwrap_or(1.0);
-    let batches = read(input, &objective)?;
-    let results: Vec<Value> =
-        batches.iter().map(|(name, rows)| evaluate(&objective, name, rows, progress)).collect();
+    if !(0.0..=1.0).contains(&progress) {
+        return Err(Error::Usage(format!("--progress is {progress}; expected 0 to 1")));
+    }
+    for (key, why) in [
+        ("ld_alpha", "it weights single tokens, and here are sums over them: leave it out"),
+        (
+            "causal_environments",
+            "environments are found from a model's features: give each row's shares as `environments`",
+        ),
+    ] {
+        if settings.is_given(key) {
+            return Err(Error::Usage(format!("{} has no meaning here: {why}", settings.place(key))));
+        }
+    }
+    let batches = read(input, &objective, &objective::label_columns(&settings, &objective))?;
+    let one = |(name, rows): &(Value, Vec<Row>)| {
+        evaluate(&objective, name, rows, progress).map_err(|what| Error::format(input, what))
+    };
+    let results: Vec<Value> = batches.iter().map(one).collect::<Result<_>>()?;
     let settings = objective.settings().into_iter().map(|(k, v)| (k.to_string(), v)).collect::<Map<_, _>>();
     let record = json!({"method": method, "objective": settings, "batches": results});
     output::emit(output, &format!("{record:#}\n"))
@@ -73,19 +90,28 @@ struct Row {
 }
 
 /// The rows of each batch, in the order in which batches first appear.
-fn read(path: &Path, objective: &Objective) -> Result<Vec<(Value, Vec<Row>)>> {
+fn read(path: &Path, objective: &Objective, names: &LabelColumns) -> Result<Vec<(Value, Vec<Row>)>> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let mut batches: Vec<(Value, Vec<Row>)> = Vec::new();
     let mut known: BTreeMap<String, usize> = BTreeMap::new();
     for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let columns: Map<String, Value> = serde_json::from_str(line)
             .map_err(|e| Error::row(path, i + 1, "", format!("not an object of JSON: {e}")))?;
-        let reader = Reader { path, row: i + 1, columns: &columns };
+        let reader = Reader { path, row: i + 1, columns: &columns, names };
         let row = reader.row(objective)?;
         let name = columns.get("batch").cloned().unwrap_or_default();
         let at = *known.entry(name.to_string()).or_insert(batches.len());
         if at == batches.len() {
             batches.push((name, Vec::new()));
+        }
+        let others =
+            batches[at].1.first().map_or(row.facts.environments.len(), |r: &Row| r.facts.environments.len());
+        if others != row.facts.environments.len() {
+            let what = format!(
+                "{} shares, where other rows of its batch have {others}",
+                row.facts.environments.len()
+            );
+            return Err(reader.error("environments", what));
         }
         batches[at].1.push(row);
     }
@@ -99,6 +125,7 @@ struct Reader<'a> {
     path: &'a Path,
     row: usize,
     columns: &'a Map<String, Value>,
+    names: &'a LabelColumns,
 }
 
 impl Reader<'_> {
@@ -119,13 +146,6 @@ impl Reader<'_> {
         };
         let numbers: Option<Vec<f64>> = list.iter().map(Value::as_f64).collect();
         numbers.ok_or_else(|| self.error(key, format!("{value}, expected a number or a list of numbers")))
-    }
-
-    fn number(&self, key: &str) -> Result<f64> {
-        match self.numbers(key)?.as_slice() {
-            [one] => Ok(*one),
-            several => Err(self.error(key, format!("{} numbers, expected one", several.len()))),
-        }
     }
 
     /// As [`numbers`](Self::numbers) of what the objective may do without.
@@ -166,7 +186,9 @@ impl Reader<'_> {
                 return Err(self.error(logps, format!("{n} numbers, expected one")));
             }
             row.policy.extend(own);
-            row.reference.extend(self.numbers_or(reference, objective.needs_reference(), 0.0, n)?);
+            // A prompt is learnt, not compared.
+            let compares = objective.needs_reference() && role != Role::Prompt;
+            row.reference.extend(self.numbers_or(reference, compares, 0.0, n)?);
             let counts = self.numbers_or(tokens, averages, 1.0, n)?;
             if let Some(wrong) = counts.iter().find(|t| **t < 1.0 || t.fract() != 0.0) {
                 return Err(self.error(tokens, format!("{wrong}, expected a number of tokens, 1 or more")));
@@ -175,37 +197,31 @@ impl Reader<'_> {
             row.facts.roles.extend(std::iter::repeat_n(role, n));
         }
         row.facts.predicted = row.facts.tokens.clone();
-        row.facts.labels = self.labels(objective)?;
+        row.facts.labels = self.labels()?;
         if self.given("environments").is_some() {
-            row.facts.environments = self.numbers("environments")?;
+            let shares = self.numbers("environments")?;
+            if shares.iter().any(|s| !(0.0..=1.0).contains(s))
+                || (shares.iter().sum::<f64>() - 1.0).abs() > 1e-3
+            {
+                return Err(self.error("environments", format!("{shares:?}, expected shares that sum to 1")));
+            }
+            row.facts.environments = shares;
         }
         Ok(row)
     }
 
-    fn labels(&self, objective: &Objective) -> Result<Labels> {
-        use seakeep::objective::{LossType, Rule};
-        let rewards = objective.pair.any(|l| l == LossType::Rebel);
-        let soft = self.given("soft_label").map(|_| self.number("soft_label")).transpose()?;
-        if soft.is_some_and(|q| !(0.0..=1.0).contains(&q)) {
-            return Err(self.error("soft_label", "expected a probability from 0 to 1"));
-        }
-        let group = match (self.given("group"), objective.rule) {
-            (Some(Value::String(name)), _) => Some(name.clone()),
-            (Some(other), _) => Some(other.to_string()),
-            (None, Rule::Group(_)) => {
-                return Err(self.error("group", "missing or null, and the rule needs it"));
-            }
-            (None, _) => None,
-        };
-        let rewards = match rewards {
-            true => Some([self.number("score_chosen")?, self.number("score_rejected")?]),
-            false => None,
-        };
-        Ok(Labels { soft, group, rewards })
+    /// As training reads them; a `soft_label` also where no column was named.
+    fn labels(&self) -> Result<Labels> {
+        let own = self.given("soft_label").map(|_| "soft_label".to_string());
+        let names = LabelColumns { soft: self.names.soft.clone().or(own), ..self.names.clone() };
+        let (file, extra) = (self.path.into(), self.columns.clone());
+        names.labels(&Pair { file, row: self.row, extra, prompt: None, completions: Vec::new() })
     }
 }
 
-fn evaluate(objective: &Objective, name: &Value, rows: &[Row], progress: f64) -> Value {
+/// # Errors
+/// What is wrong, where the loss is no number.
+fn evaluate(objective: &Objective, name: &Value, rows: &[Row], progress: f64) -> Result<Value, String> {
     let policy = BranchLogps(rows.iter().map(|r| r.policy.clone()).collect());
     let reference = BranchLogps(rows.iter().map(|r| r.reference.clone()).collect());
     let facts: Vec<Facts> = rows.iter().map(|r| r.facts.clone()).collect();
@@ -213,9 +229,17 @@ fn evaluate(objective: &Objective, name: &Value, rows: &[Row], progress: f64) ->
     let context = Context::of(&facts, progress, groups);
     let scored = Scored { policy: &policy, reference: &reference, facts: &facts };
     let found = objective.evaluate(&scored, &context);
+    if !found.loss.is_finite() {
+        let batch = if name.is_null() { String::new() } else { format!("batch {name}: ") };
+        let row = found.pairs.iter().position(|pair| !pair.value.is_finite());
+        let of = row
+            .map(|at| format!(", of its row {} alone {}", at + 1, found.pairs[at].value))
+            .unwrap_or_default();
+        return Err(format!("{batch}the loss is {}{of}: log-probabilities too far apart", found.loss));
+    }
     let metrics: Map<String, Value> = found.metrics.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     let rows: Vec<Value> = rows.iter().enumerate().map(|(i, r)| row(&found, i, r)).collect();
-    json!({"batch": name, "loss": found.loss, "metrics": metrics, "rows": rows})
+    Ok(json!({"batch": name, "loss": found.loss, "metrics": metrics, "rows": rows}))
 }
 
 /// What became of a row; the derivatives are of the loss of its batch.

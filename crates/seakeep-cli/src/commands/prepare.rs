@@ -59,9 +59,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let text = |name: &str| args::texts(matches, name).pop();
     let to = matches.get_one::<PathBuf>("output");
     let test_to = matches.get_one::<PathBuf>("test_output");
-    output::check("output", to.map(PathBuf::as_path))?;
-    output::check("test_output", test_to.map(PathBuf::as_path))?;
-    different_files(text("input").as_deref().map(Path::new), test_to, to)?;
+    let outputs =
+        [("test_output", test_to), ("output", to)].map(|(flag, to)| (flag, to.map(PathBuf::as_path)));
+    output::check(&outputs, &[("input", &text("input").unwrap_or_default())])?;
     let test_share = share(matches, "test_share")?;
     let flip_rate = share(matches, "flip_rate")?;
     if test_share.is_some() != test_to.is_some() {
@@ -265,30 +265,6 @@ fn turn_companions(row: &mut Row) {
     if let Some(probability) = row.get("soft_label").and_then(Value::as_f64) {
         row.insert("soft_label".into(), json!(1.0 - probability));
     }
-}
-
-/// Refuses to write over what is read, or twice to the same file.
-fn different_files(
-    input: Option<&Path>,
-    test_output: Option<&PathBuf>,
-    output: Option<&PathBuf>,
-) -> Result<()> {
-    let places = [
-        ("input", input),
-        ("test_output", test_output.map(PathBuf::as_path)),
-        ("output", output.map(PathBuf::as_path)),
-    ];
-    let known: Vec<(&str, &Path)> =
-        places.into_iter().filter_map(|(name, path)| Some((name, path?))).collect();
-    for (at, (name, path)) in known.iter().enumerate() {
-        if let Some((other, _)) = known[..at].iter().find(|(_, other)| output::is_same_place(other, path)) {
-            return Err(Error::Usage(format!(
-                "--{name} and --{other} are the same file, {}; expected another one",
-                path.display()
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// How many there are in a row's prompt, completions and text.

@@ -121,8 +121,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         several => several,
     };
     let (to, ranks_to) = (output_path(matches), matches.get_one::<PathBuf>("ranks").map(PathBuf::as_path));
-    output::check("output", to)?;
-    output::check("ranks", ranks_to)?;
+    let inputs: Vec<(String, String)> = specs.iter().map(|given| named(given)).collect();
+    let inputs: Vec<(&str, &str)> = inputs.iter().map(|(_, path)| ("dataset_name", path.as_str())).collect();
+    output::check(&[("ranks", ranks_to), ("output", to)], &inputs)?;
     let flags = Flags::read(matches, &settings)?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();

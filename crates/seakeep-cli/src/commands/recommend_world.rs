@@ -47,7 +47,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let whole = |name: &str| matches.get_one::<usize>(name).copied().unwrap_or_default();
     let real = |name: &str| matches.get_one::<f64>(name).copied().unwrap_or_default();
     let to = matches.get_one::<PathBuf>("output").map(PathBuf::as_path);
-    output::check("output", to)?;
+    output::check(&[("output", to)], &[])?;
     let rows = interactions_of_world(&WorldOptions {
         users: whole("users"),
         items: whole("items"),

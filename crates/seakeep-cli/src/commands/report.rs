@@ -45,7 +45,6 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<()> {
     let path = |name: &str| matches.get_one::<PathBuf>(name);
     let to = path("output").expect("clap requires it");
-    output::check("output", Some(to))?;
     let resamples = matches.get_one::<usize>("resamples").copied().unwrap_or_default();
     if !(100..=100_000).contains(&resamples) {
         return Err(Error::Usage(format!("--resamples is {resamples}; expected 100 to 100000")));
@@ -59,13 +58,12 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
             None => files.push(given.clone()),
         }
     }
+    let inputs = files.iter().map(|file| ("records", file.to_string_lossy()));
+    let inputs: Vec<_> =
+        inputs.chain(path("data_card").map(|file| ("data_card", file.to_string_lossy()))).collect();
+    let inputs: Vec<(&str, &str)> = inputs.iter().map(|(flag, file)| (*flag, &**file)).collect();
+    output::check(&[("output", Some(to))], &inputs)?;
     let records = files.into_iter().map(read).collect::<Result<Vec<_>>>()?;
-    if let Some((file, _)) = records.iter().find(|(file, _)| same_file(file, to)) {
-        return Err(Error::Usage(format!(
-            "--output {} is one of the records; choose another",
-            file.display()
-        )));
-    }
     let word = |name: &str| args::texts(matches, name).pop();
     let options = PolicyOptions {
         title: word("title"),
@@ -81,10 +79,6 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let report = report::of_policies(&records, &options)?;
     output::emit(Some(to), &report::render(&report))?;
     output::print(&format!("{}\nThe page: {}\n", report::table(&report).trim_end(), to.display()))
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn json(file: &Path) -> Result<Value> {

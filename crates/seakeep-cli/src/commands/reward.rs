@@ -235,12 +235,12 @@ struct Scored {
 fn score(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let output = output_path(matches);
-    output::check("output", output)?;
+    let input = args::texts(matches, "input").pop().unwrap_or_default();
+    output::check(&[("output", output)], &[("input", &input)])?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let model = RewardModel::load(&ModelSource::open(settings.required("model_name_or_path")?)?)?;
     let prefix = args::texts(matches, "prefix").pop().unwrap_or_default();
-    let input = args::texts(matches, "input").pop().unwrap_or_default();
     let limit = settings.count("max_length");
     let read = |file: Arc<Path>, row: usize, columns: Map<String, Value>| {
         let wrong = |e: Error| Error::row(&file, row, "", e.to_string());
@@ -309,11 +309,11 @@ fn eval_command() -> Command {
 fn eval(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
     let output: Option<PathBuf> = output_path(matches).map(Path::to_path_buf);
-    output::check("output", output.as_deref())?;
+    let spec = settings.required("dataset_name")?;
+    output::check(&[("output", output.as_deref())], &[("dataset_name", &spec)])?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let model = RewardModel::load(&ModelSource::open(settings.required("model_name_or_path")?)?)?;
-    let spec = settings.required("dataset_name")?;
     let rows = reward::read_rewards(&spec, model.problem, &model.labels().to_vec())?;
     let examples = reward::examples(&model, &rows, settings.count("max_length"), &mut *progress)?;
     let objective = Objective { problem: model.problem, center_rewards: None };

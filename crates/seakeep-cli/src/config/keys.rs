@@ -260,7 +260,7 @@ pub const KEYS: &[Key] = &[
         "Decay of AdamW's mean gradient."),
     key(TRAINING, "adam_beta2", Kind::Number(Range::BelowOne), Some("0.999"),
         "Decay of AdamW's mean squared gradient."),
-    key(TRAINING, "adam_epsilon", Kind::Number(Range::NotNegative), Some("1e-8"),
+    key(TRAINING, "adam_epsilon", Kind::Number(Range::Positive), Some("1e-8"),
         "AdamW's epsilon."),
     key(TRAINING, "max_grad_norm", Kind::Number(Range::NotNegative), Some("1.0"),
         "Gradients longer than this are shortened to it; 0: never."),

@@ -78,7 +78,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         shuffle_dataset: switch(settings, "shuffle_dataset"),
         per_device_train_batch_size: count(settings, "per_device_train_batch_size"),
         per_device_eval_batch_size: count(settings, "per_device_eval_batch_size"),
-        gradient_accumulation_steps: count(settings, "gradient_accumulation_steps"),
+        gradient_accumulation_steps: accumulation(settings)?,
         gradient_checkpointing: switch(settings, "gradient_checkpointing"),
         num_train_epochs: number(settings, "num_train_epochs"),
         // -1 is no count.
@@ -102,6 +102,20 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         tensorboard: settings.words("report_to").iter().any(|word| word == "tensorboard"),
         save_dtype: save_dtype(settings),
     })
+}
+
+/// `gradient_accumulation_steps`, so that a step's rows can be counted.
+fn accumulation(settings: &Settings) -> Result<usize> {
+    let [size, steps] = ["per_device_train_batch_size", "gradient_accumulation_steps"];
+    let (rows, times) = (count(settings, size), count(settings, steps));
+    match rows.checked_mul(times) {
+        Some(_) => Ok(times),
+        None => usage(format!(
+            "{} and {} are {rows} times {times} rows a step; expected fewer",
+            settings.place(size),
+            settings.place(steps)
+        )),
+    }
 }
 
 /// In what form a model is kept, and what it is computed in. Beside `load_in_4bit` or `load_in_8bit`, `dtype` is in TRL the form of what is not

@@ -113,6 +113,12 @@ fn a_file_is_refused_with_file_key_and_what_was_expected() {
         ("a.toml", "beta = 0.1\nbeta = 0.2", "duplicate key"),
         ("a.toml", "beta 0.1", "line 1"),
         ("a.yaml", "beta: 0.1\nbeta: 0.2", "duplicate"),
+        ("a.json", r#"{"beta": 0.1, "beta": 0.2}"#, "`beta` is given twice"),
+        (
+            "a.json",
+            r#"{"eval_strategy": "no", "evaluation_strategy": "epoch"}"#,
+            "is another name of it; give it once",
+        ),
         ("a.yaml", "- beta", "expected keys and values"),
         (
             "a.toml",
@@ -131,6 +137,8 @@ fn a_file_is_refused_with_file_key_and_what_was_expected() {
 fn flags_are_refused_with_key_value_and_what_was_expected() {
     for (flags, wanted) in [
         ("--beta 0", "--beta is 0.0; expected a number above 0"),
+        ("--gradient_accumulation_steps 9223372036854775808", "rows a step; expected fewer"),
+        ("--adam_epsilon 0", "--adam_epsilon is 0.0; expected a number above 0"),
         ("--beta abc", "--beta is \"abc\"; expected a number above 0"),
         ("--lora_r 8", "--lora_r has no meaning without adapters; add use_peft = true"),
         ("--use_peft --lora_r 0", "--lora_r is 0; expected a whole number, 1 or above"),

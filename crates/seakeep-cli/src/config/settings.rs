@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use seakeep::{Error, Result, error};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::foreign::{self, FOREIGN};
@@ -91,6 +92,13 @@ impl Settings {
             let checked = checked.ok_or_else(|| {
                 Error::Usage(format!("{place} is {value}; expected {}", key.kind.expectation()))
             })?;
+            if let (Some((before, Source::File(_), spelled)), Source::File(_)) =
+                (self.given.get(key.name), source)
+                && *before != checked
+            {
+                let what = if spelled == name { "is given twice" } else { "is another name of it" };
+                return Err(Error::Usage(format!("{}: {place} {what}; give it once", source.place(spelled))));
+            }
             self.given.insert(key.name, (checked, source.clone(), name.to_string()));
             return Ok(());
         }
@@ -217,6 +225,34 @@ fn flag<'a>(matches: &'a ArgMatches, name: &str) -> Option<&'a str> {
     matches.try_get_many::<String>(name).ok().flatten()?.next_back().map(String::as_str)
 }
 
+/// An object of JSON whose keys are given once each; `serde_json` alone would keep the last.
+struct Once(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Once {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Once;
+
+            fn expecting(&self, to: &mut std::fmt::Formatter) -> std::fmt::Result {
+                to.write_str("keys and values, such as {\"beta\": 0.1}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> std::result::Result<Once, A::Error> {
+                let mut values = Map::new();
+                while let Some((key, value)) = from.next_entry::<String, Value>()? {
+                    if values.contains_key(&key) {
+                        return Err(serde::de::Error::custom(format!("`{key}` is given twice")));
+                    }
+                    values.insert(key, value);
+                }
+                Ok(Once(values))
+            }
+        }
+        from.deserialize_map(Visit)
+    }
+}
+
 /// The keys and values of a configuration file, in its order.
 ///
 /// # Errors
@@ -246,7 +282,10 @@ pub fn read_file(path: &Path) -> Result<Map<String, Value>> {
             }
             serde_yaml_ng::from_value(values).map_err(|e| broken(&e))?
         }
-        Some("json") => serde_json::from_str(&text).map_err(|e| broken(&e))?,
+        Some("json") => {
+            let Once(values) = serde_json::from_str(&text).map_err(|e| broken(&e))?;
+            Value::Object(values)
+        }
         _ => {
             return Err(broken(
                 &"not a configuration file by its name; expected .toml, .yaml, .yml or .json",

@@ -218,6 +218,25 @@ fn softmax_of_one_is_dpo_and_of_several_follows_differences() {
     for (a, b) in dpo.grads.branches().iter().zip(softmax.grads.branches()) {
         assert!((a - b).abs() < 1e-15);
     }
+    // A prompt, which another term may ask for, is no completion to compare with.
+    let softmax_of = |pairs: &Pairs| {
+        pairs.evaluate(&Objective { pair: PairLoss::of(LossType::Softmax, 0.2), ..Objective::dpo(0.2) })
+    };
+    let with_prompt = softmax_of(&pairs);
+    assert_eq!(with_prompt.loss, softmax.loss);
+    assert!(with_prompt.grads.0.iter().zip(&softmax.grads.0).all(|(a, b)| a[..2] == b[..] && a[2] == 0.0));
+    let mut pairs = pairs;
+    pairs.facts.iter_mut().for_each(|f| f.roles[2] = Role::Rejected);
+    let found = softmax_of(&pairs);
+    for branch in 0..3 {
+        let moved = |by: f64| {
+            let mut pairs = pairs.clone();
+            pairs.policy.0[1][branch] += by;
+            softmax_of(&pairs).loss
+        };
+        let difference = (moved(1e-4) - moved(-1e-4)) / 2e-4;
+        assert!((found.grads.0[1][branch] - difference).abs() < 1e-8, "{branch}");
+    }
     let far = [-1e4, 1e4].map(|u| {
         let mut far = pairs.clone();
         far.policy.0[0] = vec![u, 0.0, 5.0];
@@ -481,6 +500,30 @@ fn groups_that_cost_more_gain_weight_from_step_to_step() {
         assert!((e.loss - (after * mean(0) + (1.0 - after) * mean(1))).abs() < 1e-12);
         before = after;
     }
+    // Evaluated on other rows, groups count with the weights that they have, whatever their shares there.
+    let b = context.groups.weights["b"];
+    let loss = |pairs: &Pairs| {
+        let found = crate::eval::evaluate(&pairs.scored(), &context, &objective);
+        let of = |name: &str| found.iter().find(|(n, _)| n == name).unwrap().1;
+        (of("loss"), of("group/b/weight"))
+    };
+    assert!((loss(&pairs).0 - (before * mean(0) + b * mean(1))).abs() < 1e-12 && loss(&pairs).1 == b);
+    let mut others = pairs.clone();
+    others.facts.iter_mut().for_each(|f| f.labels.group = Some("b".into()));
+    let (of_one, weight) = loss(&others);
+    assert!((of_one - 0.5 * (mean(0) + mean(1))).abs() < 1e-12 && weight == 1.0);
+    others.facts[0].labels.group = Some("new".into());
+    others.policy = others.reference.clone();
+    assert!((loss(&others).0 - 2f64.ln()).abs() < 1e-12);
+}
+
+/// Also where the last step is reached, or an evaluation after it.
+#[test]
+fn a_warm_up_that_never_ends_turns_no_label() {
+    let pairs = Pairs::new(8);
+    let never = Winsor { warmup: 1.0, budget_warmup: 0.0, ..Winsor::default() };
+    let found = pairs.evaluate(&Objective { rule: Rule::Winsor(never), ..Objective::dpo(0.2) });
+    assert!((found.loss - pairs.evaluate(&Objective::dpo(0.2)).loss).abs() < 1e-12);
 }
 
 #[test]

@@ -20,6 +20,8 @@ use crate::scoring::{PairLayout, begin, check_lengths};
 /// Share of the machine's best product that a step reaches as a whole, within which expected times lie. Measured:
 /// docs/PERFORMANCE.md.
 pub const SHARES: [f64; 2] = [0.5, 0.9];
+/// Epochs whose steps are counted one by one.
+const COUNTED_EPOCHS: usize = 20;
 /// The program, a tokenizer, and buffers of products.
 const PROGRAM: usize = 100 << 20;
 /// In memory of a row: its entry, and what the reference says of it.
@@ -158,7 +160,9 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let drops_out = options.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
     let whole = !PairLayout::of(objective).opening || drops_out;
     let opening = if whole { 0 } else { costs.opening.computed };
-    for rows in visits.steps(0, steps) {
+    // Epochs cost about the same: of many some are counted.
+    let counted = steps.min(COUNTED_EPOCHS * visits.per_epoch());
+    for rows in visits.steps(0, counted) {
         let micro = options.per_device_train_batch_size;
         let computed: Vec<usize> = rows.iter().map(|&i| costs.each[i].computed).collect();
         for part in runs(objective, micro, (&computed, opening), most_rows(plain, options.lora.is_some())) {
@@ -172,6 +176,8 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         let passes = passes_again(options.gradient_checkpointing, objective, rows.len() > micro);
         again += passes as f64 * costs.forward(&rows, micro, whole);
     }
+    let all = steps as f64 / counted.max(1) as f64;
+    (run, again) = (run.times(all), again * all);
     let step = run.times(1.0 / steps.max(1) as f64);
     // Features of prompts are means over all of their rows.
     let features = options.environments.is_some();

@@ -132,9 +132,11 @@ fn fitting(row: Pair, objective: &Objective) -> Result<Vec<Pair>> {
             Err(row.error("completion", what))
         }
         Shape::Pairs if several => {
+            let of_two = objective.pair.terms.iter().find(|t| t.0 != LossType::Softmax);
             let what = format!(
-                "{} rejected completions; loss_type {loss} compares two: use loss_type softmax, or make a row of each",
-                row.completions.len() - 1
+                "{} rejected completions; loss_type {} is of two: use loss_type softmax alone, or make a row of each",
+                row.completions.len() - 1,
+                of_two.map_or(loss, |t| t.0.name())
             );
             Err(row.error("rejected", what))
         }

@@ -39,7 +39,7 @@ impl MetricsLog {
             .collect();
         crate::formats::write_atomic(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
-        let events = if tensorboard { Some(open_events(&output_dir.join("runs"))?) } else { None };
+        let events = if tensorboard { Some(open_events(&output_dir.join(RUNS))?) } else { None };
         Ok(MetricsLog { path, file, events })
     }
 
@@ -80,10 +80,27 @@ fn tag(name: &str) -> String {
 // crates that bring a protobuf compiler or an image library along. Format: tensorflow/core/lib/io/record_writer.h
 // and core/util/event.proto.
 
+/// Removes the event files that earlier runs left in an output directory: TensorBoard would read them as one run.
+///
+/// # Errors
+/// The file system's.
+pub fn remove_events(output_dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(output_dir.join(RUNS)).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|n| n.starts_with(EVENTS) && n.contains(OURS)) {
+            std::fs::remove_file(entry.path()).map_err(Error::io("remove", entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where event files are, and what their names begin with and contain.
+const RUNS: &str = "runs";
+const EVENTS: &str = "events.out.tfevents.";
+const OURS: &str = ".seakeep.";
+
 fn open_events(directory: &Path) -> Result<(PathBuf, File)> {
     std::fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
-    let path =
-        directory.join(format!("events.out.tfevents.{}.seakeep.{}", seconds() as u64, std::process::id()));
+    let path = directory.join(format!("{EVENTS}{}{OURS}{}", seconds() as u64, std::process::id()));
     let mut file = File::create(&path).map_err(Error::io("create", &path))?;
     let version = [field(1, 1), seconds().to_le_bytes().to_vec(), bytes(3, b"brain.Event:2")].concat();
     file.write_all(&record(&version)).map_err(Error::io("write", &path))?;

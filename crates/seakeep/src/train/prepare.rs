@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::data;
 use super::{Every, Resume, TrainOptions};
+use super::{data, log};
 use crate::checkpoint;
 use crate::data::Rows;
 use crate::formats::{ModelSource, Tokenizer, check_writable, unfinished};
@@ -145,12 +145,13 @@ pub(crate) fn take_output(dir: &Path, step: usize, overwrites: bool) -> Result<C
 }
 
 /// With `overwrite_output_dir`, what an earlier run left after `step`, from which this one goes on, is removed, so that none of it is taken for
-/// this run's: checkpoints, and at step 0 the model. What a run left half-written when it was killed goes in any case.
+/// this run's: checkpoints, and at step 0 the model and its event files. What a run left half-written when it was killed goes in any case.
 fn clear_output(dir: &Path, step: usize) -> Result<()> {
     let mut leftovers = unfinished(dir, checkpoint::PREFIX);
     leftovers.extend(checkpoint::list(dir).into_iter().filter(|(of, _)| *of > step).map(|(_, path)| path));
     if step == 0 {
         checkpoint::remove_model(dir)?;
+        log::remove_events(dir)?;
     }
     for path in leftovers {
         std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;

@@ -8,15 +8,20 @@
 //! chosen completion's `p_w` follows from `dz_k/du_w = -beta`. With one rejected completion it is DPO's loss.
 
 use super::Loss;
+use crate::logps::Role;
 use crate::objective::Scored;
 
 /// The losses of all pairs.
 pub(super) fn losses(beta: f64, scored: &Scored) -> Vec<Loss> {
-    (0..scored.policy.len()).map(|i| loss(beta, &scored.policy.0[i], &scored.reference.0[i])).collect()
+    let of = |i: usize| loss(beta, &scored.facts[i].roles, &scored.policy.0[i], &scored.reference.0[i]);
+    (0..scored.policy.len()).map(of).collect()
 }
 
-fn loss(beta: f64, policy: &[f64], reference: &[f64]) -> Loss {
-    let rewards: Vec<f64> = policy.iter().zip(reference).map(|(p, r)| beta * (p - r)).collect();
+/// Of a pair's branches those that are compared: another term of the objective may have asked for its prompt too.
+fn loss(beta: f64, roles: &[Role], policy: &[f64], reference: &[f64]) -> Loss {
+    let compared: Vec<usize> =
+        (0..roles.len()).filter(|&b| matches!(roles[b], Role::Chosen | Role::Rejected)).collect();
+    let rewards: Vec<f64> = compared.iter().map(|&b| beta * (policy[b] - reference[b])).collect();
     // The exponents with the chosen completion's own 0 in front, so that they are a plain softmax.
     let z: Vec<f64> = rewards.iter().map(|r| r - rewards[0]).collect();
     let top = crate::objective::math::largest(&z);
@@ -31,11 +36,10 @@ fn loss(beta: f64, policy: &[f64], reference: &[f64]) -> Loss {
     let rest: f64 = p[1..].iter().sum();
     let d = |a: usize| beta * if a == 0 { -rest } else { p[a] };
     let dd = |a: usize, b: usize| beta * beta * (if a == b { p[a] } else { 0.0 } - p[a] * p[b]);
-    let n = policy.len();
-    Loss {
-        value,
-        d: (0..n).map(d).collect(),
-        dd: (0..n).map(|a| (0..n).map(|b| dd(a, b)).collect()).collect(),
-        elsewhere: Vec::new(),
+    let mut out = Loss { value, ..Loss::zero(policy.len()) };
+    for (a, &at) in compared.iter().enumerate() {
+        out.d[at] = d(a);
+        compared.iter().enumerate().for_each(|(b, &other)| out.dd[at][other] = dd(a, b));
     }
+    out
 }

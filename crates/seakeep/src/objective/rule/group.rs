@@ -42,6 +42,21 @@ impl Groups {
         Groups { shares: counts.into_iter().map(|(g, count)| (g, count / total)).collect(), weights }
     }
 
+    /// As they stand, for other rows: their shares are those of the rows, weights those of the groups that the rows have. Where one is new,
+    /// all have the same.
+    pub fn over(&self, rows: impl IntoIterator<Item = Option<String>>) -> Groups {
+        let own = Groups::of(rows);
+        let weights: Option<BTreeMap<String, f64>> =
+            own.shares.keys().map(|g| Some((g.clone(), *self.weights.get(g)?))).collect();
+        match weights {
+            Some(weights) if weights.values().sum::<f64>() > 0.0 => {
+                let total: f64 = weights.values().sum();
+                Groups { weights: weights.into_iter().map(|(g, w)| (g, w / total)).collect(), ..own }
+            }
+            _ => own,
+        }
+    }
+
     /// One step of multiplicative weights on the groups' losses. Shifted by the largest, which cancels.
     fn step(&self, losses: &BTreeMap<&str, f64>, step_size: f64) -> Groups {
         let of = |group: &str| losses.get(group).copied().unwrap_or(0.0);

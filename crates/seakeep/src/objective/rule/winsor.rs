@@ -47,7 +47,8 @@ impl Default for Winsor {
 impl Winsor {
     pub(super) fn rule(self, input: &RuleInput) -> RuleOutput {
         let n = input.losses.len();
-        let warm = input.progress >= self.warmup;
+        // 1 is never, also where the last step or an evaluation after it is reached.
+        let warm = self.warmup < 1.0 && input.progress >= self.warmup;
         let flips = if warm { self.flips(input.losses, input.flipped) } else { vec![0.0; n] };
         let both = input.losses.iter().zip(input.flipped);
         let m: Vec<f64> = both.zip(&flips).map(|((l, turned), p)| (1.0 - p) * l + p * turned).collect();
