@@ -13,6 +13,13 @@ use std::process::ExitCode;
 use seakeep::Error;
 
 fn main() -> ExitCode {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What becomes an error is told as one.
+        if !seakeep::formats::guard::is_guarded() {
+            tell(panic);
+        }
+    }));
     let matches = commands::cli().get_matches();
     match commands::run(&matches) {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,14 +4,24 @@
 //! The operation is linear in `x` and orthogonal: its tangent is itself, its backward is the turn the
 //! other way ([`Turn::Back`]), and so is the tangent of its backward.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use crate::rows::for_pieces;
 use crate::vectorise;
 
-/// Cosines and sines of every angle, `[P, R/2]` each.
+/// Cosines and sines of the angles of every position. They are made for as many as texts have had so far: a model made for a million
+/// positions would have hundreds of megabytes of them.
 pub struct Table {
+    inverse_frequencies: Vec<f32>,
+    positions: usize,
+    made: RwLock<Arc<Angles>>,
+}
+
+/// Cosines and sines, `[P, R/2]` each.
+#[derive(Default)]
+struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
-    half: usize,
 }
 
 /// Which way to turn.
@@ -27,16 +37,33 @@ impl Table {
     /// The table for positions `0..positions`. Angles are rounded to f32 before the cosine is taken, as
     /// PyTorch does, so that long positions agree with it.
     pub fn new(inverse_frequencies: &[f32], positions: usize) -> Self {
-        let half = inverse_frequencies.len();
-        let angles =
-            (0..positions).flat_map(|p| inverse_frequencies.iter().map(move |f| (p as f32 * f) as f64));
-        let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        Table { cos, sin, half }
+        let inverse_frequencies = inverse_frequencies.to_vec();
+        Table { inverse_frequencies, positions, made: RwLock::default() }
     }
 
     /// Positions the table covers.
     pub fn positions(&self) -> usize {
-        self.cos.len().checked_div(self.half).unwrap_or(usize::MAX)
+        self.positions
+    }
+
+    /// The angles of these positions at least.
+    fn up_to(&self, positions: usize) -> Arc<Angles> {
+        assert!(positions <= self.positions, "rope: a position outside the table");
+        let wanted = positions * self.inverse_frequencies.len();
+        let made = self.made.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if made.cos.len() >= wanted {
+            return made;
+        }
+        let mut made = self.made.write().unwrap_or_else(PoisonError::into_inner);
+        if made.cos.len() < wanted {
+            // A power of two: batches grow, and each growth makes all anew.
+            let all = 0..positions.next_power_of_two().min(self.positions);
+            let angles =
+                all.flat_map(|p| self.inverse_frequencies.iter().map(move |f| (p as f32 * f) as f64));
+            let (cos, sin) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+            *made = Arc::new(Angles { cos, sin });
+        }
+        made.clone()
     }
 }
 
@@ -45,13 +72,14 @@ impl Table {
 /// # Panics
 /// If a position lies outside the table.
 pub fn rotate(x: &mut [f32], positions: &[u32], table: &Table, heads: usize, head_dim: usize, turn: Turn) {
-    let half = table.half;
+    let half = table.inverse_frequencies.len();
+    let angles = table.up_to(positions.iter().max().map_or(0, |p| *p as usize + 1));
     let width = heads * head_dim;
     for_pieces(x, width, |first, piece| {
         vectorise!({
             for (row, &position) in piece.chunks_exact_mut(width).zip(&positions[first..]) {
                 let at = position as usize * half..(position as usize + 1) * half;
-                let (cos, sin) = (&table.cos[at.clone()], &table.sin[at]);
+                let (cos, sin) = (&angles.cos[at.clone()], &angles.sin[at]);
                 for head in row.chunks_exact_mut(head_dim) {
                     let (a, b) = head[..2 * half].split_at_mut(half);
                     for i in 0..half {

@@ -259,8 +259,23 @@ impl Work {
         if let (Some(shift), Some(judge)) = (&self.flags.shift, judge) {
             judge.check_shift(shift)?;
         }
+        if judge.is_some() && prompts.is_none() {
+            match drawn.map(Drawn::is_scored) {
+                Some(true) => {
+                    return Err(Error::Usage(
+                        "--reward_model would replace the scores that --samples have; leave it out".into(),
+                    ));
+                }
+                None => {
+                    return Err(Error::Usage(
+                        "--reward_model scores completions; give --prompts or --samples".into(),
+                    ));
+                }
+                Some(false) => {}
+            }
+        }
         if let Some(shift) = &self.flags.shift {
-            drawn.map_or(Ok(()), |drawn| drawn.check_shift(shift))?;
+            drawn.filter(|_| judge.is_none()).map_or(Ok(()), |drawn| drawn.check_shift(shift))?;
             sets.iter().try_for_each(|set| set.columns.check_shift(shift, &set.spec))?;
             if drawn.is_none()
                 && judge.is_none()
@@ -357,7 +372,7 @@ impl Work {
             if !needed && drawn.is_none() {
                 return Ok((sets.iter().map(zeros).collect(), Vec::new()));
             }
-            let follows = if needed { "every reward is 0" } else { "its samples have a KL of 0" };
+            let follows = if needed { "every implicit reward is 0" } else { "its samples have a KL of 0" };
             progress
                 .note(&format!("no --ref_model_name_or_path: the policy is its own reference, so {follows}"));
             let own = |(set, scores)| if needed { Known::of(scores) } else { zeros(set) };

@@ -34,7 +34,7 @@ pub fn flags() -> Vec<Arg> {
              its own samples")
             .conflicts_with("samples")
             .help_heading("Samples"),
-        flag("samples", "PATH", text(), "The policy's completions, drawn and scored before: rows of `prompt`, `completion`, \
+        flag("samples", "PATH", text(), "The policy's completions, drawn before, scored or not: rows of `prompt`, `completion`, \
              `scores` ({\"objective\": number, ...}) and perhaps `tokens`, as `generate` writes them")
             .help_heading("Samples"),
         sampling(flag("num_return_sequences", "N", whole.clone(), "Completions of each prompt").default_value("1")),
@@ -47,8 +47,7 @@ pub fn flags() -> Vec<Arg> {
             .default_value("1.0")),
         switch(flag("chat_template", "true|false", ValueParser::bool(), "Whether a prompt becomes a user's message in the \
              model's chat template [default: true where it has one]")).help_heading("Samples"),
-        flag("reward_model", "PATH", text(), "The reward model that scores the completions of --prompts (`seakeep reward train`)")
-            .requires("prompts")
+        flag("reward_model", "PATH", text(), "The reward model that scores the completions of --prompts, or of --samples that have no scores (`seakeep reward train`)")
             .help_heading("Samples"),
         flag("objectives", "R1,R2", text(), "Two objectives between which preferences shift; other scores are kept too")
             .requires("nominal_alpha")
@@ -155,7 +154,7 @@ impl Flags {
             wasserstein: truth("wasserstein").unwrap_or_default(),
             summary: SummaryOptions {
                 bootstrap: Bootstrap { resamples, ..Bootstrap::default() },
-                radii: radii(&args::texts(matches, "radii"))?,
+                radii: radii(&args::texts(matches, "radii"), truth("wasserstein").unwrap_or_default())?,
             },
             compare_with: path("compare_with"),
             policy_record: path("policy_record"),
@@ -225,7 +224,8 @@ fn alphas(text: &str) -> Result<Vec<f64>> {
     Ok(alphas)
 }
 
-fn radii(given: &[String]) -> Result<Vec<(Ball, Vec<f64>)>> {
+/// Those of a Wasserstein ball, if given, need input gradients, which are made where `wasserstein` asks for them.
+fn radii(given: &[String], wasserstein: bool) -> Result<Vec<(Ball, Vec<f64>)>> {
     if given == ["none"] {
         return Ok(Vec::new());
     }
@@ -251,6 +251,9 @@ fn radii(given: &[String]) -> Result<Vec<(Ball, Vec<f64>)>> {
         let radii: Option<Vec<f64>> = numbers.split(',').map(radius).collect();
         let radii =
             radii.ok_or_else(|| Error::Usage(format!("--radii: `{text}`; expected {name}={expected}")))?;
+        if ball == Ball::Wasserstein && !wasserstein && given != &default[..] {
+            return Err(Error::Usage(format!("--radii: `{text}` needs input gradients; add --wasserstein")));
+        }
         out.push((ball, radii));
     }
     Ok(out)
@@ -299,7 +302,14 @@ mod tests {
 
     #[test]
     fn radii_belong_to_balls() {
-        let given = |texts: &[&str]| radii(&texts.iter().map(|t| t.to_string()).collect::<Vec<_>>());
+        let given = |texts: &[&str]| radii(&texts.iter().map(|t| t.to_string()).collect::<Vec<_>>(), true);
+        assert!(
+            radii(&["wasserstein=0.1".to_string()], false)
+                .unwrap_err()
+                .to_string()
+                .contains("add --wasserstein")
+        );
+        assert!(radii(&[], false).is_ok());
         assert_eq!(
             given(&["kl=0,0.5", "cvar=1"]).unwrap(),
             [(Ball::Kl, vec![0.0, 0.5]), (Ball::Cvar, vec![1.0])]

@@ -174,16 +174,17 @@ fn told(to: &Path, card: &Card) -> String {
     for (count, what) in left.into_iter().filter(|(count, _)| *count > 0) {
         line("left out", format!("{} {what}", grouped(count)));
     }
+    let share = |of: Option<f64>| of.map_or("none that could".to_string(), percent);
     line(
         "labels",
-        format!("{} go to the higher reward; {} turned", percent(card.agreement), grouped(card.flipped)),
+        format!("{} go to the higher reward; {} turned", share(card.agreement), grouped(card.flipped)),
     );
     line("margin", spread(&card.margins));
     line("chosen, characters", spread(&card.chosen_characters));
     line("rejected, characters", spread(&card.rejected_characters));
     for (name, scores) in &card.scores {
-        let agreement = card.objective_agreement.get(name).copied().unwrap_or_default();
-        line(name, format!("{}; labels agree in {}", spread(scores), percent(agreement)));
+        let agreement = card.objective_agreement.get(name).copied().flatten();
+        line(name, format!("{}; labels agree in {}", spread(scores), share(agreement)));
     }
     for (a, row) in &card.correlations {
         for (b, correlation) in row.iter().filter(|(b, _)| a < *b) {

@@ -12,7 +12,7 @@ use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::grouped;
-use crate::{args, output};
+use crate::{args, output, progress};
 
 type Row = Map<String, Value>;
 
@@ -78,11 +78,17 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     if matches!(&layout, Layout::Delimited { separator, .. } if separator.is_empty()) {
         return Err(Error::Usage("--separator is empty; expected what stands between columns".into()));
     }
-    let mut rows = read_foreign(&text("input").unwrap_or_default(), &layout)?;
+    let (mut rows, left_out) = read_foreign(&text("input").unwrap_or_default(), &layout)?;
+    if left_out > 0 {
+        progress::on_stderr().note(&format!(
+            "{} rows are left out: their annotators are split evenly, or an answer is empty",
+            grouped(left_out)
+        ));
+    }
     if matches!(layout, Layout::Delimited { .. }) {
         rows.iter_mut().filter_map(|row| row.get_mut("labels")).for_each(|labels| *labels = json!([labels]));
     }
-    let read = rows.len();
+    let read = rows.len() + left_out;
     for (key, value) in assignments(matches, "drop")? {
         let before = rows.len();
         rows.retain(|row| !row.get(&key).is_some_and(|held| holds(held, &value)));
@@ -251,7 +257,7 @@ fn flip(rows: &mut [Row], rate: f64, seed: u64) -> Result<()> {
 }
 
 /// What columns say of a row's two sides (`score_chosen` and `score_rejected`, `chosen_reward` and `rejected_reward`) goes with them, and the
-/// probability that the chosen one is better becomes that of the other.
+/// probability that the chosen one is better, or votes for it, become those of the other.
 fn turn_companions(row: &mut Row) {
     let of_chosen: Vec<String> =
         row.keys().filter(|key| *key != "chosen" && key.contains("chosen")).cloned().collect();
@@ -262,9 +268,28 @@ fn turn_companions(row: &mut Row) {
             row.insert(other, chosen);
         }
     }
-    if let Some(probability) = row.get("soft_label").and_then(Value::as_f64) {
-        row.insert("soft_label".into(), json!(1.0 - probability));
+    for key in ["soft_label", "probability", "votes"] {
+        if let Some(value) = row.get_mut(key) {
+            turn_vote(value);
+        }
     }
+}
+
+/// What says that the chosen one is better, in any of the forms that `soft_label_column` takes, says it of the other.
+fn turn_vote(value: &mut Value) {
+    let turned = match &*value {
+        Value::Bool(yes) => json!(!yes),
+        Value::Number(share) => json!(1.0 - share.as_f64().unwrap_or(0.5)),
+        Value::String(word) if word == "chosen" => json!("rejected"),
+        Value::String(word) if word == "rejected" => json!("chosen"),
+        Value::Array(votes) => {
+            let mut votes = votes.clone();
+            votes.iter_mut().for_each(turn_vote);
+            Value::Array(votes)
+        }
+        _ => return,
+    };
+    *value = turned;
 }
 
 /// How many there are in a row's prompt, completions and text.

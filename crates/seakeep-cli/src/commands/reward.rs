@@ -196,7 +196,7 @@ fn closing(output_dir: &Path, summary: &RewardSummary) -> String {
     let last = summary.eval.as_ref().unwrap_or(&summary.metrics);
     let told: String = last
         .iter()
-        .filter(|(name, _)| !name.contains('/') && name != "num_tokens")
+        .filter(|(name, _)| !name.contains('/') && !["num_tokens", "learning_rate"].contains(&name.as_str()))
         .map(|(name, value)| format!(", {name} {value:.4}"))
         .collect();
     format!("{}: {} steps, {:.1} s{told}\n", output_dir.display(), summary.steps, summary.seconds)
@@ -244,8 +244,25 @@ fn score(matches: &ArgMatches) -> Result<()> {
     let limit = settings.count("max_length");
     let read = |file: Arc<Path>, row: usize, columns: Map<String, Value>| {
         let wrong = |e: Error| Error::row(&file, row, "", e.to_string());
-        if columns.get("scores").is_some_and(|s| !s.is_object() && !s.is_null()) {
-            return Err(Error::row(&file, row, "scores", "not an object, to which scores could be added"));
+        match columns.get("scores").filter(|scores| !scores.is_null()) {
+            Some(Value::Object(there)) => {
+                let own = model.labels().iter().map(|name| format!("{prefix}{name}"));
+                if let Some(name) = own.into_iter().find(|name| there.contains_key(name)) {
+                    let what = format!(
+                        "has `{name}` already, which would be replaced; give --prefix, such as --prefix new_"
+                    );
+                    return Err(Error::row(&file, row, "scores", what));
+                }
+            }
+            None => {}
+            Some(_) => {
+                return Err(Error::row(
+                    &file,
+                    row,
+                    "scores",
+                    "not an object, to which scores could be added",
+                ));
+            }
         }
         let mut tokens = model.encode(&content_of(&file, row, &mut columns.clone())?).map_err(wrong)?;
         let cut = model.truncate(&mut tokens, limit);

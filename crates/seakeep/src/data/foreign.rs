@@ -28,20 +28,25 @@ pub enum Layout {
 }
 
 /// The rows of a file (for the layouts in JSON: of a file, directory or pattern), in its order. Pairs on which annotators are
-/// split evenly or of which an answer is empty are left out (PandaLM).
+/// split evenly or of which an answer is empty are left out (PandaLM); how many, is told with the rows.
 ///
 /// # Errors
 /// A file that cannot be read; [`Error::Row`] for a row that is not laid out so.
-pub fn read_foreign(spec: &str, layout: &Layout) -> Result<Vec<Columns>> {
+pub fn read_foreign(spec: &str, layout: &Layout) -> Result<(Vec<Columns>, usize)> {
     let rows = match layout {
-        Layout::Delimited { separator, columns } => return delimited(Path::new(spec), separator, columns),
-        Layout::Own => return read_rows(spec, |_, _, columns| Ok(columns)),
+        Layout::Delimited { separator, columns } => {
+            return Ok((delimited(Path::new(spec), separator, columns)?, 0));
+        }
+        Layout::Own => return Ok((read_rows(spec, |_, _, columns| Ok(columns))?, 0)),
         Layout::LlmBar => {
             read_rows(spec, |file, row, columns| llmbar(&Row { file, row, columns }).map(Some))?
         }
         Layout::PandaLm => read_rows(spec, |file, row, columns| pandalm(&Row { file, row, columns }))?,
     };
-    Ok(rows.into_iter().flatten().collect())
+    let read = rows.len();
+    let rows: Vec<Columns> = rows.into_iter().flatten().collect();
+    let left_out = read - rows.len();
+    Ok((rows, left_out))
 }
 
 fn delimited(path: &Path, separator: &str, names: &[String]) -> Result<Vec<Columns>> {
@@ -140,7 +145,9 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join(name);
         std::fs::write(&path, text).unwrap();
-        read_foreign(path.to_str().unwrap(), layout)
+        let (rows, left_out) = read_foreign(path.to_str().unwrap(), layout)?;
+        assert!(left_out == 0 || *layout == Layout::PandaLm);
+        Ok(rows)
     }
 
     #[test]

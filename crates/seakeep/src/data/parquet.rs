@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::read::{RawRow, Take};
 use crate::error::{Error, Result};
+use crate::formats::guard::guarded;
 
 /// A row as the reader gives it.
 pub(super) type ParquetRow = Row;
@@ -23,9 +24,12 @@ fn malformed(file: &Path) -> impl Fn(parquet::errors::ParquetError) -> Error {
     }
 }
 
+/// What is said where the library panics: it trusts what a damaged file says.
+const DAMAGED: &str = "not a Parquet file that can be read: is it damaged? copy it again";
+
 fn open(file: &Path) -> Result<SerializedFileReader<File>> {
     let handle = File::open(file).map_err(Error::io("open", file))?;
-    SerializedFileReader::new(handle).map_err(malformed(file))
+    guarded(file, DAMAGED, || SerializedFileReader::new(handle).map_err(malformed(file)))
 }
 
 /// How many rows `file` says that it has.
@@ -37,8 +41,9 @@ pub(super) fn count_rows(file: &Path) -> Result<usize> {
 /// Hands on the rows of `file`, a row group at a time in memory.
 pub(super) fn read_rows(file: &Path, take: Take) -> Result<()> {
     let reader = open(file)?;
-    for (i, row) in reader.get_row_iter(None).map_err(malformed(file))?.enumerate() {
-        let number = i + 1;
+    let mut rows = guarded(file, DAMAGED, || reader.get_row_iter(None).map_err(malformed(file)))?;
+    for number in 1.. {
+        let Some(row) = guarded(file, DAMAGED, || Ok(rows.next()))? else { break };
         let row =
             row.map_err(|e| Error::row(file, number, "", format!("cannot be read from Parquet: {e}")))?;
         if !take(number, RawRow::Parquet(row))? {

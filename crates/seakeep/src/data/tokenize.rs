@@ -318,12 +318,12 @@ impl Row<'_> {
                 let whole = |c: &Completion| match &c.text {
                     Text::Standard(completion) => {
                         let end = if completion.ends_with(eos) { "" } else { eos };
-                        self.tokenizer.encode(&format!("{prompt}{completion}{end}"), true)
+                        self.tokenizer.encode_open(&format!("{prompt}{completion}{end}"))
                     }
                     Text::Chat(_) => Err(self.mixed(c)),
                 };
                 let wholes = split.completions.iter().map(whole).collect::<Result<_>>()?;
-                Ok((tokens_of_prompt(&|| self.tokenizer.encode(prompt, true))?, wholes))
+                Ok((tokens_of_prompt(&|| self.tokenizer.encode_open(prompt))?, wholes))
             }
             Text::Chat(prompt) => {
                 let variables = self.template_variables()?;

@@ -10,6 +10,7 @@ pub mod atomic;
 pub mod bpe;
 pub mod fingerprint;
 pub mod gguf;
+pub mod guard;
 mod mapped;
 pub mod safetensors;
 pub mod source;

@@ -1,26 +1,36 @@
 //! Chat templates: Jinja, as transformers renders them, in a sandbox with limits.
 //!
 //! A template comes with a foreign checkpoint and is a program. minijinja gives it no way out (no
-//! files, no attributes of host objects), fuel bounds its steps *and* the bytes it makes, and the
-//! output has a limit of its own; so the worst a template can do is an error.
+//! files, no attributes of host objects), fuel bounds its steps *and* the bytes it makes, what methods of
+//! strings make is bounded before they make it, and the output has a limit of its own. What a step itself
+//! may take (comparing, counting or printing values that a template nested into each other) is bounded by the
+//! clock and by the room for recursion: templates are parsed and rendered on a thread beside (`guard`), which is
+//! left to itself when it does not end. So the worst a template can do is an error.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, ErrorKind, Value};
+use minijinja::{Environment, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
+use super::guard::within;
 use crate::error::{Error, Result};
 
 /// Fuel of one rendering: one per instruction, one per 64 bytes made. A chat of a hundred long
 /// messages takes some 50,000; an endless loop ends after well under a second.
-pub const FUEL: u64 = 4_000_000;
+pub const FUEL: u64 = 1_000_000;
 /// Longest rendered chat, in bytes.
 pub const MAX_OUTPUT_BYTES: usize = 64 << 20;
 /// Longest template source, in bytes.
-pub const MAX_SOURCE_BYTES: usize = 4 << 20;
+pub const MAX_SOURCE_BYTES: usize = 1 << 20;
+/// Longest text that a method of strings is called on, or makes, in bytes.
+pub const MAX_METHOD_BYTES: usize = 16 << 20;
+/// Longest that parsing or one rendering takes; it takes microseconds.
+pub const MAX_TIME: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 
 const NAME: &str = "chat_template";
 
@@ -83,7 +93,7 @@ fn json_to_value(json: &Json) -> Value {
 /// A parsed chat template.
 #[derive(Debug)]
 pub struct Template {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     source: String,
     path: PathBuf,
 }
@@ -100,29 +110,16 @@ impl Template {
                 format!("the chat template has {} bytes, over the limit of {MAX_SOURCE_BYTES}", source.len()),
             ));
         }
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Error::format(path, e.to_string()))?);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(100);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.set_formatter(|out, state, value| match python_float(value) {
-            Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
-            None => minijinja::escape_formatter(out, state, value),
-        });
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(
-                ErrorKind::InvalidOperation,
-                format!("the template refuses: {message}"),
-            ))
-        });
-        environment
-            .add_function("strftime_now", |format: &str| strftime(format, std::time::SystemTime::now()));
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| {
-            Error::format(path, format!("the chat template does not parse: {}", describe(&e)))
-        })?;
+        let owned = source.to_string();
+        let parsed = within(MAX_TIME, move || environment(&owned));
+        let environment = match parsed {
+            Some(Ok(environment)) => Arc::new(environment),
+            Some(Err(e)) => {
+                let what = format!("the chat template does not parse: {}", describe(&e));
+                return Err(Error::format(path, what));
+            }
+            None => return Err(Error::format(path, "the chat template cannot be parsed in reasonable time")),
+        };
         Ok(Template { environment, source: source.to_string(), path: path.to_path_buf() })
     }
 
@@ -160,10 +157,20 @@ impl Template {
         context.extend(variables.iter().map(|(name, value)| (name.clone(), json_to_value(value))));
         let context = Value::from_pairs(context);
 
-        let mut output = Bounded(Vec::new());
-        let template = self.environment.get_template(NAME).map_err(|e| self.failed(&e))?;
-        template.render_captured_to(context, &mut output).map_err(|e| self.failed(&e))?;
-        String::from_utf8(output.0)
+        let environment = self.environment.clone();
+        let rendered = within(MAX_TIME, move || {
+            let mut output = Bounded(Vec::new());
+            environment.get_template(NAME)?.render_captured_to(context, &mut output)?;
+            Ok(output.0)
+        });
+        let output = match rendered {
+            Some(output) => output.map_err(|e: minijinja::Error| self.failed(&e))?,
+            None => {
+                let what = format!("the chat template does not end (stopped after {} s)", MAX_TIME.as_secs());
+                return Err(Error::format(&self.path, what));
+            }
+        };
+        String::from_utf8(output)
             .map_err(|_| Error::format(&self.path, "the chat template made text that is not UTF-8"))
     }
 
@@ -175,6 +182,63 @@ impl Template {
         };
         Error::format(&self.path, what)
     }
+}
+
+/// What a template is rendered in, the template with it.
+fn environment(source: &str) -> Result<Environment<'static>, minijinja::Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(100);
+    environment.set_unknown_method_callback(method);
+    environment.set_formatter(|out, state, value| match python_float(value) {
+        Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
+        None => minijinja::escape_formatter(out, state, value),
+    });
+    environment.add_filter("tojson", to_json);
+    // Python's texts and dictionaries have a length and items, too.
+    environment.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+    });
+    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("the template refuses: {message}")))
+    });
+    environment.add_function("strftime_now", |format: &str| strftime(format, std::time::SystemTime::now()));
+    environment.add_template_owned(NAME, without_generation_tags(source))?;
+    Ok(environment)
+}
+
+/// Methods as Python has them; of texts where neither the text nor what may come of it is too long.
+fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    arguments: &[Value],
+) -> Result<Value, minijinja::Error> {
+    if let Some(text) = value.as_str() {
+        let length = |value: &Value| value.as_str().map_or(0, str::len);
+        let made = match (name, arguments) {
+            ("replace", [old, new, ..]) => {
+                // Between all letters, where what is replaced is nothing.
+                let times = old.as_str().map_or(0, |old| text.matches(old).count());
+                times.saturating_mul(length(new))
+            }
+            ("join", [items, ..]) => items.try_iter().map_or(0, |items| {
+                items.fold(0usize, |sum, item| sum.saturating_add(length(&item)).saturating_add(text.len()))
+            }),
+            // A width or precision of many digits.
+            ("format", _) if text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 6) => {
+                usize::MAX
+            }
+            _ => 0,
+        };
+        if text.len() > MAX_METHOD_BYTES || made > MAX_METHOD_BYTES {
+            let what = format!("`{name}` of a text that is too long, or makes one");
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+        }
+    }
+    unknown_method_callback(state, value, name, arguments)
 }
 
 fn describe(error: &minijinja::Error) -> String {
@@ -384,10 +448,13 @@ const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday",
 
 /// The date directives that templates use, in UTC (transformers takes local time; no template that is
 /// in use prints more than a date).
-fn strftime(format: &str, now: std::time::SystemTime) -> String {
+fn strftime(format: &str, now: std::time::SystemTime) -> Result<String, minijinja::Error> {
     let seconds = now.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let (month_name, day_name) = (MONTHS[month - 1], DAYS[((days + 4) % 7) as usize]);
+    let of_year = 1 + (days - days_before(year));
     let mut out = String::new();
     let mut chars = format.chars();
     while let Some(c) = chars.next() {
@@ -395,29 +462,57 @@ fn strftime(format: &str, now: std::time::SystemTime) -> String {
             out.push(c);
             continue;
         }
-        match chars.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('B') => out.push_str(MONTHS[month - 1]),
-            Some('b') => out.push_str(&MONTHS[month - 1][..3]),
-            Some('A') => out.push_str(DAYS[((days + 4) % 7) as usize]),
-            Some('a') => out.push_str(&DAYS[((days + 4) % 7) as usize][..3]),
-            Some('H') => out.push_str(&format!("{:02}", second / 3600)),
-            Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
-            Some('S') => out.push_str(&format!("{:02}", second % 60)),
-            Some('%') => out.push('%'),
-            Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
+        let directive = chars.next();
+        // glibc's form without zeros in front.
+        let (plain, directive) =
+            if directive == Some('-') { (true, chars.next()) } else { (false, directive) };
+        let text = match directive {
+            Some('Y') => year.to_string(),
+            Some('y') => format!("{:02}", year % 100),
+            Some('m') => format!("{month:02}"),
+            Some('d') => format!("{day:02}"),
+            Some('e') => format!("{day:2}"),
+            Some('j') => format!("{of_year:03}"),
+            Some('B') => month_name.to_string(),
+            Some('b' | 'h') => month_name[..3].to_string(),
+            Some('A') => day_name.to_string(),
+            Some('a') => day_name[..3].to_string(),
+            Some('H') => format!("{hour:02}"),
+            Some('I') => format!("{:02}", (hour + 11) % 12 + 1),
+            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_string(),
+            Some('M') => format!("{minute:02}"),
+            Some('S') => format!("{second:02}"),
+            Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
+            // A time without a zone has none to name.
+            Some('Z' | 'z') => String::new(),
+            Some('%') => "%".to_string(),
+            other => {
+                let what =
+                    format!("strftime_now does not know `%{}`", other.map_or(String::new(), String::from));
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
+            }
+        };
+        out.push_str(if plain { text.trim_start_matches(['0', ' ']) } else { &text });
+        if plain && !text.is_empty() && text.bytes().all(|b| b == b'0') {
+            out.push('0');
         }
     }
-    out
+    Ok(out)
+}
+
+/// Days from 1970-01-01 to the year's first.
+fn days_before(year: u64) -> u64 {
+    (1970..year).map(|y| if is_leap(y) { 366 } else { 365 }).sum()
+}
+
+fn is_leap(y: u64) -> bool {
+    (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400)
 }
 
 /// Year, month (1 to 12) and day (1 to 31) of a day counted from 1970-01-01.
 fn civil(days: u64) -> (u64, usize, u64) {
-    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
+    let leap = is_leap;
     let (mut year, mut left) = (1970, days);
     while left >= 365 + u64::from(leap(year)) {
         left -= 365 + u64::from(leap(year));

@@ -129,9 +129,39 @@ fn json_is_pythons() {
 #[test]
 fn dates() {
     let at = |seconds: u64| std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-    assert_eq!(strftime("%d %b %Y", at(0)), "01 Jan 1970");
+    let of = |format: &str, seconds| strftime(format, at(seconds)).unwrap();
+    assert_eq!(of("%d %b %Y", 0), "01 Jan 1970");
     assert_eq!(
-        strftime("%A %Y-%m-%d %H:%M:%S %B %y %a %% %q %", at(1_709_210_096)),
-        "Thursday 2024-02-29 12:34:56 February 24 Thu % %q %"
+        of("%A %Y-%m-%d %H:%M:%S %B %y %a %%%Z", 1_709_210_096),
+        "Thursday 2024-02-29 12:34:56 February 24 Thu %"
     );
+    assert_eq!(of("%F %T %-d %e %j %I %p %-H %-M", 1_709_510_700), "2024-03-04 00:05:00 4  4 064 12 AM 0 5");
+    assert_eq!(of("%j %-j %p", 1_735_647_000), "366 366 PM");
+    let error = strftime("%q", at(0)).unwrap_err().to_string();
+    assert!(error.contains("does not know `%q`"), "{error}");
+}
+
+#[test]
+fn what_a_step_makes_is_bounded_too() {
+    let repeated = |step: &str| {
+        format!(
+            "{{% set ns=namespace(s='aaaaaaaa') %}}{{% for i in range(20) %}}{{% set ns.s = {step} %}}{{% endfor %}}"
+        )
+    };
+    refused(&repeated("ns.s.replace('a', ns.s)"), "`replace` of a text that is too long");
+    refused(&repeated("ns.s.join([ns.s, ns.s, ns.s, ns.s])"), "`join`");
+    refused("{{ '{:>10000000000}'.format(1) }}", "`format`");
+    refused("{{ ('a'*30000000).split('a')|length }}", "`split`");
+    let nested = "{% set ns=namespace(v=[1]) %}{% for i in range(60) %}{% set ns.v=[ns.v,ns.v] %}{% endfor %}{{ ns.v|string|length }}";
+    refused(nested, "does not end");
+    let deep = "{% set ns=namespace(v=[]) %}{% for i in range(100000) %}{% set ns.v=[ns.v] %}{% endfor %}{{ ns.v|string|length }}";
+    assert_eq!(render(deep, &hello()).unwrap(), "200002");
+    let long = format!("{{{{ 1{} }}}}", "+1".repeat(100_000));
+    assert_eq!(render(&long, &hello()).unwrap(), "100001");
+}
+
+#[test]
+fn texts_and_dictionaries_are_sequences() {
+    let of = "{{ 'a' is sequence }}{{ {} is sequence }}{{ [] is sequence }}{{ 1 is sequence }}{{ none is sequence }}";
+    assert_eq!(render(of, &hello()).unwrap(), "TrueTrueTrueFalseFalse");
 }

@@ -7,6 +7,7 @@ use tokenizers::AddedToken;
 
 use super::fingerprint::Fingerprint;
 use super::gguf::{self, GgufFile};
+use super::guard::guarded;
 use super::source::read_json;
 use super::template::{Message, Template};
 use crate::error::{Error, Result};
@@ -86,6 +87,12 @@ impl Tokenizer {
         if config.is_null() && map.is_null() {
             special = special_from_model_config(&optional("config.json")?, &inner);
         }
+        if config["split_special_tokens"] == true {
+            return Err(Error::unsupported(
+                format!("{}: split_special_tokens = true", directory.join("tokenizer_config.json").display()),
+                "false: special tokens written in a text are recognised",
+            ));
+        }
         add_declared_tokens(&mut inner, &config, &special);
         let (template_path, source) = match directory.join(TEMPLATE_FILE) {
             file if file.is_file() => {
@@ -146,6 +153,13 @@ impl Tokenizer {
         for (name, token) in &special {
             print = print.field(name.as_bytes()).field(token.as_bytes());
         }
+        // Tokens that no tokenizer.json has.
+        let mut added: Vec<(u32, String)> =
+            inner.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, token.content)).collect();
+        added.sort();
+        for (id, token) in added.iter().filter(|(_, token)| !contains(tokenizer_json, token)) {
+            print = print.field(&id.to_le_bytes()).field(token.as_bytes());
+        }
         print = print.field(template.as_ref().map_or("", Template::source).as_bytes());
         Tokenizer { path: path.to_path_buf(), inner, special, template, files, fingerprint: print.hex() }
     }
@@ -158,11 +172,27 @@ impl Tokenizer {
     /// Token ids of `text`; `add_special_tokens` adds what the tokenizer itself puts around a text
     /// (BOS for Llama). Special tokens written in the text are recognised either way.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(|e| Error::format(&self.path, format!("the tokenizer cannot encode a text: {e}")))?;
+        let what = "the tokenizer cannot encode a text";
+        let encoding = guarded(&self.path, what, || {
+            let encoded = self.inner.encode_fast(text, add_special_tokens);
+            encoded.map_err(|e| Error::format(&self.path, format!("{what}: {e}")))
+        })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// [`encode`](Self::encode) with what the tokenizer puts before a text, but without the end tokens that some put after it: what goes on
+    /// has not ended, and what has ended says so itself.
+    pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        let Some(eos) = self.eos_token().filter(|eos| !eos.is_empty()) else { return Ok(ids) };
+        let Some(id) = self.inner.token_to_id(eos) else { return Ok(ids) };
+        let found = ids.iter().rev().take_while(|i| **i == id).count();
+        let (mut rest, mut written) = (text, 0);
+        while let Some(before) = rest.strip_suffix(eos) {
+            (rest, written) = (before, written + 1);
+        }
+        ids.truncate(ids.len() - found.saturating_sub(written));
+        Ok(ids)
     }
 
     /// Text of `ids`; `skip_special` leaves special tokens out.
@@ -278,13 +308,23 @@ impl Tokenizer {
 }
 
 fn load(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
-    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
-        Error::format(path, format!("not a tokenizer that the `tokenizers` library reads: {e}"))
+    // Cut short, it would be taken for another kind of tokenizer on the way to an error, or a panic.
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
+        .map_err(|e| Error::format(path, format!("not JSON: {e}; was it cut short? copy it again")))?;
+    let mut inner = guarded(path, "not a tokenizer that the `tokenizers` library reads", || {
+        tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
+            Error::format(path, format!("not a tokenizer that the `tokenizers` library reads: {e}"))
+        })
     })?;
     // transformers sets both aside when it tokenizes; so do we.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|e| Error::format(path, e.to_string()))?;
     Ok(inner)
+}
+
+/// Whether a text stands somewhere in a file.
+fn contains(file: &[u8], text: &str) -> bool {
+    text.is_empty() || file.windows(text.len()).any(|part| part == text.as_bytes())
 }
 
 /// A token in `tokenizer_config.json`: text, or an object with `content`.
@@ -339,6 +379,17 @@ fn add_declared_tokens(inner: &mut tokenizers::Tokenizer, config: &Json, special
         } else {
             inner.add_tokens(&[token])
         };
+    }
+    // Tokens that are listed by themselves, in either of transformers' forms.
+    for list in ["additional_special_tokens", "extra_special_tokens"].map(|key| &config[key]) {
+        let texts: Vec<String> = match list {
+            Json::Array(tokens) => tokens.iter().filter_map(token_text).collect(),
+            Json::Object(named) => named.values().filter_map(token_text).collect(),
+            _ => Vec::new(),
+        };
+        for text in texts.into_iter().filter(|text| !known.contains(text)) {
+            inner.add_special_tokens(&[AddedToken::from(text, true)]);
+        }
     }
     for (_, token) in special {
         if !known.contains(token) && inner.token_to_id(token).is_some() {

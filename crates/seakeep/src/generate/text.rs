@@ -63,7 +63,10 @@ pub fn generate(
 /// # Errors
 /// [`Error::Format`] where the tokenizer cannot encode it.
 pub fn encode(tokenizer: &Tokenizer, prompt: &str, form: PromptForm) -> Result<Vec<u32>> {
-    tokenizer.encode(prompt, form == PromptForm::Raw)
+    match form {
+        PromptForm::Raw => tokenizer.encode_open(prompt),
+        PromptForm::Templated => tokenizer.encode(prompt, false),
+    }
 }
 
 /// The text of generated tokens, special tokens left out, up to the first of the strings that end texts: what ended

@@ -15,7 +15,7 @@ use crate::formats::{Fingerprint, Tokenizer};
 use crate::generate::{GenerateOptions, generate_ids};
 use crate::model::Model;
 use crate::policy_record::{Column, SampleText, Samples, Shift};
-use crate::preferences::{self, Form, read_completions};
+use crate::preferences::{self, Form, read_samples};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
@@ -103,7 +103,7 @@ fn prompt_ids(prompts: &[Prompt], tokenizer: &Tokenizer, template: Option<bool>)
     let templated = chat || template.unwrap_or(tokenizer.has_chat_template());
     let ids = |prompt: &Prompt| {
         let messages = match &prompt.text {
-            Text::Standard(text) if !templated => return tokenizer.encode(text, true),
+            Text::Standard(text) if !templated => return tokenizer.encode_open(text),
             Text::Standard(text) => vec![Message::new("user", text.as_str())],
             Text::Chat(messages) => messages.clone(),
         };
@@ -169,19 +169,19 @@ impl Drawn {
         })
     }
 
-    /// Reads completions that were drawn and scored before: rows of `prompt`, `completion`, `scores` and perhaps `tokens` (the
+    /// Reads completions that were drawn before: rows of `prompt`, `completion` and perhaps `scores` (all rows or none) and `tokens` (the
     /// ids as they were drawn; without them the text is tokenised, and nothing is known of how it ended). Prompts stand in the
     /// order of their first row.
     ///
     /// # Errors
-    /// A row without its scores or with one that is no number; prompts with different numbers of completions.
+    /// A row without scores that others have, or with one that is no number; prompts with different numbers of completions.
     pub fn read(
         spec: &str,
         group_column: Option<&str>,
         (tokenizer, template): (&Tokenizer, Option<bool>),
         progress: &mut dyn Progress,
     ) -> Result<Drawn> {
-        let rows = read_completions(spec)?;
+        let rows = read_samples(spec)?;
         let mut numbers: HashMap<String, usize> = HashMap::new();
         let (mut prompts, mut groups): (Vec<Prompt>, Vec<Vec<Completion>>) = (Vec::new(), Vec::new());
         let objectives: Vec<String> =
@@ -191,6 +191,9 @@ impl Drawn {
             if let Some(more) = row.scores.keys().find(|name| !objectives.contains(name)) {
                 let what = format!("a score `{more}` that the first row does not have");
                 return Err(row.error("scores", what));
+            }
+            if row.scores.is_empty() && !objectives.is_empty() {
+                return Err(row.error("scores", "missing or null, and other rows have them"));
             }
             objectives.iter().try_for_each(|name| row.score(name).map(drop))?;
             let number = *numbers.entry(row.prompt.to_string()).or_insert(prompts.len());
@@ -371,6 +374,11 @@ impl Drawn {
             }
         }
         Ok(())
+    }
+
+    /// Whether completions have scores.
+    pub fn is_scored(&self) -> bool {
+        self.completions.iter().any(|completion| !completion.scores.is_empty())
     }
 
     /// The prompts.

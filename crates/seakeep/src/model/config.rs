@@ -160,12 +160,24 @@ impl Keys<'_> {
         }
     }
 
-    fn text(&self, key: &str) -> Option<&str> {
-        self.get(key).and_then(Value::as_str)
+    fn text(&self, key: &str) -> Result<Option<&str>> {
+        let text = |v: &'_ Value| Self::bad(key, &format!("is {v}; expected a text"));
+        self.get(key).map(|v| v.as_str().ok_or_else(|| text(v))).transpose()
+    }
+
+    /// Refuses a switch that makes another model of it, unless it is set so.
+    fn only(&self, key: &str, supported: bool) -> Result<()> {
+        match self.flag(key, supported)? {
+            found if found == supported => Ok(()),
+            found => Err(Error::Unsupported {
+                what: format!("config.json: {key} = {found}"),
+                supported: supported.to_string(),
+            }),
+        }
     }
 
     fn activation(&self, key: &str, default: &str) -> Result<Activation> {
-        match self.text(key).unwrap_or(default) {
+        match self.text(key)?.unwrap_or(default) {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu" => Ok(Activation::Gelu),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Activation::GeluTanh),
@@ -185,7 +197,8 @@ impl ModelConfig {
     /// or out of range.
     pub fn from_json(config: &Value) -> Result<Self> {
         let keys = Keys(config);
-        let family = match keys.text("model_type") {
+        keys.only("is_causal", true)?;
+        let family = match keys.text("model_type")? {
             Some("llama") => Family::Llama,
             Some("mistral") => Family::Mistral,
             Some("qwen2") => Family::Qwen2,
@@ -231,6 +244,10 @@ impl ModelConfig {
             keys.size_or("head_dim", Some(if family == Family::Qwen3 { 128 } else { hidden / heads }))?;
         let attention_bias = keys.flag("attention_bias", false)?;
         let max_positions = keys.size_or("max_position_embeddings", Some(2048))?;
+        // transformers turns whole heads in these families, whatever the key says.
+        if keys.number("partial_rotary_factor", 1.0)? != 1.0 {
+            return Err(Keys::bad("partial_rotary_factor", "is not 1, which these models do not know"));
+        }
         Ok(ModelConfig {
             family,
             vocab_size: keys.size("vocab_size")?,
@@ -242,7 +259,7 @@ impl ModelConfig {
             intermediate: keys.size("intermediate_size")?,
             norm: NormKind::Rms,
             norm_eps: keys.positive("rms_norm_eps", 1e-6)? as f32,
-            positions: rotary(keys, head_dim, 10_000.0, 1.0)?,
+            positions: rotary(keys, head_dim, keys.positive("rope_theta", 10_000.0)?, 1.0)?,
             max_positions,
             activation: keys.activation("hidden_act", "silu")?,
             gated: true,
@@ -264,12 +281,7 @@ impl ModelConfig {
         let heads = keys.size_or("n_head", Some(12))?;
         let layers = keys.layers("n_layer", Some(12))?;
         let head_dim = hidden / heads;
-        if keys.flag("scale_attn_by_inverse_layer_idx", false)? {
-            return Err(Error::Unsupported {
-                what: "config.json: scale_attn_by_inverse_layer_idx = true".into(),
-                supported: "false".into(),
-            });
-        }
+        keys.only("scale_attn_by_inverse_layer_idx", false)?;
         let scaled = keys.flag("scale_attn_weights", true)?;
         Ok(ModelConfig {
             family: Family::Gpt2,
@@ -336,55 +348,95 @@ impl ModelConfig {
     }
 }
 
+/// The window of Mistral, Qwen2 and Qwen3 where a config has no such key, and the layer from which on Qwen's have one.
+const WINDOW: usize = 4096;
+const WINDOWED_FROM: usize = 28;
+
 /// The sliding window of each layer: `layer_types` where the config has it, else the family's rule.
 fn windows(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
-    let window = match keys.get("sliding_window") {
-        Some(_) => Some(keys.size("sliding_window")?),
-        None => None,
+    let types = layer_types(keys, layers)?;
+    let used = match family {
+        Family::Mistral => true,
+        Family::Qwen2 | Family::Qwen3 => keys.flag("use_sliding_window", false)?,
+        _ => false,
     };
-    if family == Family::Llama || window.is_none() {
-        return Ok(vec![None; layers]);
+    // A key that is null is not one that is absent.
+    let window = match keys.0.get("sliding_window") {
+        Some(Value::Null) => None,
+        _ => Some(keys.size_or("sliding_window", Some(WINDOW))?),
+    };
+    let Some(window) = window.filter(|_| used) else { return Ok(vec![None; layers]) };
+    if let Some(slides) = types {
+        return Ok(slides.into_iter().map(|slides| slides.then_some(window)).collect());
     }
-    if let Some(types) = keys.get("layer_types").and_then(Value::as_array) {
-        if types.len() != layers {
-            return Err(Keys::bad(
-                "layer_types",
-                &format!("has {} entries for {layers} layers", types.len()),
-            ));
-        }
-        return Ok(types.iter().map(|t| window.filter(|_| t == "sliding_attention")).collect());
+    let from = match (family, keys.get("max_window_layers")) {
+        (Family::Mistral, _) => 0,
+        (_, Some(v)) => v
+            .as_u64()
+            .ok_or_else(|| Keys::bad("max_window_layers", &format!("is {v}; expected a whole number")))?
+            as usize,
+        (_, None) => WINDOWED_FROM,
+    };
+    Ok((0..layers).map(|i| (i >= from).then_some(window)).collect())
+}
+
+/// `layer_types`: whether each layer has a window.
+fn layer_types(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
+    let Some(value) = keys.get("layer_types") else { return Ok(None) };
+    let types = value.as_array().ok_or_else(|| Keys::bad("layer_types", "is no list"))?;
+    if types.len() != layers {
+        return Err(Keys::bad("layer_types", &format!("has {} entries for {layers} layers", types.len())));
     }
-    if family == Family::Mistral {
-        return Ok(vec![window; layers]);
-    }
-    let used = keys.flag("use_sliding_window", false)?;
-    let full = keys.size_or("max_window_layers", Some(layers))?;
-    Ok((0..layers).map(|i| window.filter(|_| used && i >= full)).collect())
+    let slides = |of: &Value| match of.as_str() {
+        Some("sliding_attention") => Ok(true),
+        Some("full_attention") => Ok(false),
+        _ => Err(Error::Unsupported {
+            what: format!("config.json: `layer_types` with {of}"),
+            supported: "full_attention, sliding_attention".into(),
+        }),
+    };
+    types.iter().map(slides).collect::<Result<_>>().map(Some)
 }
 
 /// Rotary frequencies `base^(-2i/R)`, in f32 as PyTorch computes them, with the config's scaling applied.
-/// Reads both layouts of the config: `rope_parameters` (transformers 5) and `rope_theta` + `rope_scaling`.
-fn rotary(keys: &Keys, head_dim: usize, default_base: f64, default_share: f64) -> Result<Positions> {
-    let nothing = Value::Object(Default::default());
-    let nested = keys.get("rope_parameters").or(keys.get("rope_scaling")).unwrap_or(&nothing);
-    let scaling = Keys(nested);
-    let base = scaling.positive("rope_theta", keys.positive("rope_theta", default_base)?)? as f32;
-    let share =
-        scaling.number("partial_rotary_factor", keys.number("partial_rotary_factor", default_share)?)?;
-    let turned = (head_dim as f64 * share) as usize / 2 * 2;
+/// Reads both layouts of the config: `rope_parameters` (transformers 5), and `rope_scaling` beside the family's own keys, which say `base` and
+/// `share` (of a head's channels).
+fn rotary(keys: &Keys, head_dim: usize, base: f64, share: f64) -> Result<Positions> {
+    // Far above any model; the frequencies are made before tensors are looked for.
+    const WIDEST_HEAD: usize = 1 << 16;
+    if head_dim > WIDEST_HEAD {
+        return Err(Keys::bad("head_dim", &format!("is {head_dim}; expected at most {WIDEST_HEAD}")));
+    }
+    let scaling = Keys(rope_settings(keys)?);
+    let base = scaling.positive("rope_theta", base)? as f32;
+    let share = scaling.number("partial_rotary_factor", share)?;
+    if !(share > 0.0 && share <= 1.0) {
+        return Err(Keys::bad("partial_rotary_factor", &format!("is {share}; expected above 0, at most 1")));
+    }
+    // An odd number makes a pair more, as in transformers.
+    let turned = (head_dim as f64 * share) as usize;
     let plain: Vec<f32> = (0..turned).step_by(2).map(|i| 1.0 / base.powf(i as f32 / turned as f32)).collect();
-    let kind = scaling.text("rope_type").or(scaling.text("type")).unwrap_or("default");
+    let given = |key: &str| match scaling.get(key) {
+        Some(_) => Ok(scaling.positive(key, 1.0)? as f32),
+        None => Err(Keys::bad(key, "is missing in the rotary scaling")),
+    };
+    let kind = match scaling.text("rope_type")? {
+        Some(kind) => kind,
+        None => scaling.text("type")?.unwrap_or("default"),
+    };
     let inverse_frequencies = match kind {
         "default" => plain,
         "linear" => {
-            let factor = scaling.positive("factor", 1.0)? as f32;
+            let factor = given("factor")?;
             plain.iter().map(|f| f / factor).collect()
         }
         "llama3" => {
-            let factor = scaling.positive("factor", 8.0)? as f32;
-            let low = scaling.number("low_freq_factor", 1.0)? as f32;
-            let high = scaling.number("high_freq_factor", 4.0)? as f32;
-            let old = scaling.number("original_max_position_embeddings", 8192.0)? as f32;
+            let [factor, low, high] =
+                [given("factor")?, given("low_freq_factor")?, given("high_freq_factor")?];
+            // As transformers: the key beside the scaling counts before the one in it, and without either the longest text's.
+            let old = "original_max_position_embeddings";
+            let within = scaling.positive(old, keys.positive("max_position_embeddings", 2048.0)?)?;
+            let old = keys.positive(old, within)? as f32;
             let stretch = |f: &f32| {
                 let wavelength = 2.0 * std::f32::consts::PI / f;
                 if wavelength > old / low {
@@ -406,6 +458,34 @@ fn rotary(keys: &Keys, head_dim: usize, default_base: f64, default_share: f64) -
         }
     };
     Ok(Positions::Rotary { inverse_frequencies })
+}
+
+/// The object of rotary settings, by either of its names.
+fn rope_settings<'a>(keys: &Keys<'a>) -> Result<&'a Value> {
+    static NOTHING: Value = Value::Null;
+    let [new, old] =
+        ["rope_parameters", "rope_scaling"].map(|key| (key, keys.0.get(key).filter(|v| !v.is_null())));
+    let (key, found) = match (new, old) {
+        ((_, Some(a)), (_, Some(b))) if a != b => {
+            return Err(Keys::bad(
+                "rope_scaling",
+                "stands beside another `rope_parameters`; keep one of them",
+            ));
+        }
+        ((key, Some(found)), _) | (_, (key, Some(found))) => (key, found),
+        _ => return Ok(&NOTHING),
+    };
+    match found.as_object() {
+        Some(settings) if settings.values().any(Value::is_object) => Err(Error::Unsupported {
+            what: format!("config.json: `{key}` by kind of layer"),
+            supported: "the same rotary embedding in all layers".into(),
+        }),
+        Some(_) => Ok(found),
+        None => Err(Keys::bad(
+            key,
+            &format!("is {found}; expected an object such as {{\"rope_type\": \"linear\", \"factor\": 2.0}}"),
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -75,10 +75,12 @@ fn check_layers(source: &ModelSource, config: &ModelConfig, map: &TensorMap) -> 
 
 /// A vocabulary projection in the file beside tied embeddings must be the embeddings.
 fn check_tied(source: &ModelSource, config: &ModelConfig, map: &TensorMap) -> Result<()> {
-    let (head, embed) = ("lm_head.weight", &map.files[0]);
-    if !config.tied || source.weights.shape(head).is_none() {
+    let embed = &map.files[0];
+    let heads = ["lm_head.weight", "embed_out.weight"];
+    let Some(head) = heads.into_iter().find(|head| config.tied && source.weights.shape(head).is_some())
+    else {
         return Ok(());
-    }
+    };
     if source.weights.read_f32(head)? == source.weights.read_f32(find(&source.weights, config, embed)?)? {
         return Ok(());
     }

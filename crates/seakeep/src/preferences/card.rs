@@ -55,10 +55,10 @@ pub struct Card {
     pub test_pairs: usize,
     /// Labels turned in the end.
     pub flipped: usize,
-    /// Share of the pairs whose chosen completion has the higher mixed reward.
-    pub agreement: f64,
-    /// The same by each objective alone, of the pairs on which it has an opinion.
-    pub objective_agreement: BTreeMap<String, f64>,
+    /// Share of the pairs whose chosen completion has the higher mixed reward, of those that have a higher one; null where none has.
+    pub agreement: Option<f64>,
+    /// The same by each objective alone.
+    pub objective_agreement: BTreeMap<String, Option<f64>>,
     /// Pearson's correlation of the scores of two objectives, over completions; null where a score does not vary.
     pub correlations: BTreeMap<String, BTreeMap<String, Option<f64>>>,
     /// Scores of each objective, over completions.
@@ -120,7 +120,8 @@ impl Card {
         let pairs = std::mem::take(&mut self.pairs);
         let share = |of: &dyn Fn(&Counted) -> Option<bool>| {
             let opinions: Vec<bool> = pairs.iter().filter_map(of).collect();
-            opinions.iter().filter(|yes| **yes).count() as f64 / opinions.len().max(1) as f64
+            let yes = opinions.iter().filter(|yes| **yes).count() as f64;
+            (!opinions.is_empty()).then(|| yes / opinions.len() as f64)
         };
         self.flipped = pairs.iter().filter(|p| p.flipped).count();
         self.agreement = share(&|p| (p.margin != 0.0).then_some(p.margin > 0.0));

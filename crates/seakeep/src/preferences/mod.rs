@@ -12,7 +12,7 @@ mod card;
 mod read;
 
 pub use card::{Card, Spread};
-pub use read::{Completion, read_completions};
+pub use read::{Completion, read_completions, read_samples};
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -76,18 +76,11 @@ impl Completion {
         };
         let (prompt, completion) = (text("prompt")?, text("completion")?);
         let scores = match columns.remove("scores") {
-            Some(Value::Object(scores)) if !scores.is_empty() => scores,
-            Some(other) if !other.is_null() => {
+            Some(Value::Object(scores)) => scores,
+            None | Some(Value::Null) => Map::new(),
+            Some(other) => {
                 let what = format!("{other}, expected an object such as {{\"helpful\": 0.7}}");
                 return Err(Error::row(&file, row, "scores", what));
-            }
-            _ => {
-                return Err(Error::row(
-                    &file,
-                    row,
-                    "scores",
-                    "missing or null; expected {\"objective\": number, ...}",
-                ));
             }
         };
         let number = |(name, value): (String, Value)| match value.as_f64().filter(|x| x.is_finite()) {
@@ -109,5 +102,19 @@ impl Completion {
 /// # Errors
 /// A file that cannot be read; [`Error::Row`] for a row without prompt, completion or numbers as scores.
 pub fn read_completions(spec: &str) -> Result<Vec<Completion>> {
+    read_rows(spec, |file, row, columns| {
+        let completion = Completion::from_columns(file, row, columns)?;
+        if completion.scores.is_empty() {
+            return Err(completion.error("scores", "missing or null; expected {\"objective\": number, ...}"));
+        }
+        Ok(completion)
+    })
+}
+
+/// The same of rows that may be without scores.
+///
+/// # Errors
+/// Those of [`read_completions`], but for scores that are missing.
+pub fn read_samples(spec: &str) -> Result<Vec<Completion>> {
     read_rows(spec, Completion::from_columns)
 }

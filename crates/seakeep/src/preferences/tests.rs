@@ -69,7 +69,7 @@ fn labels_are_drawn_at_bradley_terrys_rate() {
         let want = p * (1.0 - flip_rate) + (1.0 - p) * flip_rate;
         let got = share(&made.train, |r| r["chosen"] == "good");
         assert!((got - want).abs() < 4.0 * (want * (1.0 - want) / n as f64).sqrt(), "{got} {want}");
-        assert!((made.card.agreement - got).abs() < 1e-12);
+        assert!((made.card.agreement.unwrap() - got).abs() < 1e-12);
         for row in &made.train[..20] {
             let q = if row["chosen"] == "good" { p } else { 1.0 - p };
             assert!((row["soft_label"].as_f64().unwrap() - q).abs() < 1e-12);
@@ -133,7 +133,7 @@ fn the_card_counts() {
         (card.completions, card.prompts, card.duplicates, card.empty, card.lone_prompts),
         (23, 11, 1, 1, 1)
     );
-    assert_eq!((card.agreement, card.objective_agreement["a"]), (1.0, 1.0));
+    assert_eq!((card.agreement, card.objective_agreement["a"]), (Some(1.0), Some(1.0)));
     assert_eq!(
         (card.margins.mean, card.chosen_characters.p50, card.rejected_characters.p50),
         (2.0, 4.0, 3.0)

@@ -14,15 +14,21 @@ pub fn mixed_preferences(form: Form, alpha: f64, r1: (&[f64], &[f64]), r2: (&[f6
     let of = |i: usize| {
         let (differences, chosen) = ([r1.0[i], r2.0[i]], [r1.1, r2.1].map(|c| c.get(i).copied()));
         match (form, chosen) {
-            (Form::Convex, _) => weights[0] * differences[0] + weights[1] * differences[1],
+            (Form::Convex, _) => difference(weights[0] * differences[0], -weights[1] * differences[1]),
             (Form::Geometric, [Some(a), Some(b)]) => {
                 let reward = |scores: [f64; 2]| form.mix(&[(weights[0], scores[0]), (weights[1], scores[1])]);
-                reward([a, b]) - reward([a - differences[0], b - differences[1]])
+                difference(reward([a, b]), reward([a - differences[0], b - differences[1]]))
             }
             (Form::Geometric, _) => f64::NAN,
         }
     };
     (0..r1.0.len()).map(of).collect()
+}
+
+/// `a - b`; 0 where no more than rounding is left: scores of a decimal or two are equal then, and nothing is preferred.
+fn difference(a: f64, b: f64) -> f64 {
+    let rounding = 1e-12 * (a.abs() + b.abs());
+    if (a - b).abs() <= rounding { 0.0 } else { a - b }
 }
 
 /// Of each pair whether the policy's margin has the sign of the preference, 1 or 0; a margin of 0 agrees with nothing.

@@ -87,6 +87,10 @@ fn put(config: &mut Map<String, Json>, values: Json) {
     }
 }
 
+fn unsupported(keys: &Keys, what: &str, supported: &str) -> Error {
+    Error::unsupported(format!("{}: {what}", keys.file.path().display()), supported)
+}
+
 /// Llama, Mistral, Qwen2 and Qwen3.
 fn decoder(keys: &Keys, config: &mut Map<String, Json>) -> Result<()> {
     let window = keys.optional("attention.sliding_window")?.filter(|&w| w > 0);
@@ -103,6 +107,9 @@ fn decoder(keys: &Keys, config: &mut Map<String, Json>) -> Result<()> {
             "dense models only",
         ));
     }
+    if keys.file.get_bool(&keys.key("attention.causal"))? == Some(false) {
+        return Err(unsupported(keys, "attention that is not causal", "causal attention"));
+    }
     let hidden = keys.required("embedding_length")?;
     let Heads { query, key_value } = heads(keys.file, keys.arch)?;
     let head_dim = match keys.optional("attention.key_length")? {
@@ -112,6 +119,24 @@ fn decoder(keys: &Keys, config: &mut Map<String, Json>) -> Result<()> {
     let epsilon = keys
         .float("attention.layer_norm_rms_epsilon")?
         .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?;
+    if let Some(turned) = keys.optional("rope.dimension_count")?.filter(|n| *n != head_dim) {
+        let what = format!("rotary embedding of {turned} channels of {head_dim}");
+        return Err(unsupported(keys, &what, "of all of a head's"));
+    }
+    let query_bias = keys.file.tensor("blk.0.attn_q.bias").is_some();
+    let output_bias = keys.file.tensor("blk.0.attn_output.bias").is_some();
+    let expected = query_bias && keys.arch != Arch::Qwen2;
+    if output_bias != expected {
+        let what = format!(
+            "`attn_q.bias` {} `attn_output.bias`",
+            if query_bias { "without" } else { "missing beside" }
+        );
+        return Err(unsupported(
+            keys,
+            &what,
+            "biases on all of attention's projections or on none (Qwen2: on q, k, v)",
+        ));
+    }
     let theta = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
     put(
         config,
@@ -135,14 +160,10 @@ fn decoder(keys: &Keys, config: &mut Map<String, Json>) -> Result<()> {
     match keys.arch {
         Arch::Llama if window.is_some() => put(config, json!({"sliding_window": window})),
         Arch::Llama => {
-            let bias = keys.file.tensor("blk.0.attn_q.bias").is_some();
             let mlp_bias = keys.file.tensor("blk.0.ffn_up.bias").is_some();
-            put(config, json!({"attention_bias": bias, "mlp_bias": mlp_bias}));
+            put(config, json!({"attention_bias": query_bias, "mlp_bias": mlp_bias}));
         }
-        Arch::Qwen3 => {
-            let bias = keys.file.tensor("blk.0.attn_q.bias").is_some();
-            put(config, json!({"attention_bias": bias, "use_sliding_window": false}));
-        }
+        Arch::Qwen3 => put(config, json!({"attention_bias": query_bias, "use_sliding_window": false})),
         _ => put(config, json!({"use_sliding_window": false})),
     }
     Ok(())
@@ -170,6 +191,7 @@ fn gpt_neox(keys: &Keys, config: &mut Map<String, Json>) -> Result<()> {
     let hidden = keys.required("embedding_length")?;
     let heads = keys.required("attention.head_count")?;
     let rotary = keys.required("rope.dimension_count")?;
+    let theta = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
     let parallel = keys.file.get_bool(&keys.key("use_parallel_residual"))?.unwrap_or(true);
     put(
         config,
@@ -183,7 +205,8 @@ fn gpt_neox(keys: &Keys, config: &mut Map<String, Json>) -> Result<()> {
             "num_attention_heads": heads,
             "max_position_embeddings": keys.required("context_length")?,
             "rotary_pct": (rotary * heads) as f64 / hidden as f64,
-            "rotary_emb_base": keys.float("rope.freq_base")?.unwrap_or(10_000.0),
+            "rotary_emb_base": theta,
+            "rope_scaling": rope_scaling(keys, rotary, theta)?,
             "layer_norm_eps": keys.float("attention.layer_norm_epsilon")?.unwrap_or(1e-5),
             "use_parallel_residual": parallel,
             "attention_bias": true,
@@ -204,15 +227,16 @@ const LLAMA3_CONTEXT: f64 = 8192.0;
 /// divisors again and comparing: equal means right, unequal is an error.
 fn rope_scaling(keys: &Keys, head_dim: usize, theta: f64) -> Result<Json> {
     let unsupported = |what: String| {
-        Error::unsupported(
-            format!("{}: {what}", keys.file.path().display()),
-            "no scaling, linear, llama3; use the Hugging Face checkpoint instead",
-        )
+        unsupported(keys, &what, "no scaling, linear, llama3; use the Hugging Face checkpoint instead")
     };
-    let factor = keys.float("rope.scaling.factor")?;
+    if let Some(factor) = keys.float("rope.scaling.attn_factor")?.filter(|f| *f != 1.0) {
+        return Err(unsupported(format!("rope scaling with an attention factor of {factor}")));
+    }
+    // As llama.cpp reads them: linear where no type is said, the factor by its old name too.
+    let factor = keys.float("rope.scaling.factor")?.or(keys.float("rope.scale_linear")?);
     let linear = match keys.file.get_str(&keys.key("rope.scaling.type"))? {
-        None | Some("none") => false,
-        Some("linear") => factor.is_some_and(|f| f != 1.0),
+        Some("none") => false,
+        None | Some("linear") => factor.is_some_and(|f| f != 1.0 && f != 0.0),
         Some(other) => return Err(unsupported(format!("rope scaling of type `{other}`"))),
     };
     if keys.file.tensor("rope_freqs.weight").is_none() {
