@@ -334,6 +334,12 @@ impl Work {
             let eos = eos_ids(&self.source, Some(&tokenizer))?;
             let options = GenerateOptions { batch_size: self.batch_size, ..self.flags.generation.clone() };
             let template = self.flags.chat_template;
+            let GenerateOptions { do_sample, temperature, top_k, top_p, .. } = options;
+            if !do_sample || temperature != 1.0 || top_k != 0 || top_p != 1.0 {
+                let what = "samples are not drawn from the policy as it is (do_sample, temperature, top_k, top_p): what is called KL is then the mean \
+                            log-ratio of these texts, and no estimate of the divergence";
+                progress.note(what);
+            }
             *drawn =
                 Some(Drawn::generate((&model, &tokenizer, &eos), prompts, template, &options, progress)?);
         }

@@ -3,6 +3,7 @@
 use seakeep_kernels::activation::Activation;
 use serde_json::Value;
 
+use super::rotary::rotary;
 use crate::{Error, Result};
 
 /// The architectures Seakeep runs.
@@ -102,14 +103,14 @@ pub struct ModelConfig {
 }
 
 /// Typed access to the keys of a `config.json`, with errors that name the key.
-struct Keys<'a>(&'a Value);
+pub(super) struct Keys<'a>(pub &'a Value);
 
 impl Keys<'_> {
-    fn bad(key: &str, what: &str) -> Error {
+    pub fn bad(key: &str, what: &str) -> Error {
         Error::Usage(format!("config.json: `{key}` {what}"))
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
@@ -138,7 +139,7 @@ impl Keys<'_> {
         }
     }
 
-    fn number(&self, key: &str, default: f64) -> Result<f64> {
+    pub fn number(&self, key: &str, default: f64) -> Result<f64> {
         match self.get(key) {
             None => Ok(default),
             Some(v) => v.as_f64().ok_or_else(|| Self::bad(key, &format!("is {v}; expected a number"))),
@@ -146,7 +147,7 @@ impl Keys<'_> {
     }
 
     /// As [`number`](Self::number), of what divides or is a base.
-    fn positive(&self, key: &str, default: f64) -> Result<f64> {
+    pub fn positive(&self, key: &str, default: f64) -> Result<f64> {
         match self.number(key, default)? {
             x if x > 0.0 && (x as f32).is_finite() => Ok(x),
             x => Err(Self::bad(key, &format!("is {x}; expected a number above 0"))),
@@ -160,7 +161,7 @@ impl Keys<'_> {
         }
     }
 
-    fn text(&self, key: &str) -> Result<Option<&str>> {
+    pub fn text(&self, key: &str) -> Result<Option<&str>> {
         let text = |v: &'_ Value| Self::bad(key, &format!("is {v}; expected a text"));
         self.get(key).map(|v| v.as_str().ok_or_else(|| text(v))).transpose()
     }
@@ -398,96 +399,6 @@ fn layer_types(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     types.iter().map(slides).collect::<Result<_>>().map(Some)
 }
 
-/// Rotary frequencies `base^(-2i/R)`, in f32 as PyTorch computes them, with the config's scaling applied.
-/// Reads both layouts of the config: `rope_parameters` (transformers 5), and `rope_scaling` beside the family's own keys, which say `base` and
-/// `share` (of a head's channels).
-fn rotary(keys: &Keys, head_dim: usize, base: f64, share: f64) -> Result<Positions> {
-    // Far above any model; the frequencies are made before tensors are looked for.
-    const WIDEST_HEAD: usize = 1 << 16;
-    if head_dim > WIDEST_HEAD {
-        return Err(Keys::bad("head_dim", &format!("is {head_dim}; expected at most {WIDEST_HEAD}")));
-    }
-    let scaling = Keys(rope_settings(keys)?);
-    let base = scaling.positive("rope_theta", base)? as f32;
-    let share = scaling.number("partial_rotary_factor", share)?;
-    if !(share > 0.0 && share <= 1.0) {
-        return Err(Keys::bad("partial_rotary_factor", &format!("is {share}; expected above 0, at most 1")));
-    }
-    // An odd number makes a pair more, as in transformers.
-    let turned = (head_dim as f64 * share) as usize;
-    let plain: Vec<f32> = (0..turned).step_by(2).map(|i| 1.0 / base.powf(i as f32 / turned as f32)).collect();
-    let given = |key: &str| match scaling.get(key) {
-        Some(_) => Ok(scaling.positive(key, 1.0)? as f32),
-        None => Err(Keys::bad(key, "is missing in the rotary scaling")),
-    };
-    let kind = match scaling.text("rope_type")? {
-        Some(kind) => kind,
-        None => scaling.text("type")?.unwrap_or("default"),
-    };
-    let inverse_frequencies = match kind {
-        "default" => plain,
-        "linear" => {
-            let factor = given("factor")?;
-            plain.iter().map(|f| f / factor).collect()
-        }
-        "llama3" => {
-            let [factor, low, high] =
-                [given("factor")?, given("low_freq_factor")?, given("high_freq_factor")?];
-            // As transformers: the key beside the scaling counts before the one in it, and without either the longest text's.
-            let old = "original_max_position_embeddings";
-            let within = scaling.positive(old, keys.positive("max_position_embeddings", 2048.0)?)?;
-            let old = keys.positive(old, within)? as f32;
-            let stretch = |f: &f32| {
-                let wavelength = 2.0 * std::f32::consts::PI / f;
-                if wavelength > old / low {
-                    f / factor
-                } else if wavelength < old / high {
-                    *f
-                } else {
-                    let smooth = (old / wavelength - low) / (high - low);
-                    (1.0 - smooth) * f / factor + smooth * f
-                }
-            };
-            plain.iter().map(stretch).collect()
-        }
-        other => {
-            return Err(Error::Unsupported {
-                what: format!("config.json: rotary scaling `{other}`"),
-                supported: "default, linear, llama3".into(),
-            });
-        }
-    };
-    Ok(Positions::Rotary { inverse_frequencies })
-}
-
-/// The object of rotary settings, by either of its names.
-fn rope_settings<'a>(keys: &Keys<'a>) -> Result<&'a Value> {
-    static NOTHING: Value = Value::Null;
-    let [new, old] =
-        ["rope_parameters", "rope_scaling"].map(|key| (key, keys.0.get(key).filter(|v| !v.is_null())));
-    let (key, found) = match (new, old) {
-        ((_, Some(a)), (_, Some(b))) if a != b => {
-            return Err(Keys::bad(
-                "rope_scaling",
-                "stands beside another `rope_parameters`; keep one of them",
-            ));
-        }
-        ((key, Some(found)), _) | (_, (key, Some(found))) => (key, found),
-        _ => return Ok(&NOTHING),
-    };
-    match found.as_object() {
-        Some(settings) if settings.values().any(Value::is_object) => Err(Error::Unsupported {
-            what: format!("config.json: `{key}` by kind of layer"),
-            supported: "the same rotary embedding in all layers".into(),
-        }),
-        Some(_) => Ok(found),
-        None => Err(Keys::bad(
-            key,
-            &format!("is {found}; expected an object such as {{\"rope_type\": \"linear\", \"factor\": 2.0}}"),
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,6 +415,51 @@ mod tests {
         assert_eq!((c.kv_heads, c.head_dim, c.tied, c.gated), (2, 4, false, true));
         let Positions::Rotary { inverse_frequencies } = c.positions else { panic!() };
         assert_eq!(inverse_frequencies, [1.0, 0.01]);
+    }
+
+    #[test]
+    fn what_makes_another_model_is_refused() {
+        for (key, value, part) in [
+            ("rope_scaling", json!("linear"), "expected an object"),
+            ("rope_scaling", json!({"rope_type": 7}), "`rope_type` is 7; expected a text"),
+            ("rope_scaling", json!({"rope_type": "linear"}), "`factor` is missing"),
+            ("rope_parameters", json!({"full_attention": {"rope_type": "default"}}), "by kind of layer"),
+            ("is_causal", json!(false), "is_causal = false"),
+            ("hidden_act", json!(3), "`hidden_act` is 3; expected a text"),
+            ("partial_rotary_factor", json!(0.5), "`partial_rotary_factor` is not 1"),
+            ("head_dim", json!(2_147_483_647), "expected at most 65536"),
+            ("head_dim", json!(5), "more rotary channels than a head has"),
+            ("layer_types", json!(["full_attention"]), "1 entries for 2 layers"),
+            ("layer_types", json!(["full_attention", "chunked_attention"]), "chunked_attention"),
+        ] {
+            let mut v = llama();
+            v[key] = value;
+            let message = ModelConfig::from_json(&v).unwrap_err().to_string();
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        let mut v = llama();
+        v["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 100.0});
+        v["rope_scaling"] = json!({"rope_type": "linear", "factor": 4.0});
+        assert!(ModelConfig::from_json(&v).unwrap_err().to_string().contains("keep one of them"));
+    }
+
+    #[test]
+    fn windows_of_absent_keys_are_transformers_defaults() {
+        let of = |edits: Value| {
+            let mut v = llama();
+            v["num_hidden_layers"] = json!(30);
+            edits.as_object().unwrap().iter().for_each(|(key, value)| v[key] = value.clone());
+            ModelConfig::from_json(&v).unwrap().windows
+        };
+        assert_eq!(of(json!({"model_type": "mistral"}))[0], Some(4096));
+        assert_eq!(of(json!({"model_type": "mistral", "sliding_window": null}))[0], None);
+        let qwen = of(json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 5}));
+        assert_eq!((qwen[27], qwen[28]), (None, Some(5)));
+        assert_eq!(
+            of(json!({"model_type": "qwen3", "use_sliding_window": true, "max_window_layers": 0}))[0],
+            Some(4096)
+        );
+        assert_eq!(of(json!({"model_type": "qwen2", "sliding_window": 5}))[29], None);
     }
 
     #[test]

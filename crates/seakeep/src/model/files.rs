@@ -243,6 +243,8 @@ fn write(
     let mut config = config.clone();
     if let Some(config) = config.as_object_mut() {
         config.remove("torch_dtype");
+        // Of how the weights that were read had been stored; these are whole.
+        config.remove("quantization_config");
         config.insert("dtype".into(), dtype.torch_name().into());
     }
     let text = serde_json::to_string_pretty(&config).expect("JSON values serialise");

@@ -28,6 +28,7 @@ pub mod layer;
 mod lora;
 mod penalty;
 mod recompute;
+mod rotary;
 mod tensors;
 mod weights;
 

@@ -255,7 +255,8 @@ impl<'a> Simulation<'a> {
         let estimator = method.estimator(self.options, n);
         self.class.minimise(estimator, pairs).ok_or_else(|| {
             Error::NonFinite(format!(
-                "{} at n = {n}: the objective {estimator:?} cannot be solved to {:e}; choose a smaller radius",
+                "{} at n = {n}: the objective {estimator:?} cannot be solved to {:e}; take its knob (radius, tau, \
+                 drdpo_beta) or beta nearer to the default",
                 method.label,
                 solve::TOLERANCE
             ))
