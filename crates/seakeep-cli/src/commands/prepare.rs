@@ -240,7 +240,7 @@ fn flip(rows: &mut [Row], rate: f64, seed: u64) -> Result<()> {
         let sides = ["chosen", "rejected"].map(|side| row.get(side).cloned());
         let [Some(chosen), Some(rejected)] = sides else {
             return Err(Error::Usage(format!(
-                "row {} has no `chosen` and `rejected`; --flip_rate turns pairs round",
+                "row {} of those that are kept has no `chosen` and `rejected`; --flip_rate turns pairs round",
                 at + 1
             )));
         };

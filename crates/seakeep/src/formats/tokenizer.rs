@@ -422,3 +422,72 @@ fn config_file(special: &[(&'static str, String)]) -> (String, Vec<u8>) {
     }
     ("tokenizer_config.json".to_string(), format!("{config:#}\n").into_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Words, and a post-processor that puts `<s>` before a text and `</s>` after it.
+    fn place(config: Json) -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                   "special": true})
+        };
+        let piece = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let named = |id: &str, number: u32| json!({"id": id, "ids": [number], "tokens": [id]});
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
+            "added_tokens": [special(1, "<s>"), special(2, "</s>")],
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [piece("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, piece("</s>")],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": named("<s>", 1), "</s>": named("</s>", 2)},
+            },
+            "model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "<s>": 1, "</s>": 2, "b": 3}},
+        });
+        std::fs::write(place.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        std::fs::write(place.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        place
+    }
+
+    #[test]
+    fn a_text_ends_once_or_not_at_all() {
+        let place = place(json!({"eos_token": "</s>"}));
+        let tokenizer = Tokenizer::open(place.path()).unwrap();
+        assert_eq!(tokenizer.encode("a b", true).unwrap(), [1, 0, 3, 2]);
+        for (text, ids) in
+            [("a b", vec![1, 0, 3]), ("a b</s>", vec![1, 0, 3, 2]), ("a</s></s>", vec![1, 0, 2, 2])]
+        {
+            assert_eq!(tokenizer.encode_open(text).unwrap(), ids, "{text}");
+        }
+    }
+
+    #[test]
+    fn tokens_that_the_configuration_lists_are_tokens() {
+        let plain = Tokenizer::open(place(json!({"eos_token": "</s>"})).path()).unwrap();
+        for config in
+            [json!({"additional_special_tokens": ["<x>"]}), json!({"extra_special_tokens": {"image": "<x>"}})]
+        {
+            let tokenizer = Tokenizer::open(place(config).path()).unwrap();
+            assert_eq!(tokenizer.encode("a<x>b", false).unwrap(), [0, 4, 3]);
+            assert_ne!(tokenizer.fingerprint(), plain.fingerprint());
+        }
+        let split = place(json!({"split_special_tokens": true}));
+        assert!(Tokenizer::open(split.path()).unwrap_err().to_string().contains("split_special_tokens"));
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_is_an_error() {
+        let place = place(json!({}));
+        let path = place.path().join("tokenizer.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        for length in (1..text.len()).step_by(7) {
+            std::fs::write(&path, &text[..length]).unwrap();
+            let message = Tokenizer::open(place.path()).unwrap_err().to_string();
+            assert!(message.contains("tokenizer.json") && message.contains("cut short"), "{message}");
+        }
+    }
+}

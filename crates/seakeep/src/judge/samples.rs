@@ -206,7 +206,15 @@ impl Drawn {
             }
             let text = said(row)?;
             let tokens = match row.columns.get("tokens").filter(|ids| !ids.is_null()) {
-                Some(ids) => token_ids(row, ids)?,
+                Some(ids) => match token_ids(row, ids)? {
+                    none if none.is_empty() && !text.is_empty() => {
+                        return Err(row.error(
+                            "tokens",
+                            "no token beside a text; leave the key out, or give its tokens",
+                        ));
+                    }
+                    ids => ids,
+                },
                 None => {
                     texts_only += 1;
                     tokenizer.encode(&text, false)?

@@ -240,6 +240,7 @@ fn samples_are_read_by_prompt() {
         (row("how", with, "1") + &row("you", with, "1").replace("\"r\"", "\"rr\""), "row 2, key `scores`"),
         (row("how", ", \"tokens\": [1.5]", "1"), "row 1, key `tokens`: [1.5]"),
         (row("", with, "1"), "row 1, key `prompt`: no token"),
+        (row("how", ", \"tokens\": []", "1"), "row 1, key `tokens`: no token beside a text"),
     ] {
         let message = read(&text).unwrap_err().to_string();
         assert!(message.contains(said), "{said}: {message}");

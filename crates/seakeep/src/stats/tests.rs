@@ -149,3 +149,18 @@ fn win_rates_count_ties_half() {
         (vec![3.0, 7.0], vec![3.0, 7.0])
     );
 }
+
+/// Scores of a decimal or two come out of a mixture with rounding, which is no preference.
+#[test]
+fn what_only_rounding_tells_apart_is_a_tie() {
+    let (chosen, rejected) =
+        ([[0.9, 0.3], [0.7, 0.1], [0.9, 0.3]], [[0.6, 0.6], [0.1, 0.7], [0.6, 0.6 - 1e-9]]);
+    let column = |of: usize| -> (Vec<f64>, Vec<f64>) {
+        let pairs = chosen.iter().zip(&rejected);
+        (pairs.map(|(c, r)| c[of] - r[of]).collect(), chosen.iter().map(|c| c[of]).collect())
+    };
+    let (first, second) = (column(0), column(1));
+    let at_half = mixed_preferences(Form::Convex, 0.5, (&first.0, &first.1), (&second.0, &second.1));
+    assert_eq!(at_half[..2], [0.0, 0.0]);
+    assert!((at_half[2] - 5e-10).abs() < 1e-12, "{at_half:?}");
+}
