@@ -188,7 +188,7 @@ impl Work {
     }
 
     fn rows(&self, spec: &str) -> Result<Vec<Pair>> {
-        logps::read(&eval_flags::named(spec).1, self.settings.text("dataset_test_split").as_deref())
+        logps::read(eval_flags::path_of(spec), self.settings.text("dataset_test_split").as_deref())
     }
 
     /// Records are compared pair by pair. kto and its kin judge completions one by one: for a record, their policies are judged by

@@ -144,6 +144,7 @@ impl Flags {
         if resamples == 0 {
             return Err(Error::Usage("--bootstrap is 0; expected a whole number above 0".into()));
         }
+        let wasserstein = truth("wasserstein").unwrap_or_default();
         Ok(Flags {
             prompts: text("prompts"),
             samples: text("samples"),
@@ -151,10 +152,10 @@ impl Flags {
             generation,
             chat_template: truth("chat_template"),
             shift: text("objectives").map(|objectives| shift(&objectives, matches)).transpose()?,
-            wasserstein: truth("wasserstein").unwrap_or_default(),
+            wasserstein,
             summary: SummaryOptions {
                 bootstrap: Bootstrap { resamples, ..Bootstrap::default() },
-                radii: radii(&args::texts(matches, "radii"), truth("wasserstein").unwrap_or_default())?,
+                radii: radii(&args::texts(matches, "radii"), wasserstein)?,
             },
             compare_with: path("compare_with"),
             policy_record: path("policy_record"),

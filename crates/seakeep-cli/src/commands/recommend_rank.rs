@@ -121,14 +121,14 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         several => several,
     };
     let (to, ranks_to) = (output_path(matches), matches.get_one::<PathBuf>("ranks").map(PathBuf::as_path));
-    let inputs: Vec<(String, String)> = specs.iter().map(|given| named(given)).collect();
-    let inputs: Vec<(&str, &str)> = inputs.iter().map(|(_, path)| ("dataset_name", path.as_str())).collect();
+    let named = names(&specs)?;
+    let inputs: Vec<(&str, &str)> = named.iter().map(|(_, path)| ("dataset_name", path.as_str())).collect();
     output::check(&[("ranks", ranks_to), ("output", to)], &inputs)?;
     let flags = Flags::read(matches, &settings)?;
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let mut sets: Vec<Set> = Vec::with_capacity(specs.len());
-    for (name, spec) in names(&specs)? {
+    for (name, spec) in named {
         let rows = read_rows(&spec, flags.missing)?;
         let (tokens, scores, ranks) = (Vec::new(), RankScores::default(), Vec::new());
         sets.push(Set { name, spec, rows, tokens, scores, ranks });

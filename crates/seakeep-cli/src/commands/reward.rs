@@ -246,8 +246,8 @@ fn score(matches: &ArgMatches) -> Result<()> {
         let wrong = |e: Error| Error::row(&file, row, "", e.to_string());
         match columns.get("scores").filter(|scores| !scores.is_null()) {
             Some(Value::Object(there)) => {
-                let own = model.labels().iter().map(|name| format!("{prefix}{name}"));
-                if let Some(name) = own.into_iter().find(|name| there.contains_key(name)) {
+                let mut own = model.labels().iter().map(|name| format!("{prefix}{name}"));
+                if let Some(name) = own.find(|name| there.contains_key(name)) {
                     let what = format!(
                         "has `{name}` already, which would be replaced; give --prefix, such as --prefix new_"
                     );

@@ -93,7 +93,7 @@ impl Tokenizer {
                 "false: special tokens written in a text are recognised",
             ));
         }
-        add_declared_tokens(&mut inner, &config, &special);
+        let declared = add_declared_tokens(&mut inner, &config, &special);
         let (template_path, source) = match directory.join(TEMPLATE_FILE) {
             file if file.is_file() => {
                 let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
@@ -109,7 +109,7 @@ impl Tokenizer {
             files.push(config_file(&special));
         }
         let template = source.map(|text| Template::parse(&template_path, &text)).transpose()?;
-        Ok(Tokenizer::assemble(directory, inner, special, template, files))
+        Ok(Tokenizer::assemble(directory, inner, (special, &declared), template, files))
     }
 
     /// Builds the tokenizer that a GGUF file's metadata describes.
@@ -137,13 +137,13 @@ impl Tokenizer {
             files.push((TEMPLATE_FILE.to_string(), source.clone().into_bytes()));
         }
         let template = built.chat_template.map(|text| Template::parse(path, &text)).transpose()?;
-        Ok(Tokenizer::assemble(path, inner, special, template, files))
+        Ok(Tokenizer::assemble(path, inner, (special, &[]), template, files))
     }
 
     fn assemble(
         path: &Path,
         inner: tokenizers::Tokenizer,
-        special: Vec<(&'static str, String)>,
+        (special, declared): (Vec<(&'static str, String)>, &[String]),
         template: Option<Template>,
         files: Vec<(String, Vec<u8>)>,
     ) -> Tokenizer {
@@ -153,12 +153,8 @@ impl Tokenizer {
         for (name, token) in &special {
             print = print.field(name.as_bytes()).field(token.as_bytes());
         }
-        // Tokens that no tokenizer.json has.
-        let mut added: Vec<(u32, String)> =
-            inner.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, token.content)).collect();
-        added.sort();
-        for (id, token) in added.iter().filter(|(_, token)| !contains(tokenizer_json, token)) {
-            print = print.field(&id.to_le_bytes()).field(token.as_bytes());
+        for token in declared {
+            print = print.field(token.as_bytes());
         }
         print = print.field(template.as_ref().map_or("", Template::source).as_bytes());
         Tokenizer { path: path.to_path_buf(), inner, special, template, files, fingerprint: print.hex() }
@@ -322,11 +318,6 @@ fn load(path: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
     Ok(inner)
 }
 
-/// Whether a text stands somewhere in a file.
-fn contains(file: &[u8], text: &str) -> bool {
-    text.is_empty() || file.windows(text.len()).any(|part| part == text.as_bytes())
-}
-
 /// A token in `tokenizer_config.json`: text, or an object with `content`.
 fn token_text(value: &Json) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
@@ -348,8 +339,12 @@ fn special_from_model_config(config: &Json, inner: &tokenizers::Tokenizer) -> Ve
 }
 
 /// transformers also adds the tokens that only `tokenizer_config.json` declares, and makes the named
-/// special tokens special.
-fn add_declared_tokens(inner: &mut tokenizers::Tokenizer, config: &Json, special: &[(&'static str, String)]) {
+/// special tokens special. Gives those that are of the configuration alone.
+fn add_declared_tokens(
+    inner: &mut tokenizers::Tokenizer,
+    config: &Json,
+    special: &[(&'static str, String)],
+) -> Vec<String> {
     let known: std::collections::HashSet<String> =
         inner.get_added_tokens_decoder().into_values().map(|t| t.content).collect();
     let mut declared: Vec<(u64, AddedToken)> = config["added_tokens_decoder"]
@@ -373,7 +368,9 @@ fn add_declared_tokens(inner: &mut tokenizers::Tokenizer, config: &Json, special
         .collect();
     // New tokens take the next free id in turn, so the declared order matters.
     declared.sort_by_key(|(id, _)| *id);
+    let mut new: Vec<String> = Vec::new();
     for (_, token) in declared {
+        new.push(token.content.clone());
         if token.special {
             inner.add_special_tokens(&[token])
         } else {
@@ -388,7 +385,8 @@ fn add_declared_tokens(inner: &mut tokenizers::Tokenizer, config: &Json, special
             _ => Vec::new(),
         };
         for text in texts.into_iter().filter(|text| !known.contains(text)) {
-            inner.add_special_tokens(&[AddedToken::from(text, true)]);
+            inner.add_special_tokens(&[AddedToken::from(text.as_str(), true)]);
+            new.push(text);
         }
     }
     for (_, token) in special {
@@ -396,6 +394,7 @@ fn add_declared_tokens(inner: &mut tokenizers::Tokenizer, config: &Json, special
             inner.add_special_tokens(&[AddedToken::from(token.as_str(), true)]);
         }
     }
+    new
 }
 
 /// `chat_template` of `tokenizer_config.json`: text, or a list of named ones of which `default` counts.

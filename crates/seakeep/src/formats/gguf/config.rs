@@ -102,10 +102,7 @@ fn decoder(keys: &Keys, config: &mut Map<String, Json>) -> Result<()> {
         _ => ("LlamaForCausalLM", "llama"),
     };
     if keys.optional("expert_count")?.unwrap_or(0) > 0 {
-        return Err(Error::unsupported(
-            format!("{}: a mixture of experts", keys.file.path().display()),
-            "dense models only",
-        ));
+        return Err(unsupported(keys, "a mixture of experts", "dense models only"));
     }
     if keys.file.get_bool(&keys.key("attention.causal"))? == Some(false) {
         return Err(unsupported(keys, "attention that is not causal", "causal attention"));
