@@ -22,11 +22,19 @@ fn sibling(path: &Path, suffix: &str) -> Result<PathBuf> {
     Ok(path.with_file_name(name))
 }
 
-/// What died half way on its way to a name that begins with `prefix` in `directory`.
+/// What died half way on its way to a name that begins with `prefix` in `directory`; and what was moved aside for
+/// something that stands in its place now.
 pub fn unfinished(directory: &Path, prefix: &str) -> Vec<PathBuf> {
+    let is_one = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        // `.NAME.PID.SERIAL.SUFFIX`
+        let mut parts = name.to_str()?.strip_prefix('.')?.rsplitn(4, '.');
+        let (suffix, target) = (parts.next()?, parts.nth(2)?);
+        let over = suffix == "tmp" || suffix == "old" && directory.join(target).exists();
+        Some(target.starts_with(prefix) && over)
+    };
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_one = |name: &str| name.starts_with(&format!(".{prefix}")) && name.ends_with(".tmp");
-    entries.filter(|e| e.file_name().to_str().is_some_and(is_one)).map(|e| e.path()).collect()
+    entries.filter(|entry| is_one(entry) == Some(true)).map(|entry| entry.path()).collect()
 }
 
 /// The directory that holds `path`; "." for a bare name.
@@ -276,6 +284,22 @@ mod tests {
         assert!(dir.commit().unwrap_err().to_string().contains("already exists"));
         assert_eq!(fs::read_to_string(target.join("x")).unwrap(), "2");
         assert_eq!(names(&root.path().join("deep")), ["model"]);
+    }
+
+    #[test]
+    fn what_was_moved_aside_is_kept_until_something_stands_in_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        for name in [".a-1.7.0.old", ".a-2.7.1.tmp", ".b-1.7.2.tmp", ".a", ".a-1.old", "a-2.7.0.tmp"] {
+            fs::write(root.path().join(name), "").unwrap();
+        }
+        let found = || {
+            let mut found: Vec<_> = unfinished(root.path(), "a-");
+            found.sort();
+            found.iter().map(|p| p.file_name().unwrap().to_str().unwrap().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(), [".a-2.7.1.tmp"]);
+        fs::write(root.path().join("a-1"), "").unwrap();
+        assert_eq!(found(), [".a-1.7.0.old", ".a-2.7.1.tmp"]);
     }
 
     #[test]

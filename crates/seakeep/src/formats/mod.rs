@@ -8,6 +8,7 @@ pub mod adapter;
 pub mod arrays;
 pub mod atomic;
 pub mod bpe;
+mod chat_templates;
 pub mod fingerprint;
 pub mod gguf;
 pub mod guard;

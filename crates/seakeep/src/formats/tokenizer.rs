@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use tokenizers::AddedToken;
 
+use super::chat_templates::ChatTemplates;
 use super::fingerprint::Fingerprint;
 use super::gguf::{self, GgufFile};
 use super::guard::guarded;
@@ -22,7 +23,6 @@ const COMPANIONS: [&str; 7] = [
     "vocab.json",
     "merges.txt",
 ];
-const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// The special tokens that have a name of their own, and which templates may use.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -33,7 +33,7 @@ pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
     special: Vec<(&'static str, String)>,
-    template: Option<Template>,
+    templates: ChatTemplates,
     /// What [`Tokenizer::save`] writes: name and content.
     files: Vec<(String, Vec<u8>)>,
     fingerprint: String,
@@ -94,22 +94,12 @@ impl Tokenizer {
             ));
         }
         let declared = add_declared_tokens(&mut inner, &config, &special);
-        let (template_path, source) = match directory.join(TEMPLATE_FILE) {
-            file if file.is_file() => {
-                let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
-                (file, Some(text))
-            }
-            _ => (directory.join("tokenizer_config.json"), template_from_config(&config)),
-        };
-        if let Some(source) = &source {
-            files.push((TEMPLATE_FILE.to_string(), source.clone().into_bytes()));
-        }
+        let templates = ChatTemplates::open(directory, &config)?;
         if config.is_null() {
             // Only a tokenizer.json: say the rest in the form transformers reads.
             files.push(config_file(&special));
         }
-        let template = source.map(|text| Template::parse(&template_path, &text)).transpose()?;
-        Ok(Tokenizer::assemble(directory, inner, (special, &declared), template, files))
+        Ok(Tokenizer::assemble(directory, inner, (special, &declared), templates, files))
     }
 
     /// Builds the tokenizer that a GGUF file's metadata describes.
@@ -132,19 +122,16 @@ impl Tokenizer {
         ];
         let special: Vec<(&'static str, String)> =
             named.into_iter().filter_map(|(n, t)| Some((n, t?))).collect();
-        let mut files = vec![("tokenizer.json".to_string(), bytes), config_file(&special)];
-        if let Some(source) = &built.chat_template {
-            files.push((TEMPLATE_FILE.to_string(), source.clone().into_bytes()));
-        }
-        let template = built.chat_template.map(|text| Template::parse(path, &text)).transpose()?;
-        Ok(Tokenizer::assemble(path, inner, (special, &[]), template, files))
+        let files = vec![("tokenizer.json".to_string(), bytes), config_file(&special)];
+        let templates = ChatTemplates::from_gguf(file)?;
+        Ok(Tokenizer::assemble(path, inner, (special, &[]), templates, files))
     }
 
     fn assemble(
         path: &Path,
         inner: tokenizers::Tokenizer,
         (special, declared): (Vec<(&'static str, String)>, &[String]),
-        template: Option<Template>,
+        templates: ChatTemplates,
         files: Vec<(String, Vec<u8>)>,
     ) -> Tokenizer {
         let tokenizer_json =
@@ -156,8 +143,11 @@ impl Tokenizer {
         for token in declared {
             print = print.field(token.as_bytes());
         }
-        print = print.field(template.as_ref().map_or("", Template::source).as_bytes());
-        Tokenizer { path: path.to_path_buf(), inner, special, template, files, fingerprint: print.hex() }
+        print = print.field(templates.main().map_or("", Template::source).as_bytes());
+        if let Some(template) = templates.for_tools() {
+            print = print.field(template.source().as_bytes());
+        }
+        Tokenizer { path: path.to_path_buf(), inner, special, templates, files, fingerprint: print.hex() }
     }
 
     /// Where it was opened from.
@@ -249,12 +239,12 @@ impl Tokenizer {
 
     /// Whether conversations can be rendered.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
+        self.templates.main().is_some()
     }
 
-    /// The chat template's source.
+    /// The chat template's source; where there are several, that of the one without tools.
     pub fn chat_template(&self) -> Option<&str> {
-        self.template.as_ref().map(Template::source)
+        self.templates.main().map(Template::source)
     }
 
     /// Renders a conversation to text, as `tokenizer.apply_chat_template(tokenize=False)`. Encode the
@@ -267,18 +257,24 @@ impl Tokenizer {
     }
 
     /// [`Tokenizer::apply_chat_template`] with further variables for the template (`tools`,
-    /// `enable_thinking`, ...), as the keyword arguments of transformers' method.
+    /// `enable_thinking`, ...), as the keyword arguments of transformers' method. With `tools` the template
+    /// named `tool_use` is taken, where there is one.
     pub fn apply_chat_template_with(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
         variables: &serde_json::Map<String, Json>,
     ) -> Result<String> {
-        let template = self.template.as_ref().ok_or_else(|| {
+        let with_tools = variables.get("tools").is_some_and(|tools| !tools.is_null());
+        let template = self.templates.choose(with_tools).ok_or_else(|| {
+            let names: Vec<&str> = self.templates.names().collect();
+            let others = if names.is_empty() { String::new() } else { format!(" (but {})", names.join(", ")) };
             Error::format(
                 &self.path,
-                "the tokenizer has no chat template, which conversational data needs; put a chat_template.jinja into \
-                 the model directory, or use data with plain strings",
+                format!(
+                    "the tokenizer has no chat template{others}, which conversational data needs; put a chat_template.jinja \
+                     into the model directory, or use data with plain strings"
+                ),
             )
         })?;
         let special: Vec<(&'static str, &str)> = self.special.iter().map(|(n, t)| (*n, t.as_str())).collect();
@@ -286,14 +282,22 @@ impl Tokenizer {
     }
 
     /// Writes the tokenizer into `directory` so that transformers' `AutoTokenizer` loads it: the
-    /// original files where it came from a directory, and `chat_template.jinja`.
+    /// original files where it came from a directory, and the chat templates. Files of another tokenizer
+    /// that stand there are removed.
     pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
         let directory = directory.as_ref();
+        ChatTemplates::remove(directory)?;
+        for name in COMPANIONS {
+            let path = directory.join(name);
+            if path.is_file() && self.files.iter().all(|(kept, _)| kept != name) {
+                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
         for (name, content) in &self.files {
             let path = directory.join(name);
             std::fs::write(&path, content).map_err(Error::io("write", &path))?;
         }
-        Ok(())
+        self.templates.save(directory)
     }
 
     /// A stable name for the vocabulary, the special tokens and the template together: 32 hexadecimal
@@ -395,18 +399,6 @@ fn add_declared_tokens(
         }
     }
     new
-}
-
-/// `chat_template` of `tokenizer_config.json`: text, or a list of named ones of which `default` counts.
-fn template_from_config(config: &Json) -> Option<String> {
-    match &config["chat_template"] {
-        Json::String(text) => Some(text.clone()),
-        Json::Array(named) => {
-            let default = named.iter().find(|entry| entry["name"] == "default")?;
-            default["template"].as_str().map(str::to_string)
-        }
-        _ => None,
-    }
 }
 
 /// A `tokenizer_config.json` under which transformers reads `tokenizer.json` as it is.

@@ -26,8 +26,6 @@ pub struct GgufTokenizer {
     pub pad: Option<String>,
     /// Unknown token.
     pub unk: Option<String>,
-    /// The chat template's source.
-    pub chat_template: Option<String>,
 }
 
 /// Builds the tokenizer. `Ok(None)` for a file without a vocabulary.
@@ -37,7 +35,8 @@ pub struct GgufTokenizer {
 /// [`Error::Format`] for a malformed vocabulary.
 pub fn build(file: &GgufFile) -> Result<Option<GgufTokenizer>> {
     let Some(model) = file.get_str("tokenizer.ggml.model")? else { return Ok(None) };
-    let tokens = strings(file, "tokenizer.ggml.tokens")?
+    let tokens = file
+        .get_strings("tokenizer.ggml.tokens")?
         .ok_or_else(|| Error::format(file.path(), "no `tokenizer.ggml.tokens` in the metadata"))?;
     let types = token_types(file, tokens.len())?;
     let special = |key: &str| -> Result<Option<String>> {
@@ -84,8 +83,7 @@ pub fn build(file: &GgufFile) -> Result<Option<GgufTokenizer>> {
         "decoder": parts.decoder,
         "model": parts.model,
     });
-    let chat_template = file.get_str("tokenizer.chat_template")?.map(str::to_string);
-    Ok(Some(GgufTokenizer { tokenizer_json, bos, eos, pad, unk, chat_template }))
+    Ok(Some(GgufTokenizer { tokenizer_json, bos, eos, pad, unk }))
 }
 
 /// The parts of `tokenizer.json` that depend on the kind of vocabulary.
@@ -94,20 +92,6 @@ struct Parts {
     pre_tokenizer: Json,
     decoder: Json,
     model: Json,
-}
-
-fn strings<'a>(file: &'a GgufFile, key: &str) -> Result<Option<Vec<&'a str>>> {
-    let Some(items) = file.get_array(key)? else { return Ok(None) };
-    items
-        .iter()
-        .map(|item| match item {
-            Value::String(text) => Ok(text.as_str()),
-            other => {
-                Err(Error::format(file.path(), format!("`{key}` holds {}, expected strings", other.kind())))
-            }
-        })
-        .collect::<Result<Vec<_>>>()
-        .map(Some)
 }
 
 fn token_types(file: &GgufFile, count: usize) -> Result<Vec<i64>> {
@@ -216,7 +200,7 @@ impl PreTokenizer {
 }
 
 fn byte_level(file: &GgufFile, tokens: &[&str], types: &[i64], kind: PreTokenizer) -> Result<Parts> {
-    let merges = strings(file, "tokenizer.ggml.merges")?.ok_or_else(|| {
+    let merges = file.get_strings("tokenizer.ggml.merges")?.ok_or_else(|| {
         Error::format(file.path(), "no `tokenizer.ggml.merges`, which a `gpt2` tokenizer needs")
     })?;
     let alphabet = byte_alphabet();
@@ -290,7 +274,7 @@ fn sentence_piece(file: &GgufFile, tokens: &[&str], unk: Option<&str>) -> Result
     let prefix = file.get_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let vocab: Map<String, Json> =
         tokens.iter().enumerate().map(|(id, t)| (t.to_string(), id.into())).collect();
-    let merges = match strings(file, "tokenizer.ggml.merges")? {
+    let merges = match file.get_strings("tokenizer.ggml.merges")? {
         Some(merges) => merges.into_iter().map(Json::from).collect(),
         None => merges_from_scores(tokens, &scores(file, tokens.len())?),
     };

@@ -24,7 +24,7 @@ fn refused(source: &str, part: &str) {
 /// Rendered by transformers itself: `scripts/parity/chat_templates.py`.
 #[test]
 fn known_templates_render_as_in_transformers() {
-    let golden: Json = serde_json::from_str(include_str!("../../tests/data/chat_templates.json")).unwrap();
+    let golden: Json = serde_json::from_str(include_str!("../../../tests/data/chat_templates.json")).unwrap();
     let conversations = golden["conversations"].as_array().unwrap();
     for case in golden["cases"].as_array().unwrap() {
         let template = Template::parse(
@@ -98,6 +98,12 @@ fn malformed_templates_name_the_line() {
 fn generation_tags_are_transparent() {
     let source = "{% for m in messages %}\n{%- generation -%}\n {{ m.content }}{% endgeneration %}\n{% endfor %}{{ '{% x' }}";
     assert_eq!(render(source, &hello()).unwrap(), "hello{% x");
+    // Not tags: a text, a comment, what is raw.
+    let shown = "{{ '{% generation %}' }}{% if '%}' %}1{% endif %}{# {% generation %} ' #}{% raw %}{{ '{% generation %}{% endraw %}";
+    assert_eq!(render(shown, &hello()).unwrap(), "{% generation %}1{{ '{% generation %}");
+    // What is set there stays there, as in transformers.
+    let set = "{% set a = 1 %}{% generation %}{% set a = 2 %}{{ a }}{% endgeneration %}{{ a }}";
+    assert_eq!(render(set, &hello()).unwrap(), "21");
 }
 
 #[test]
