@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod config;
+mod named;
 mod output;
 mod progress;
 mod stages;

@@ -25,6 +25,7 @@ use super::eval_flags::{self, Flags};
 use super::logps::{self, RUN_KEYS};
 use crate::config::keys::objective_keys;
 use crate::config::{Settings, objective, plan};
+use crate::named::{named, path_of};
 use crate::{args, output, progress};
 
 /// The command line.
@@ -150,9 +151,8 @@ impl Work {
             specs.extend(settings.text("dataset_name"));
         }
         // A record's data sets are told apart by their names.
-        let counts = |spec: &&String| flags.policy_record.is_some() || eval_flags::path_of(spec) != *spec;
-        let mut names: Vec<String> =
-            specs.iter().filter(counts).map(|spec| eval_flags::named(spec).0).collect();
+        let counts = |spec: &&String| flags.policy_record.is_some() || path_of(spec) != *spec;
+        let mut names: Vec<String> = specs.iter().filter(counts).map(|spec| named(spec).0).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|w| w[0] == w[1]) {
             return Err(Error::Usage(format!(
@@ -177,7 +177,7 @@ impl Work {
 
     /// What is read besides models: flags, and what they name.
     fn inputs<'a>(&'a self, specs: &'a [String]) -> Vec<(&'static str, &'a str)> {
-        let datasets = specs.iter().map(|spec| ("dataset_name", eval_flags::path_of(spec)));
+        let datasets = specs.iter().map(|spec| ("dataset_name", path_of(spec)));
         let Flags { prompts, samples, compare_with, .. } = &self.flags;
         let others = [
             ("prompts", prompts.as_deref()),
@@ -188,7 +188,7 @@ impl Work {
     }
 
     fn rows(&self, spec: &str) -> Result<Vec<Pair>> {
-        logps::read(eval_flags::path_of(spec), self.settings.text("dataset_test_split").as_deref())
+        logps::read(path_of(spec), self.settings.text("dataset_test_split").as_deref())
     }
 
     /// Records are compared pair by pair. kto and its kin judge completions one by one: for a record, their policies are judged by
@@ -213,7 +213,7 @@ impl Work {
         tokenizer: &Tokenizer,
         progress: &mut dyn Progress,
     ) -> Result<Set> {
-        let (name, path) = eval_flags::named(spec);
+        let (name, path) = named(spec);
         let columns = RowColumns::of(&rows, self.group_column.as_deref())?;
         let pairs = self.tokens(&path, rows, tokenizer, progress)?;
         Ok(Set { name, spec: path, columns, pairs })

@@ -1,6 +1,6 @@
 //! The flags of `seakeep eval` that are no keys: what to judge a policy by.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
@@ -260,33 +260,12 @@ fn radii(given: &[String], wasserstein: bool) -> Result<Vec<(Ball, Vec<f64>)>> {
     Ok(out)
 }
 
-/// The name that a data set was given: of `natural=a.jsonl`, `natural`.
-fn given_name(spec: &str) -> Option<&str> {
-    let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\', '*', '?', '[']);
-    let (name, _) = spec.split_once('=')?;
-    (plain(name) && !Path::new(spec).exists()).then_some(name)
-}
-
-/// Where a data set is.
-pub fn path_of(spec: &str) -> &str {
-    given_name(spec).map_or(spec, |name| &spec[name.len() + 1..])
-}
-
-/// The name of a data set and where it is: `natural=a.jsonl`, or a path, whose name it then has.
-pub fn named(spec: &str) -> (String, String) {
-    if let Some(name) = given_name(spec) {
-        return (name.to_string(), path_of(spec).to_string());
-    }
-    let stem = Path::new(spec).file_name().map_or(spec.into(), |n| n.to_string_lossy());
-    (stem.split('.').next().unwrap_or(spec).to_string(), spec.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn grids_lists_and_names_are_read() {
+    fn grids_and_lists_are_read() {
         assert_eq!(alphas("0:1:0.25").unwrap(), [0.0, 0.25, 0.5, 0.75, 1.0]);
         assert_eq!(alphas("0:1:0.1").unwrap().len(), 11);
         assert_eq!(alphas("0:1:0.1").unwrap()[3], 0.3);
@@ -294,11 +273,6 @@ mod tests {
         for bad in ["0:1", "0:1:0", "0:1:-1", "0,2", "x", "0:1:1e-9", "nan"] {
             assert!(alphas(bad).unwrap_err().to_string().contains("expected numbers from 0 to 1"), "{bad}");
         }
-        let pair = |name: &str, path: &str| (name.to_string(), path.to_string());
-        assert_eq!(named("natural=d/a.jsonl"), pair("natural", "d/a.jsonl"));
-        assert_eq!(named("d/a.test.jsonl"), pair("a", "d/a.test.jsonl"));
-        assert_eq!(named("d=1/a.jsonl"), pair("d", "1/a.jsonl"));
-        assert_eq!(named("x/d=1/a.jsonl"), pair("a", "x/d=1/a.jsonl"));
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         None => Vec::new(),
     };
     if let Some(rate) = flip_rate {
-        flip(&mut rows, rate, seed)?;
+        flip(&mut rows, rate, seed, &text("input").unwrap_or_default())?;
     }
     let files: Vec<(&PathBuf, &[Row])> = [(test_to, &held_out), (to, &rows)]
         .into_iter()
@@ -234,13 +234,13 @@ fn held_out(rows: &mut Vec<Row>, share: f64, seed: u64) -> Result<Vec<Row>> {
 }
 
 /// Wrong labels: in a share of the rows `chosen` and `rejected` change places.
-fn flip(rows: &mut [Row], rate: f64, seed: u64) -> Result<()> {
+fn flip(rows: &mut [Row], rate: f64, seed: u64, input: &str) -> Result<()> {
     let flipped = chosen(rows.len(), (rate * rows.len() as f64).round() as usize, seed);
     for (at, row) in rows.iter_mut().enumerate() {
         let sides = ["chosen", "rejected"].map(|side| row.get(side).cloned());
         let [Some(chosen), Some(rejected)] = sides else {
             return Err(Error::Usage(format!(
-                "row {} of those that are kept has no `chosen` and `rejected`; --flip_rate turns pairs round",
+                "{input}: row {} of those that are kept has no `chosen` and `rejected`; --flip_rate turns pairs round",
                 at + 1
             )));
         };

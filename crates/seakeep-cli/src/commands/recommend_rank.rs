@@ -1,6 +1,6 @@
 //! `seakeep recommend rank`: where a model ranks what users chose.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{ArgAction, ArgMatches, Command, value_parser};
 use seakeep::data::TokenizedPair;
@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::logps::{self, RUN_KEYS, output_flag, output_path};
 use crate::config::Settings;
+use crate::named::named;
 use crate::{args, output, progress};
 
 /// The command line.
@@ -214,7 +215,7 @@ fn results(sets: &[Set], flags: &Flags) -> Result<(Vec<Value>, Table)> {
 
 /// The files with their names, no two the same.
 fn names(specs: &[String]) -> Result<Vec<(String, String)>> {
-    let all: Vec<(String, String)> = specs.iter().map(|given| named(given)).collect();
+    let all: Vec<(String, String)> = specs.iter().map(|spec| named(spec)).collect();
     for (at, (name, spec)) in all.iter().enumerate() {
         if let Some((_, other)) = all[..at].iter().find(|(before, _)| before == name) {
             return Err(Error::Usage(format!(
@@ -223,18 +224,6 @@ fn names(specs: &[String]) -> Result<Vec<(String, String)>> {
         }
     }
     Ok(all)
-}
-
-/// `NAME=PATH`, or a path with the name of its file.
-fn named(given: &str) -> (String, String) {
-    match given.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !Path::new(given).exists() => (name.into(), path.into()),
-        _ => {
-            let name =
-                Path::new(given).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            (name.split('.').next().unwrap_or_default().to_string(), given.to_string())
-        }
-    }
 }
 
 fn rankings(rows: &[RankRow], scores: &RankScores) -> Vec<Ranking> {

@@ -118,11 +118,11 @@ impl GgufFile {
     /// Metadata value of `key` as an array of strings; `None` where absent.
     pub fn get_strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
         let Some(items) = self.get_array(key)? else { return Ok(None) };
-        let text = |item| match item {
+        let texts = items.iter().map(|item| match item {
             Value::String(text) => Ok(text.as_str()),
             other => Err(self.wrong_type(key, "an array of strings", other)),
-        };
-        items.iter().map(text).collect::<Result<_>>().map(Some)
+        });
+        texts.collect::<Result<_>>().map(Some)
     }
 
     /// Tensor names (GGUF's) in alphabetical order.
