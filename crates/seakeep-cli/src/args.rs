@@ -29,6 +29,13 @@ pub fn keyed(command: Command, names: &[&str]) -> Command {
     command.args(keys.map(flag))
 }
 
+/// The file that `--config` names, where that is a file of keys: a sweep's is another.
+pub fn config_file(command: &Command, matches: &ArgMatches) -> Option<String> {
+    let of_keys = |arg: &Arg| arg.get_help().is_some_and(|help| help.to_string() == CONFIG_HELP);
+    command.get_arguments().find(|arg| arg.get_id() == "config").filter(|arg| of_keys(arg))?;
+    matches.get_one::<String>("config").cloned()
+}
+
 /// `--config` and the flags of every key of a run on preferences, those without an effect hidden.
 pub fn all_keyed(command: Command) -> Command {
     all_but(command, &keys::text_keys())

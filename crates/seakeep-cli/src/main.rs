@@ -3,12 +3,14 @@
 mod args;
 mod commands;
 mod config;
+mod flags;
 mod named;
 mod output;
 mod progress;
 mod stages;
 
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use seakeep::Error;
@@ -21,11 +23,14 @@ fn main() -> ExitCode {
             tell(panic);
         }
     }));
-    let matches = commands::cli().get_matches();
-    match commands::run(&matches) {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let name = words.get(1).map(|word| word.to_string_lossy().into_owned()).unwrap_or_default();
+    let done =
+        flags::with_file(words).and_then(|words| commands::run(&commands::cli().get_matches_from(words)));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("{}", explain(&error, matches.subcommand_name().unwrap_or_default()));
+            eprint!("{}", explain(&error, &name));
             ExitCode::from(error.exit_code() as u8)
         }
     }

@@ -7,19 +7,25 @@
 //! says a stage has begun to write is ever removed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime};
 
-use clap::ArgMatches;
+use clap::{ArgMatches, Command};
 use seakeep::data::read::data_files;
 use seakeep::formats::Fingerprint;
-use seakeep::{Error, Result};
+use seakeep::generate::Partial;
+use seakeep::{Error, Result, checkpoint};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::config::keys;
-use crate::config::kind::Kind;
-use crate::{commands, output};
+use crate::config::settings::read_file;
+use crate::named::path_of;
+use crate::{commands, flags, output};
+
+/// Flags that say where a command writes; what stands first is what it goes on from.
+const WRITTEN: [&str; 5] = ["output_dir", "output", "policy_record", "test_output", "ranks"];
 
 /// A command with its flags, under a name of its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,14 +52,12 @@ impl Stage {
     ///
     /// # Errors
     /// [`Error::Usage`] for a value that is no flag's, such as a table.
-    pub fn new(
-        name: &str,
-        command: &str,
-        flags: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<Stage> {
+    pub fn new(name: &str, command: &str, values: &Map<String, Value>) -> Result<Stage> {
         let mut args: Vec<String> = command.split(' ').map(str::to_string).collect();
-        for (key, value) in flags {
-            args.extend(flag(key, value).map_err(|what| Error::Usage(format!("stage `{name}`: {what}")))?);
+        let (command, _) = flags::command_of(command.split(' '));
+        for (key, value) in values {
+            let words = flags::words(&command, key, value);
+            args.extend(words.map_err(|what| Error::Usage(format!("stage `{name}`: {what}")))?);
         }
         Ok(Stage { name: name.to_string(), args })
     }
@@ -64,14 +68,9 @@ impl Stage {
     /// [`Error::Usage`] with the parser's words where it does not.
     pub fn matches(&self) -> Result<ArgMatches> {
         let args = std::iter::once("seakeep").chain(self.args.iter().map(String::as_str));
+        let args = flags::with_file(args.map(OsString::from).collect())?;
         commands::cli().try_get_matches_from(args).map_err(|e| {
-            // Up to the command's usage: what is wrong, and what is like it.
-            let text = e.render().to_string();
-            let lines = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
-            let said: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-            let said = said.join(" ");
-            let said = said.trim_start_matches("error: ");
-            Error::Usage(format!("stage `{}` ({}): {said}", self.name, self.args[0]))
+            Error::Usage(format!("stage `{}` ({}): {}", self.name, self.args[0], flags::said(&e)))
         })
     }
 
@@ -81,12 +80,31 @@ impl Stage {
         self.args.get(at + 1).map(String::as_str)
     }
 
-    /// Where it writes: the value of `--output_dir`, `--output` or `--policy_record`.
-    pub fn output(&self) -> Option<PathBuf> {
-        ["output_dir", "output", "policy_record"]
-            .into_iter()
-            .find_map(|flag| self.value(flag))
-            .map(PathBuf::from)
+    /// Where it writes.
+    pub fn outputs(&self) -> impl Iterator<Item = PathBuf> {
+        WRITTEN.iter().filter_map(|flag| self.value(flag)).map(PathBuf::from)
+    }
+
+    /// What its flags name, all but what it writes: files, directories and patterns.
+    fn reads(&self) -> Vec<String> {
+        let (command, words) = flags::command_of(self.args.iter().map(String::as_str));
+        let mut found = Vec::new();
+        let mut flag = None;
+        for word in &self.args[words..] {
+            if let Some(name) = word.strip_prefix("--") {
+                flag = flags::find(&command, name).filter(|arg| flags::is_path(arg));
+            } else if let Some(arg) = flag {
+                found.push(path_of(word).to_string());
+                if arg.get_id() == "config"
+                    && let Ok(file) = read_file(Path::new(word))
+                {
+                    named_in(&command, &file, &mut found);
+                }
+            }
+        }
+        let written: Vec<PathBuf> = self.outputs().collect();
+        found.retain(|path| !written.iter().any(|own| Path::new(path).starts_with(own)));
+        found
     }
 
     /// Whether it goes on by itself where it was interrupted.
@@ -105,30 +123,25 @@ impl Stage {
     }
 }
 
-/// A key and its value as flags: a list is one flag with several values.
-fn flag(key: &str, value: &serde_json::Value) -> std::result::Result<Vec<String>, String> {
-    use serde_json::Value;
-    let word = |value: &Value| match value {
-        Value::String(text) => Ok(text.clone()),
-        Value::Number(number) => Ok(number.to_string()),
-        Value::Bool(truth) => Ok(truth.to_string()),
-        other => {
-            Err(format!("`{key}` is {other}; expected a text, a number, true, false, or a list of these"))
+/// The paths in a file of keys, or of tables of keys: of a sweep these are `train`'s and `eval`'s.
+fn named_in(command: &Command, table: &Map<String, Value>, found: &mut Vec<String>) {
+    for (key, value) in table {
+        match value {
+            Value::Object(inner) => {
+                let (inner_command, known) = flags::command_of([key.as_str()].into_iter());
+                named_in(if known > 0 { &inner_command } else { command }, inner, found);
+            }
+            Value::Array(tables) => {
+                let (train, _) = flags::command_of(["train"].into_iter());
+                tables.iter().filter_map(Value::as_object).for_each(|table| named_in(&train, table, found));
+            }
+            _ => {}
         }
-    };
-    let name = format!("--{key}");
-    match value {
-        // A switch that is off is a flag not given.
-        Value::Bool(true) => Ok(vec![name]),
-        // Keys take their lists in one word, other flags in several.
-        Value::Array(values)
-            if keys::find(key)
-                .is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers | Kind::Words)) =>
-        {
-            Ok(vec![name, values.iter().map(word).collect::<std::result::Result<Vec<_>, _>>()?.join(",")])
+        let is_read = !WRITTEN.contains(&key.as_str()) && !key.ends_with("_cache_dir");
+        if is_read && flags::find(command, key).is_some_and(flags::is_path) {
+            let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            found.extend(texts.iter().filter_map(Value::as_str).map(|text| path_of(text).to_string()));
         }
-        Value::Array(values) => std::iter::once(Ok(name)).chain(values.iter().map(word)).collect(),
-        value => Ok(vec![name, word(value)?]),
     }
 }
 
@@ -171,10 +184,11 @@ impl Marks {
     /// [`Error::Usage`] where it was done with other flags or files.
     pub fn done(&self, stage: &Stage) -> Result<Option<Mark>> {
         let Some(mark) = self.read(stage)?.filter(|mark| mark.seconds.is_some()) else { return Ok(None) };
-        if let Some(output) = stage.output().filter(|output| self.is_watched(output))
-            && (!output.try_exists().map_err(Error::io("look at", &output))? || is_empty(&output))
-        {
-            return Ok(None);
+        // A directory that is not watched may have been emptied when it had served.
+        for output in stage.outputs().filter(|output| self.is_watched(output) || !output.is_dir()) {
+            if !output.try_exists().map_err(Error::io("look at", &output))? || is_empty(&output) {
+                return Ok(None);
+            }
         }
         match self.difference(stage, &mark) {
             None => Ok(Some(mark)),
@@ -195,7 +209,7 @@ impl Marks {
         }
         let now = self.inputs(stage);
         let changed = mark.inputs.iter().find(|(path, print)| now.get(*path) != Some(print));
-        changed.map(|(path, _)| match Path::new(path).exists() || path.contains('*') {
+        changed.map(|(path, _)| match Path::new(path).exists() || path.contains(['*', '?', '[']) {
             true => format!("{path} has changed since"),
             false => format!("{path} is gone, which it read"),
         })
@@ -203,23 +217,21 @@ impl Marks {
 
     /// Forgets that a stage was begun or done, and removes what it wrote.
     pub fn forget(&self, stage: &Stage) -> Result<()> {
-        if self.read(stage)?.is_some() {
-            stage.output().map_or(Ok(()), |output| remove(&output))?;
-            remove(&self.path(stage))?;
+        let path = self.path(stage);
+        if path.exists() {
+            for output in stage.outputs() {
+                remove(&output)?;
+                remove(&Partial::path(&output))?;
+            }
+            remove(&path)?;
         }
         Ok(())
     }
 
-    /// The files and directories that a stage's flags name, all but what it writes, and the fingerprints of their content.
+    /// What a stage reads, with the fingerprints of the content.
     fn inputs(&self, stage: &Stage) -> BTreeMap<String, String> {
-        let own = stage.output();
-        let named =
-            stage.args.iter().skip(1).map(|arg| arg.split_once('=').map_or(arg.as_str(), |(_, path)| path));
-        let watched = |arg: &&str| {
-            let is_own = own.as_ref().is_some_and(|own| Path::new(arg).starts_with(own));
-            !is_own && self.is_watched(Path::new(arg)) && (arg.contains('*') || Path::new(arg).exists())
-        };
-        named.filter(watched).filter_map(|path| Some((path.to_string(), content(path)?))).collect()
+        let watched = stage.reads().into_iter().filter(|path| self.is_watched(Path::new(path)));
+        watched.filter_map(|path| Some((path.clone(), content(&path)?))).collect()
     }
 
     /// Runs a stage that is not done, and marks it. What an interrupted attempt left is resumed or removed.
@@ -228,16 +240,25 @@ impl Marks {
     /// What stands in the stage's way and is not its own; what the command refuses or fails at, after the name of the stage.
     pub fn run(&self, stage: &Stage) -> Result<Mark> {
         let (started, mut attempt) = (Instant::now(), stage.clone());
-        let begun = self.read(stage)?.is_some();
-        if let Some(output) = stage.output().filter(|output| holds_something(output)) {
-            if !begun {
+        let begun = self.read(stage)?;
+        if let Some(mark) = begun.as_ref().filter(|mark| mark.seconds.is_none() && stage.is_resumable())
+            && stage.args[0] != "sweep"
+            && let Some(what) = self.difference(stage, mark)
+        {
+            return Err(Error::Usage(format!(
+                "stage `{}` was begun before, but {what}; `--from {}` begins it again",
+                stage.name, stage.name
+            )));
+        }
+        for output in stage.outputs().filter(|output| holds_something(output)) {
+            if begun.is_none() {
                 return Err(Error::Usage(format!(
                     "stage `{}` writes {}, which is there already and not its own; move it away, or choose another place",
                     stage.name,
                     output.display()
                 )));
             }
-            if !seakeep::checkpoint::list(&output).is_empty() {
+            if !checkpoint::list(&output).is_empty() {
                 attempt.args.extend(["--resume_from_checkpoint", "true"].map(String::from));
             } else if !stage.is_resumable() {
                 remove(&output)?;
@@ -300,22 +321,23 @@ fn remove(path: &Path) -> Result<()> {
 
 type Known = BTreeMap<(PathBuf, u64, Option<SystemTime>), String>;
 
-/// A fingerprint of a file, of the files directly in a directory, or of those of a pattern. A file's is kept for as long as its
-/// length and time stay.
+/// A fingerprint of a file, of the files directly in a directory and, where it is no model's, the data files below it, or of those of a
+/// pattern; none where nothing is there. A file's is kept for as long as its length and time stay.
 fn content(spec: &str) -> Option<String> {
     static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
     let path = Path::new(spec);
-    let mut names = vec![path.to_path_buf()];
-    if spec.contains('*') {
-        names = data_files(spec).ok()?;
-    } else if path.is_dir() {
-        names = std::fs::read_dir(path)
-            .ok()?
-            .filter_map(|e| Some(e.ok()?.path()))
-            // It tells how long the run took: a run that is made again, to the same model, would be another.
-            .filter(|p| p.is_file() && !p.ends_with("training_args.json"))
-            .collect();
+    let mut names = Vec::new();
+    if path.is_dir() {
+        names.extend(std::fs::read_dir(path).ok()?.filter_map(|e| Some(e.ok()?.path())));
+        // It tells how long the run took: a run that is made again, to the same model, would be another.
+        names.retain(|p| p.is_file() && !p.ends_with("training_args.json"));
+        if !["config.json", "adapter_config.json"].iter().any(|name| path.join(name).exists()) {
+            names.extend(data_files(spec).unwrap_or_default());
+        }
         names.sort();
+        names.dedup();
+    } else {
+        names.extend(data_files(spec).ok()?);
     }
     let mut all = Fingerprint::new();
     for name in names {
@@ -330,7 +352,9 @@ fn content(spec: &str) -> Option<String> {
                 print
             }
         };
-        all = all.field(name.file_name()?.as_encoded_bytes()).field(print.as_bytes());
+        let below = name.strip_prefix(path).ok().filter(|below| !below.as_os_str().is_empty());
+        let name = below.unwrap_or(Path::new(name.file_name()?));
+        all = all.field(name.as_os_str().as_encoded_bytes()).field(print.as_bytes());
     }
     Some(all.hex())
 }

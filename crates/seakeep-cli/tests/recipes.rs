@@ -248,6 +248,52 @@ fn a_sweep_within_a_recipe_grows_and_is_done_again_on_demand() {
         other.stderr
     );
     place.succeed(&["run", "recipe.toml", "--from", "sweep"]);
+
+    // The rows that its configuration names are watched as well.
+    let rows = place.read("scored.jsonl");
+    place.write("scored.jsonl", rows.split_once('\n').unwrap().1);
+    let other = place.run(&["run", "recipe.toml"]);
+    assert!(other.code == 2 && other.stderr.contains("scored.jsonl has changed"), "{}", other.stderr);
+}
+
+#[test]
+fn what_a_stage_writes_besides_is_its_own() {
+    let place = Place::new();
+    let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"p{i}\"}}\n")).collect();
+    place.write("all/in/rows.jsonl", &format!("{rows}{{\"prompt\": \"{{a}}\"}}\n"));
+    place.write(
+        "r.toml",
+        r#"
+output_dir = "out"
+[variables]
+share = 0.25
+[[stages]]
+name = "split"
+command = "prepare"
+input = "all"
+drop = ["prompt=p0", "prompt={{a}}"]
+test_share = "{share}"
+test_output = "{out}/test.jsonl"
+output = "{out}/train.jsonl"
+"#,
+    );
+    let says = |args: &[&str], part: &str| {
+        let run = place.run(&[&["run", "r.toml"], args].concat());
+        assert!(run.stderr.contains(part), "{}", run.stderr);
+    };
+    says(&[], "[1/1] split: seakeep prepare");
+    let before = place.read("out/test.jsonl");
+    assert_eq!((place.lines("out/test.jsonl").len(), place.lines("out/train.jsonl").len()), (2, 5));
+    says(&[], "split: done before");
+    std::fs::remove_file(place.path("out/test.jsonl")).unwrap();
+    says(&[], "[1/1] split: seakeep prepare");
+    assert_eq!(place.read("out/test.jsonl"), before);
+    // Its own output of before is nothing that it reads.
+    says(&["--set", "share=0.5", "--from", "split"], "[1/1] split: seakeep prepare");
+    says(&["--set", "share=0.5"], "split: done before");
+    // Data are watched as they are read: with what stands in directories below.
+    place.write("all/in/rows.jsonl", &rows);
+    says(&["--set", "share=0.5"], "all has changed since");
 }
 
 #[test]

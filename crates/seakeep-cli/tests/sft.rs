@@ -158,6 +158,19 @@ fn a_tokenizer_is_learnt_and_its_model_trained() {
     let made: Value = serde_json::from_str(&place.read("tiny/config.json")).unwrap();
     assert_eq!([&made["vocab_size"], &made["bos_token_id"], &made["eos_token_id"]], [270, 0, 0]);
     assert!(made.get("pad_token_id").is_none(), "texts begin with it: {made}");
+    // Ids of another tokenizer would be any tokens of this one.
+    config["bos_token_id"] = 1.into();
+    config["eos_token_id"] = 2.into();
+    config.as_object_mut().unwrap().shift_remove("vocab_size");
+    place.write("foreign.json", &config.to_string());
+    let run =
+        place.succeed(&[&init[..], &["--config_json", "foreign.json", "--output_dir", "foreign"]].concat());
+    assert!(
+        run.stderr.contains("eos_token_id of --config_json, 2, is another tokenizer's"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(place.read("foreign/config.json"), place.read("tiny/config.json"));
     place.succeed(&[&init[..], &["--output_dir", "again"]].concat());
     assert_eq!(place.read("tiny/tokenizer.json"), place.read("again/tokenizer.json"));
     assert!(weights(&place, "tiny") == weights(&place, "again"));

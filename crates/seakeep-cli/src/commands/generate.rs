@@ -136,7 +136,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         progress: &mut *progress,
     };
     let texts = |samples: &[Sample]| -> Result<Vec<String>> {
-        samples.iter().map(|sample| completion(&tokenizer, &sample.tokens, &strings)).collect()
+        let text = |sample: &Sample| completion(&tokenizer, &sample.tokens, &strings, options.min_new_tokens);
+        samples.iter().map(text).collect()
     };
     let written = |all: &mut dyn Iterator<Item = &Vec<Sample>>| -> Result<String> {
         let mut lines = String::new();

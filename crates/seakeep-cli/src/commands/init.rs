@@ -8,13 +8,14 @@ use seakeep::data::{Pair, read_texts};
 use seakeep::formats::bpe::{MIN_VOCABULARY, train_tokenizer};
 use seakeep::formats::{AtomicDir, Tokenizer};
 use seakeep::model::RandomModel;
+use seakeep::progress::Progress;
 use seakeep::train::data::select;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
 
 use super::grouped;
 use crate::config::{Settings, plan};
-use crate::{args, output};
+use crate::{args, output, progress};
 
 /// The keys of the texts that a tokenizer is learnt from.
 const TEXT_KEYS: [&str; 3] = ["dataset_name", "dataset_train_split", "dataset_text_field"];
@@ -35,7 +36,7 @@ pub fn command() -> Command {
                   and pad_token_id, where it has none itself (pad_token_id not where it is one of the others: transformers \
                   would not train that token's embedding)";
     let train = "Learn a byte-level BPE of this many tokens from the texts of --dataset_name (see `seakeep help sft`). One \
-                 special token, <|endoftext|>, begins, ends and pads texts";
+                 special token, <|endoftext|>, begins, ends and pads texts; ids of another tokenizer in config.json are left out";
     args::keyed(command, &keys)
         .mut_arg("seed", |arg| arg.help("Seed of the weights [default: 42]"))
         .mut_arg("output_dir", |arg| arg.help("Where the model goes: a new directory"))
@@ -77,6 +78,9 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         _ => copied,
     };
     if let Some(tokenizer) = &tokenizer {
+        if texts.is_some() {
+            forget_ids(&mut config, tokenizer, &mut *progress::on_stderr());
+        }
         take_over(&mut config, tokenizer);
     }
     let config = Value::Object(config);
@@ -103,6 +107,18 @@ fn texts(settings: &Settings) -> Result<Vec<Pair>> {
 fn learn(texts: &[Pair], size: usize, directory: &Path) -> Result<Arc<Tokenizer>> {
     train_tokenizer(texts.iter().flat_map(Pair::said), size, directory)?;
     Tokenizer::open(directory).map(Arc::new)
+}
+
+/// Ids that a config.json has of another tokenizer than the one that was learnt: they would be any tokens of this one.
+fn forget_ids(config: &mut Map<String, Value>, tokenizer: &Tokenizer, progress: &mut dyn Progress) {
+    let own = [tokenizer.bos_id(), tokenizer.eos_id()].into_iter().flatten().map(Value::from);
+    let own: Vec<Value> = own.collect();
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        if let Some(id) = config.get(key).filter(|id| !id.is_null() && !own.contains(id)).cloned() {
+            config.shift_remove(key);
+            progress.note(&format!("{key} of --config_json, {id}, is another tokenizer's and left out"));
+        }
+    }
 }
 
 /// What a config.json leaves to the tokenizer. A padding token that is also another token is left out: transformers gives

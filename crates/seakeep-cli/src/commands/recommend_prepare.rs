@@ -46,7 +46,7 @@ pub fn command() -> Command {
         flag("user_column", "NAME", "Who [default: user]"),
         flag("item_column", "NAME", "What, in both files [default: item]"),
         flag("title_column", "NAME", "What it is called, in the items' file [default: title]"),
-        flag("timestamp_column", "NAME", "When: a number, or a date that begins with the year [default: timestamp if there, \
+        flag("timestamp_column", "NAME", "When: a number, or a date (2024-05-01, 2024-05-01T10:30:00+02:00) [default: timestamp if there, \
               else the order of the file]"),
         flag("rating_column", "NAME", "How much it was liked [default: rating]"),
         flag("group_column", "NAME", "The user's environment, which rows keep as `group` [default: group if there]")

@@ -51,6 +51,17 @@ const TRAIN_KEYS: &[&str] = &[
     "num_threads",
 ];
 
+/// Keys of training that a file may have and that ask for what is not done here, with the reason.
+const NOT_DONE: [(&str, &str); 7] = [
+    ("bf16", "a reward model is trained in float32"),
+    ("dtype", "a reward model is trained in float32"),
+    ("load_in_8bit", "a reward model is trained in float32"),
+    ("load_in_4bit", "a reward model is trained in float32"),
+    ("truncation_mode", "a text that is too long loses its end"),
+    ("save_strategy", "a reward run writes no checkpoints; \"no\" is accepted"),
+    ("resume_from_checkpoint", "a reward run writes no checkpoints and cannot be resumed"),
+];
+
 /// The keys of `score` and `eval`.
 const SCORE_KEYS: &[&str] =
     &["model_name_or_path", "max_length", "per_device_eval_batch_size", "num_threads"];
@@ -141,6 +152,14 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
         return Err(Error::Usage("--concatenate is 0; expected 1 (texts as they are) or more".into()));
     }
     plan::refuse_adapters(settings)?;
+    let is_asked = |name: &str| match name {
+        "save_strategy" => settings.is_given(name) && settings.text(name).as_deref() != Some("no"),
+        "resume_from_checkpoint" => settings.is_given(name) && settings.switch(name) != Some(false),
+        _ => settings.is_given(name) && !settings.is_default(name),
+    };
+    if let Some((name, reason)) = NOT_DONE.iter().find(|(name, _)| is_asked(name)) {
+        return Err(Error::Usage(format!("{}: {reason}; leave it out", settings.place(name))));
+    }
     let problem = args::texts(matches, "problem_type").pop();
     let options = RewardOptions {
         model_name_or_path: settings.required("model_name_or_path")?.into(),

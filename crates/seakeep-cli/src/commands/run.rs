@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use seakeep::formats::Claim;
 use seakeep::{Error, Result, error};
 use serde_json::{Map, Value};
 
@@ -137,7 +138,7 @@ impl Recipe {
             self.files.insert(file, Value::Object(config));
         }
         let stage = Stage::new(&name, &command, &flags).map_err(|e| e.to_string())?;
-        let same = |other: &&Stage| other.output().is_some() && other.output() == stage.output();
+        let same = |other: &&Stage| other.outputs().any(|output| stage.outputs().any(|own| own == output));
         if let Some(other) = self.stages.iter().find(same) {
             return Err(format!("stages `{}` and `{name}` write the same output", other.name));
         }
@@ -158,10 +159,13 @@ impl Recipe {
     }
 
     fn go(&self, from: Option<usize>, until: Option<usize>) -> Result<()> {
-        let marks = Marks::new(self.output_dir.join("stages"), None);
+        let place = self.output_dir.join("stages");
+        std::fs::create_dir_all(&place).map_err(Error::io("create", &place))?;
+        let _claim = Claim::on("the recipe's", &place)?;
+        let marks = Marks::new(place, None);
         let last = until.map_or(self.stages.len(), |until| until + 1);
         if let Some(from) = from {
-            self.stages[from..].iter().try_for_each(|stage| marks.forget(stage))?;
+            self.stages[from..last].iter().try_for_each(|stage| marks.forget(stage))?;
         }
         self.write_files()?;
         let mut seconds = 0.0;
@@ -267,16 +271,28 @@ const LEFT: &str = "seed";
 fn filled(text: &str, variables: &Variables) -> std::result::Result<String, String> {
     let mut out = String::new();
     let mut rest = text;
-    while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) = after.split_once('}').ok_or(format!("`{text}`: a brace that is not closed"))?;
-        out += before;
+    while let Some(at) = rest.find(['{', '}']) {
+        out += &rest[..at];
+        rest = &rest[at..];
+        // Doubled, a brace is one.
+        if let Some(after) = rest.strip_prefix("{{").or(rest.strip_prefix("}}")) {
+            out += &rest[..1];
+            rest = after;
+            continue;
+        }
+        let inner = rest.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let (name, after) =
+            inner.ok_or(format!("`{text}`: a brace that has no other; doubled ({{{{) it is a text's own"))?;
         match variables.get(name) {
             Some(Value::String(value)) => out += value,
             Some(value) => out += &value.to_string(),
             None if name == LEFT => out += "{seed}",
             None => {
                 let known: Vec<&str> = variables.keys().map(String::as_str).collect();
-                return Err(format!("`{text}`: no variable `{name}`; there are: {}", known.join(", ")));
+                return Err(format!(
+                    "`{text}`: no variable `{name}`; there are: {}. A brace that is a text's own is doubled: {{{{{name}}}}}",
+                    known.join(", ")
+                ));
             }
         }
         rest = after;
@@ -301,6 +317,8 @@ mod tests {
             fill(json!({"x": "{dir}/{n}.json", "y": "{n}", "z": ["{e}", "{dir}-{seed}", 1.5]}), &variables)
                 .unwrap();
         assert_eq!(filled, json!({"x": "b/3.json", "y": 3, "z": ["d", "b-{seed}", 1.5]}));
+        assert_eq!(fill(json!("{{n}} {n}"), &variables).unwrap(), json!("{n} 3"));
+        assert!(fill(json!("a}"), &variables).unwrap_err().contains("no other"));
         assert!(fill(json!("{nothing}"), &variables).unwrap_err().contains("no variable `nothing`"));
     }
 }

@@ -6,13 +6,14 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use seakeep::formats::Claim;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
 
 use super::sweep_results;
-use crate::config::keys::{self, objective_keys};
-use crate::config::kind::Kind;
+use crate::config::keys::objective_keys;
 use crate::config::{Settings, plan, settings};
+use crate::flags::takes_list;
 use crate::stages::{Marks, Stage};
 use crate::{args, output, progress};
 
@@ -55,6 +56,19 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let table = sweep_results::write(&sweep.output_dir, &records)?;
     output::print(&table)
 }
+
+/// Keys of `train` that every run has of its own.
+const OWN_TRAIN: [&str; 4] = ["seed", "output_dir", "overwrite_output_dir", "resume_from_checkpoint"];
+/// Flags of `eval` that every run has of its own.
+const OWN_EVAL: [&str; 7] = [
+    "model_name_or_path",
+    "ref_model_name_or_path",
+    "label",
+    "policy_method",
+    "policy_seed",
+    "policy_record",
+    "output",
+];
 
 /// What the file asks for.
 struct Sweep {
@@ -163,14 +177,11 @@ impl Sweep {
                 "`{key}` in [[methods]] is an empty list; expected a value, or a list of several"
             )));
         }
-        for (given, key) in train
-            .keys()
-            .map(|k| ("train", k))
-            .chain(methods.iter().flat_map(|m| m.keys().map(|k| ("methods", k))))
-        {
-            if ["seed", "output_dir", "overwrite_output_dir", "resume_from_checkpoint"]
-                .contains(&key.as_str())
-            {
+        let trained =
+            [&train].into_iter().map(|t| ("train", t)).chain(methods.iter().map(|m| ("methods", m)));
+        for (given, table) in trained.chain([("eval", &eval)]) {
+            let own: &[&str] = if given == "eval" { &OWN_EVAL } else { &OWN_TRAIN };
+            if let Some(key) = table.keys().find(|key| own.contains(&key.as_str())) {
                 return Err(bad(format!("`{key}` in [{given}]: the sweep gives every run its own")));
             }
         }
@@ -182,8 +193,9 @@ impl Sweep {
         let mut cells = Vec::new();
         for &seed in &self.seeds {
             let cell = self.reference(seed)?;
-            // One is enough, unless something of the evaluation depends on the seed.
-            if cells.is_empty() || self.names_seed(&self.eval) {
+            // One is enough, unless it, or something of the evaluation, depends on the seed.
+            let named = |value: &Value| value.to_string().contains("{seed}");
+            if cells.is_empty() || self.eval.values().chain(base(&self.train)).any(named) {
                 cells.push(cell);
             }
         }
@@ -205,16 +217,11 @@ impl Sweep {
         }
     }
 
-    fn names_seed(&self, flags: &Map<String, Value>) -> bool {
-        Value::Object(flags.clone()).to_string().contains("{seed}")
-    }
-
     fn reference(&self, seed: u64) -> Result<Cell> {
         let directory = self.output_dir.join("reference").join(format!("seed{seed}"));
         let mut flags = seeded(&self.eval, seed);
         let train = seeded(&self.train, seed);
-        let model = train.get("ref_model_name_or_path").or(train.get("model_name_or_path")).cloned();
-        let model = model.ok_or_else(|| {
+        let model = base(&train).cloned().ok_or_else(|| {
             Error::Usage(format!("{}: [train] has no model_name_or_path", self.path.display()))
         })?;
         flags.insert("model_name_or_path".into(), model.clone());
@@ -245,12 +252,7 @@ impl Sweep {
                 eval.entry(key).or_insert(value.clone());
             }
         }
-        let base = train
-            .get("ref_model_name_or_path")
-            .or(train.get("model_name_or_path"))
-            .cloned()
-            .unwrap_or_default();
-        eval.insert("ref_model_name_or_path".into(), base);
+        eval.insert("ref_model_name_or_path".into(), base(&train).cloned().unwrap_or_default());
         eval.insert("model_name_or_path".into(), path_value(&model));
         eval.insert("label".into(), Value::from(label));
         eval.insert("policy_seed".into(), Value::from(seed));
@@ -266,6 +268,8 @@ impl Sweep {
     /// Runs what is not done, several at a time.
     fn go(&self, cells: &[Cell]) -> Result<()> {
         // In the directory of each run, so that removing one forgets it.
+        std::fs::create_dir_all(&self.output_dir).map_err(Error::io("create", &self.output_dir))?;
+        let _claim = Claim::on("the sweep's output_dir", &self.output_dir)?;
         let marks = Marks::new(self.output_dir.clone(), Some(self.output_dir.clone()));
         let mut waiting = VecDeque::new();
         for cell in cells {
@@ -342,6 +346,14 @@ impl Sweep {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Usage(format!("{threads} threads: {e}")))?;
         let stages = || -> Result<()> {
+            // To be judged again, a policy whose weights were removed is trained again.
+            if let (Some(model), [train, eval]) = (&cell.model, &cell.stages[..])
+                && !self.keep_models
+                && marks.done(eval)?.is_none()
+                && !has_weights(model)
+            {
+                marks.forget(train)?;
+            }
             for stage in &cell.stages {
                 if marks.done(stage)?.is_none() {
                     marks.run(stage)?;
@@ -357,15 +369,23 @@ impl Sweep {
     }
 }
 
+/// The model that policies start from and are compared with.
+fn base(train: &Map<String, Value>) -> Option<&Value> {
+    train.get("ref_model_name_or_path").or(train.get("model_name_or_path"))
+}
+
 /// Removes the weights of a judged policy; what its training logged stays.
 fn remove_weights(model: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(model).map_err(Error::io("list", model))? {
-        let path = entry.map_err(Error::io("list", model))?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-        }
-    }
-    Ok(())
+    weights(model).try_for_each(|path| std::fs::remove_file(&path).map_err(Error::io("remove", &path)))
+}
+
+fn has_weights(model: &Path) -> bool {
+    weights(model).next().is_some()
+}
+
+fn weights(model: &Path) -> impl Iterator<Item = PathBuf> {
+    let files = std::fs::read_dir(model).into_iter().flatten().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
 }
 
 fn path_value(path: &Path) -> Value {
@@ -389,10 +409,8 @@ fn combinations(method: &Map<String, Value>) -> Vec<(String, Map<String, Value>)
     let mut all = vec![Map::new()];
     for (key, value) in method.iter().filter(|(key, _)| *key != "label") {
         // Of a key that takes a list, only a list of lists is several values.
-        let takes_list =
-            keys::find(key).is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers | Kind::Words));
         let values = match value {
-            Value::Array(list) if !takes_list || list.iter().all(Value::is_array) => list.clone(),
+            Value::Array(list) if !takes_list(key) || list.iter().all(Value::is_array) => list.clone(),
             one => vec![one.clone()],
         };
         let with = |map: &Map<String, Value>, value: &Value| {

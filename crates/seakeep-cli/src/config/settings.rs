@@ -64,7 +64,10 @@ impl Settings {
             let path = Path::new(path);
             let source = Source::File(path.to_path_buf());
             for (name, value) in read_file(path)? {
-                settings.set(&name, &value, &source)?;
+                // A flag of the command's own is on the command line by now (`flags::with_file`).
+                if keys::find(&name).is_some() || !matches.ids().any(|id| *id == name) {
+                    settings.set(&name, &value, &source)?;
+                }
             }
         }
         for key in KEYS {

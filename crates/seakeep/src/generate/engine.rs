@@ -321,7 +321,9 @@ impl Engine<'_> {
             {
                 text.seen.insert(at, token);
             }
-            if text.tokens.len() >= options.min_new_tokens && stop.ends(&text.tokens)? {
+            if text.tokens.len() >= options.min_new_tokens
+                && stop.ends(&text.tokens, options.min_new_tokens)?
+            {
                 text.finish = Some(FinishReason::Stop);
             } else if text.tokens.len() == text.limit {
                 text.finish = Some(FinishReason::Length);

@@ -166,16 +166,23 @@ fn a_text_ends_before_its_string_and_not_before_its_least_length() {
     let whole = run(&options, Stop::default());
     assert_eq!((whole.tokens.len(), whole.finish), (12, FinishReason::Length));
     // The fifth word, and a string that reaches over two words.
-    let text = completion(&tokenizer, &whole.tokens, &[]).unwrap();
+    let text = completion(&tokenizer, &whole.tokens, &[], 0).unwrap();
     let words: Vec<&str> = text.split(' ').collect();
     let strings = [format!("{} {}", words[4], words[5])];
     let stop = Stop { tokens: &[], strings: &strings, tokenizer: Some(&tokenizer) };
     let cut = run(&options, stop);
     assert_eq!(cut.finish, FinishReason::Stop);
     assert_eq!(cut.tokens[..], whole.tokens[..cut.tokens.len()]);
-    let shown = completion(&tokenizer, &cut.tokens, &strings).unwrap();
+    let shown = completion(&tokenizer, &cut.tokens, &strings, 0).unwrap();
     assert!(cut.tokens.len() < 12 && text.starts_with(&shown) && !shown.contains(&strings[0]), "{shown:?}");
     assert_eq!(Some(shown.len()), text.find(&strings[0]));
+
+    // What the shortest completion holds ends nothing, nor is it cut there.
+    let patient = GenerateOptions { min_new_tokens: 8, ..options.clone() };
+    let late = run(&patient, stop);
+    assert!(late.tokens.len() >= 8 && late.tokens == whole.tokens[..late.tokens.len()], "{late:?}");
+    let shown = completion(&tokenizer, &late.tokens, &strings, 8).unwrap();
+    assert_eq!(shown.find(&strings[0]), text.find(&strings[0]));
 
     let ends = [whole.tokens[2]];
     let early = run(&options, Stop::at(&ends));

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Sample;
-use crate::formats::Fingerprint;
+use crate::formats::{Claim, Fingerprint};
 use crate::model::Model;
 use crate::reference::weights;
 use crate::{Error, Result};
@@ -78,6 +78,7 @@ pub struct Partial {
     path: PathBuf,
     file: File,
     done: BTreeMap<usize, Vec<Sample>>,
+    _claim: Claim,
 }
 
 impl Partial {
@@ -91,15 +92,13 @@ impl Partial {
     /// Opens the file, or begins it where there is none (or one whose first line was never finished).
     ///
     /// # Errors
-    /// [`Error::Usage`] where it is another run's, with what differs; [`Error::Format`] where it is something else.
+    /// [`Error::Usage`] where another run is writing it, or it is another run's, with what differs; [`Error::Format`] where it is something else.
     pub fn open(path: &Path, header: &Header) -> Result<Partial> {
-        let bytes = match std::fs::read(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            read => read.map_err(Error::io("read", path))?,
-        };
         let file =
             OpenOptions::new().append(true).create(true).open(path).map_err(Error::io("open", path))?;
-        let mut partial = Partial { path: path.to_path_buf(), file, done: BTreeMap::new() };
+        let claim = Claim::on("the unfinished output", path)?;
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let mut partial = Partial { path: path.to_path_buf(), file, done: BTreeMap::new(), _claim: claim };
         let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1);
         partial.file.set_len(whole as u64).map_err(Error::io("cut", path))?;
         let mut lines = bytes[..whole].split_inclusive(|&b| b == b'\n').enumerate();
@@ -189,6 +188,9 @@ mod tests {
         let mut partial = Partial::open(&path, &header(1)).unwrap();
         partial.add(5, samples(&[1, 2])).unwrap();
         partial.add(2, samples(&[3])).unwrap();
+        let error = Partial::open(&path, &header(1)).err().unwrap().to_string();
+        assert!(error.contains("another run is writing there"), "{error}");
+        drop(partial);
         let whole = std::fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
@@ -202,7 +204,7 @@ mod tests {
             }
             assert_eq!(std::fs::read(&path).unwrap(), whole, "cut at {cut}");
         }
-        partial.remove().unwrap();
+        Partial::open(&path, &header(1)).unwrap().remove().unwrap();
         assert!(!path.exists());
     }
 

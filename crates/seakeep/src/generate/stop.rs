@@ -32,22 +32,37 @@ impl<'a> Stop<'a> {
         Stop { tokens, ..Stop::default() }
     }
 
-    /// Whether the text ends with its last token. The whole completion is decoded each time where there are strings: a
-    /// tokenizer may spell a token by what stands before it.
-    pub(super) fn ends(&self, tokens: &[u32]) -> Result<bool> {
+    /// Whether the text, of at least `min_new_tokens`, ends with its last token.
+    pub(super) fn ends(&self, tokens: &[u32], min_new_tokens: usize) -> Result<bool> {
         if tokens.last().is_some_and(|last| self.tokens.contains(last)) {
             return Ok(true);
         }
         match self.tokenizer {
-            Some(tokenizer) if !self.strings.is_empty() => {
-                Ok(first_of(self.strings, &tokenizer.decode(tokens, true)?).is_some())
-            }
-            _ => Ok(false),
+            Some(tokenizer) => Ok(first_of(tokenizer, self.strings, tokens, min_new_tokens)?.1.is_some()),
+            None => Ok(false),
         }
     }
 }
 
-/// Where the first of the strings begins in a text, bytes.
-pub(super) fn first_of(strings: &[String], text: &str) -> Option<usize> {
-    strings.iter().filter_map(|string| text.find(string.as_str())).min()
+/// The text of the tokens, and where in it, in bytes, the first of the strings begins that the first `min_new_tokens` do not hold whole. All of it is
+/// decoded each time: a tokenizer may spell a token by what stands before it.
+pub(super) fn first_of(
+    tokenizer: &Tokenizer,
+    strings: &[String],
+    tokens: &[u32],
+    min_new_tokens: usize,
+) -> Result<(String, Option<usize>)> {
+    let text = tokenizer.decode(tokens, true)?;
+    let least = &tokens[..min_new_tokens.min(tokens.len())];
+    let least = if strings.is_empty() || least.is_empty() { 0 } else { tokenizer.decode(least, true)?.len() };
+    let begin = |string: &String| {
+        // The first place from which it would reach beyond.
+        let mut from = (least + 1).saturating_sub(string.len()).min(text.len());
+        while !text.is_char_boundary(from) {
+            from += 1;
+        }
+        text[from..].find(string.as_str()).map(|at| from + at)
+    };
+    let first = strings.iter().filter_map(begin).min();
+    Ok((text, first))
 }

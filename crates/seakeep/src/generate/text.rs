@@ -51,7 +51,7 @@ pub fn generate(
         .map(|(prompt, tokens)| {
             Ok(Generation {
                 prompt: prompt.clone(),
-                completion: completion(tokenizer, &tokens, &[])?,
+                completion: completion(tokenizer, &tokens, &[], 0)?,
                 tokens,
             })
         })
@@ -70,15 +70,18 @@ pub fn encode(tokenizer: &Tokenizer, prompt: &str, form: PromptForm) -> Result<V
 }
 
 /// The text of generated tokens, special tokens left out, up to the first of the strings that end texts: what ended
-/// the text is no part of it (vLLM's way; transformers leaves the string in).
+/// the text is no part of it (vLLM's way; transformers leaves the string in). What the first `min_new_tokens` hold ends nothing.
 ///
 /// # Errors
 /// [`Error::Format`] where the tokenizer cannot decode them.
-pub fn completion(tokenizer: &Tokenizer, tokens: &[u32], stop_strings: &[String]) -> Result<String> {
-    let mut text = tokenizer.decode(tokens, true)?;
-    if let Some(end) = first_of(stop_strings, &text) {
-        text.truncate(end);
-    }
+pub fn completion(
+    tokenizer: &Tokenizer,
+    tokens: &[u32],
+    stop_strings: &[String],
+    min_new_tokens: usize,
+) -> Result<String> {
+    let (mut text, end) = first_of(tokenizer, stop_strings, tokens, min_new_tokens)?;
+    text.truncate(end.unwrap_or(text.len()));
     Ok(text)
 }
 

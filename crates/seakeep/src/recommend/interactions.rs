@@ -1,9 +1,9 @@
 //! Who chose what, and when: the rows that recommendation data are made of, and each user's history out of them.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::table::{Table, TableFormat};
+use super::when::When;
 use crate::{Error, Result};
 
 /// What the columns of an interactions file are called. Those that are `None` are used under their plain name where the file
@@ -14,7 +14,7 @@ pub struct Columns {
     pub user: Option<String>,
     /// What (`item`): an id that the items file knows, or the title itself.
     pub item: Option<String>,
-    /// When (`timestamp`): a number, or a text such as 2024-05-01 whose order is that of time. Without it the order of the
+    /// When (`timestamp`): a number, or a date as ISO 8601 writes it (what names no zone is UTC). Without it the order of the
     /// file counts.
     pub timestamp: Option<String>,
     /// How much it was liked (`rating`): a number.
@@ -69,24 +69,6 @@ pub struct Interactions {
     pub count: usize,
 }
 
-/// When something happened; a file has one kind.
-#[derive(Clone, Debug, PartialEq)]
-enum When {
-    Number(f64),
-    Text(String),
-}
-
-impl When {
-    fn order(&self, other: &When) -> Ordering {
-        match (self, other) {
-            (When::Number(a), When::Number(b)) => a.total_cmp(b),
-            (When::Text(a), When::Text(b)) => a.cmp(b),
-            // Reading refuses a mixture.
-            _ => Ordering::Equal,
-        }
-    }
-}
-
 /// Reads interactions and orders those of each user by time; where times are the same, by the order of the file.
 ///
 /// # Errors
@@ -118,7 +100,7 @@ pub fn read_interactions(sources: &Sources) -> Result<Interactions> {
     let mut read = Interactions::default();
     let mut place: HashMap<String, usize> = HashMap::new();
     let mut chosen: Vec<Vec<(Option<When>, String)>> = Vec::new();
-    let mut kind: Option<bool> = None;
+    let mut first: Option<When> = None;
     for at in 0..table.rows.len() {
         if let (Some(column), Some(least)) = (rating, sources.min_rating) {
             let text = table.said(at, column)?;
@@ -133,7 +115,7 @@ pub fn read_interactions(sources: &Sources) -> Result<Interactions> {
         let name = table.said(at, user)?;
         let own_group = group.map(|g| table.said(at, g).map(String::from)).transpose()?;
         let title = title_of(&table, at, item, titles.as_ref())?;
-        let when = time.map(|t| when(&table, at, t, &mut kind)).transpose()?;
+        let when = time.map(|t| when(&table, at, t, &mut first)).transpose()?;
         let u = *place.entry(name.to_string()).or_insert_with(|| {
             read.users.push(User { name: name.to_string(), group: own_group.clone(), items: Vec::new() });
             chosen.push(Vec::new());
@@ -162,10 +144,7 @@ pub fn read_interactions(sources: &Sources) -> Result<Interactions> {
     read.titles = all.into_iter().cloned().collect();
     read.merged_ids = titles.as_ref().map_or(0, |t| t.len() - t.values().collect::<BTreeSet<_>>().len());
     for (user, mut chosen) in read.users.iter_mut().zip(chosen) {
-        chosen.sort_by(|(a, _), (b, _)| match (a, b) {
-            (Some(a), Some(b)) => a.order(b),
-            _ => Ordering::Equal,
-        });
+        chosen.sort_by_key(|(when, _)| when.map(When::order));
         // The titles are sorted and hold every one.
         user.items = chosen.iter().filter_map(|(_, title)| read.titles.binary_search(title).ok()).collect();
     }
@@ -211,21 +190,22 @@ fn read_titles(path: &str, format: &TableFormat, names: &Columns) -> Result<BTre
     Ok(titles)
 }
 
-/// A time; the first of the file decides whether times are numbers or texts.
-fn when(table: &Table, at: usize, column: usize, kind: &mut Option<bool>) -> Result<When> {
+/// A time; the first of the file decides whether times are numbers or dates.
+fn when(table: &Table, at: usize, column: usize, first: &mut Option<When>) -> Result<When> {
     let text = table.said(at, column)?;
-    let number = text.parse::<f64>().ok().filter(|n| n.is_finite());
-    let numbers = *kind.get_or_insert(number.is_some());
-    // Texts in the order of time begin with the year: ISO 8601.
-    let dated = text.len() >= 8 && text.bytes().take(4).all(|b| b.is_ascii_digit());
-    match (number, numbers) {
-        (Some(number), true) => Ok(When::Number(number)),
-        (None, false) if dated => Ok(When::Text(text.to_string())),
-        (_, true) => Err(table.error(at, column, format!("`{text}`, expected a number as in the rows before"))),
-        (_, false) => Err(table.error(
+    let time = When::parse(text).ok_or_else(|| {
+        table.error(
             at,
             column,
-            format!("`{text}`, expected a number (such as seconds) or a date that begins with the year (2024-05-01); all rows alike"),
+            format!("`{text}`, expected a number (such as seconds) or a date (2024-05-01, 2024-05-01T10:30:00+02:00)"),
+        )
+    })?;
+    match first.get_or_insert(time).is_like(time) {
+        true => Ok(time),
+        false => Err(table.error(
+            at,
+            column,
+            format!("`{text}`, expected a number or a date as in the rows before"),
         )),
     }
 }

@@ -15,6 +15,7 @@ pub mod prepare;
 pub mod rank;
 pub mod table;
 pub mod template;
+mod when;
 pub mod world;
 
 pub use inferred::{Inferred, infer};

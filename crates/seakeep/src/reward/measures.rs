@@ -34,14 +34,15 @@ pub fn roc_auc(scores: &[f64], positive: &[bool]) -> Option<f64> {
 
 /// The expected calibration error of probabilities: over ten bins of equal width, the distance between the mean probability and
 /// the share of positives (mean of soft labels), weighted by how many fall into the bin (Guo et al., arXiv 1706.04599).
-fn calibration_error(known: &[(f64, f64)]) -> f64 {
+fn calibration_error(known: &[(f64, f64)]) -> Option<f64> {
     let mut bins = [(0.0, 0.0); BINS];
     for &(p, y) in known {
         let bin = ((p * BINS as f64) as usize).min(BINS - 1);
         bins[bin].0 += p;
         bins[bin].1 += y;
     }
-    bins.iter().map(|(p, y)| (p - y).abs()).sum::<f64>() / known.len().max(1) as f64
+    let sum: f64 = bins.iter().map(|(p, y)| (p - y).abs()).sum();
+    (!known.is_empty()).then(|| sum / known.len() as f64)
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -58,7 +59,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// | regression | `mse`, `mae`, `r2` (of each label's variance, mean over labels) |
 /// | bradley_terry | `accuracy` (share of pairs in the right order), `margin`, `min_reward`, `mean_reward`, `max_reward`, as TRL |
 ///
-/// A label holds where its value is at least 0.5. What cannot be told (an area without positives) is left out.
+/// A label holds where its value is at least 0.5. A row of which no label is known counts nowhere. What cannot be told (an area without positives) is left out.
 pub fn measure(
     problem: Problem,
     labels: &[String],
@@ -129,8 +130,8 @@ fn classification(problem: Problem, labels: &[String], scores: &[Given], targets
         values.enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|best| best.0)
     };
     let rows = scores.iter().zip(targets).filter_map(|(score, target)| match target {
-        Target::Labels(values) => Some((&score[0], values)),
-        Target::Pair { .. } => None,
+        Target::Labels(values) if values.iter().any(Option::is_some) => Some((&score[0], values)),
+        _ => None,
     });
     let exact = rows.map(|(score, values)| match problem {
         Problem::SingleLabel => count(
@@ -148,7 +149,7 @@ fn classification(problem: Problem, labels: &[String], scores: &[Given], targets
         ("roc_auc_macro", mean(areas.iter().copied().flatten())),
         ("roc_auc_micro", auc(&all)),
         ("brier", mean(all.iter().map(|(p, y)| (p - y).powi(2)))),
-        ("ece", Some(calibration_error(&all))),
+        ("ece", calibration_error(&all)),
     ]));
     let each = labels.iter().zip(areas).filter_map(|(name, area)| Some((format!("roc_auc/{name}"), area?)));
     found.extend(each);
@@ -197,11 +198,13 @@ mod tests {
     #[test]
     fn labels_are_measured_by_label_and_together() {
         let labels = ["a".to_string(), "b".to_string()];
-        let scores = vec![vec![vec![0.9, 0.2]], vec![vec![0.6, 0.7]], vec![vec![0.1, 0.4]]];
+        let scores =
+            vec![vec![vec![0.9, 0.2]], vec![vec![0.6, 0.7]], vec![vec![0.1, 0.4]], vec![vec![0.5, 0.5]]];
         let targets = [
             Target::Labels(vec![Some(1.0), Some(0.0)]),
             Target::Labels(vec![Some(0.0), Some(1.0)]),
             Target::Labels(vec![Some(0.0), None]),
+            Target::Labels(vec![None, None]),
         ];
         let targets: Vec<&Target> = targets.iter().collect();
         let found = measure(Problem::MultiLabel, &labels, (&scores, &scores), &targets);

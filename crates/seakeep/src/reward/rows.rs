@@ -88,12 +88,22 @@ pub(super) fn joined(prompt: Text, completion: Text) -> Option<Text> {
 /// it has `chosen` and `rejected` and may have `prompt` and `margin`. Labels that `names` does not have are ignored.
 ///
 /// # Errors
-/// As [`read_pairs`](crate::data::read_pairs); [`Error::Row`] for labels that the problem cannot take.
+/// As [`read_pairs`](crate::data::read_pairs); [`Error::Row`] for labels that the problem cannot take; rows of which no label is known.
 pub fn read_rewards(spec: &str, problem: Problem, names: &LabelNames) -> Result<Vec<RewardRow>> {
-    read_rows(spec, |file, row, columns| match problem {
+    let rows = read_rows(spec, |file, row, columns| match problem {
         Problem::BradleyTerry => pair_row(file, row, columns),
         _ => labelled_row(file, row, columns, problem, names),
-    })
+    })?;
+    let is_known = |row: &RewardRow| match &row.target {
+        Target::Labels(values) => values.iter().any(Option::is_some),
+        Target::Pair { .. } => true,
+    };
+    if !rows.is_empty() && !rows.iter().any(is_known) {
+        let what =
+            format!("no row has one of the labels {}; are they called otherwise there?", names.join(", "));
+        return Err(Error::format(spec, what));
+    }
+    Ok(rows)
 }
 
 fn pair_row(file: Arc<Path>, row: usize, columns: Columns) -> Result<RewardRow> {

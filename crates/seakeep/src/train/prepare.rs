@@ -1,7 +1,6 @@
 //! What is checked and read before a run starts: nothing is written until all of it holds.
 
 use std::collections::HashSet;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +10,7 @@ use super::{Every, Resume, TrainOptions};
 use super::{data, log};
 use crate::checkpoint;
 use crate::data::Rows;
-use crate::formats::{ModelSource, Tokenizer, check_writable, unfinished};
+use crate::formats::{Claim, ModelSource, Tokenizer, check_writable, unfinished};
 use seakeep_kernels::gemm::Precision;
 
 use crate::model::{Model, ModelConfig, Numbers, check_targets};
@@ -56,7 +55,7 @@ pub(super) fn inputs(options: &TrainOptions, progress: &mut dyn Progress) -> Res
 /// Finds out before any work whether the output directory can be written, without leaving anything behind.
 pub(crate) fn check_output(dir: &Path, resumes: bool, overwrites: bool) -> Result<()> {
     if dir.is_dir() {
-        Claim::on(dir)?;
+        Claim::on("output_dir", dir)?;
     }
     check_unused(dir, resumes, overwrites)?;
     let existing =
@@ -86,25 +85,6 @@ fn check_unused(dir: &Path, resumes: bool, overwrites: bool) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// An output directory that other runs keep out of while this is alive.
-///
-/// The directory itself is locked, so that nothing is left behind; where a file system or a platform cannot lock one, runs do not see each other.
-pub(crate) struct Claim(#[expect(dead_code, reason = "closing the file ends the claim")] Option<File>);
-
-impl Claim {
-    fn on(dir: &Path) -> Result<Self> {
-        let Ok(handle) = File::open(dir) else { return Ok(Claim(None)) };
-        match handle.try_lock() {
-            Ok(()) => Ok(Claim(Some(handle))),
-            Err(TryLockError::WouldBlock) => Err(Error::Usage(format!(
-                "output_dir {}: another run is writing there; wait for its end or choose another",
-                dir.display()
-            ))),
-            Err(TryLockError::Error(_)) => Ok(Claim(None)),
-        }
-    }
 }
 
 /// The checkpoint that the run goes on from, if it goes on from one.
@@ -138,7 +118,7 @@ pub(super) fn check_later(dir: &Path, step: usize, overwrites: bool) -> Result<(
 /// is cleared.
 pub(crate) fn take_output(dir: &Path, step: usize, overwrites: bool) -> Result<Claim> {
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-    let claim = Claim::on(dir)?;
+    let claim = Claim::on("output_dir", dir)?;
     check_unused(dir, step > 0, overwrites)?;
     clear_output(dir, step)?;
     Ok(claim)

@@ -143,8 +143,10 @@ fn dates() {
     );
     assert_eq!(of("%F %T %-d %e %j %I %p %-H %-M", 1_709_510_700), "2024-03-04 00:05:00 4  4 064 12 AM 0 5");
     assert_eq!(of("%j %-j %p", 1_735_647_000), "366 366 PM");
-    let error = strftime("%q", at(0)).unwrap_err().to_string();
-    assert!(error.contains("does not know `%q`"), "{error}");
+    for unknown in ["%", "%!", "%+"] {
+        let error = strftime(unknown, at(0)).unwrap_err().to_string();
+        assert!(error.contains(&format!("does not know a directive in `{unknown}`")), "{error}");
+    }
 }
 
 #[test]

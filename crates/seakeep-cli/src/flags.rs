@@ -1,0 +1,168 @@
+//! Flags whose values stand in a file: in the one that `--config` names, or in the stage of a recipe.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::builder::ValueRange;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use seakeep::{Error, Result};
+use serde_json::Value;
+
+use crate::config::kind::Kind;
+use crate::config::settings::read_file;
+use crate::config::{foreign, keys};
+use crate::{args, commands};
+
+/// The command that a command line begins with (`reward train` of `reward train --input ...`), and of how many words it is.
+pub fn command_of<'a>(words: impl Iterator<Item = &'a str>) -> (Command, usize) {
+    let (mut command, mut count) = (commands::cli(), 0);
+    for word in words {
+        let Some(inner) = command.find_subcommand(word) else { break };
+        command = inner.clone();
+        count += 1;
+    }
+    (command, count)
+}
+
+/// A command's flag of this name.
+pub fn find<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    let is_it = |arg: &&Arg| arg.get_id() == name || arg.get_all_aliases().is_some_and(|a| a.contains(&name));
+    command.get_arguments().find(is_it)
+}
+
+/// Whether the flag's value is a path.
+pub fn is_path(arg: &Arg) -> bool {
+    let names = arg.get_value_names().unwrap_or_default();
+    names.iter().any(|name| name.contains("PATH") || name.contains("FILE"))
+}
+
+/// A key of a file and its value as words of a command line.
+///
+/// # Errors
+/// What is wrong with a value that no flag could have.
+pub fn words(command: &Command, key: &str, value: &Value) -> std::result::Result<Vec<String>, String> {
+    let word = |value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        Value::Bool(truth) => Ok(truth.to_string()),
+        other => {
+            Err(format!("`{key}` is {other}; expected a text, a number, true, false, or a list of these"))
+        }
+    };
+    let (name, arg) = (format!("--{key}"), find(command, key));
+    let all =
+        |values: &[Value]| values.iter().map(word).collect::<std::result::Result<Vec<String>, String>>();
+    let takes_several = |range: ValueRange| range.max_values() > 1;
+    Ok(match (value, arg) {
+        (Value::Bool(true), _) => vec![name],
+        // A flag that takes no value is off where it is not given.
+        (Value::Bool(false), Some(arg)) if matches!(arg.get_action(), ArgAction::SetTrue) => Vec::new(),
+        (Value::Array(values), Some(arg)) if arg.get_num_args().is_some_and(takes_several) => {
+            [vec![name], all(values)?].concat()
+        }
+        (Value::Array(values), Some(arg)) if matches!(arg.get_action(), ArgAction::Append) => {
+            all(values)?.into_iter().flat_map(|value| [name.clone(), value]).collect()
+        }
+        // Lists in one word.
+        (Value::Array(values), _) => vec![name, all(values)?.join(",")],
+        (value, _) => vec![name, word(value)?],
+    })
+}
+
+/// A command line with the flags that the file of its `--config` gives and the command has beside the table of keys; the keys are
+/// read by `Settings`. Flags on the command line win.
+///
+/// # Errors
+/// [`Error::Usage`] for a value in the file that the flag cannot have; [`Error::Io`] where the file cannot be read.
+pub fn with_file(words: Vec<OsString>) -> Result<Vec<OsString>> {
+    // What is wrong with the command line itself is said when it is parsed to be run.
+    let Ok(matches) = commands::cli().try_get_matches_from(&words) else { return Ok(words) };
+    let (command, matches) = innermost(&matches);
+    let Some(path) = args::config_file(&command, matches) else { return Ok(words) };
+    let mut all = words.clone();
+    for (key, value) in read_file(Path::new(&path))? {
+        let Some(arg) = find(&command, &key).filter(|arg| !is_key(arg)) else { continue };
+        if value.is_null() || matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine) {
+            continue;
+        }
+        let given = self::words(&command, &key, &value).map_err(|e| Error::Usage(format!("{path}: {e}")))?;
+        all.extend(given.into_iter().map(OsString::from));
+        if let Err(e) = commands::cli().try_get_matches_from(&all) {
+            return Err(Error::Usage(format!("{path}: `{key}`: {}", said(&e))));
+        }
+    }
+    Ok(all)
+}
+
+/// What the parser says is wrong, in a line: up to the command's usage.
+pub fn said(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
+    let said: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    said.join(" ").trim_start_matches("error: ").to_string()
+}
+
+fn innermost(matches: &ArgMatches) -> (Command, &ArgMatches) {
+    let (mut command, mut matches) = (commands::cli(), matches);
+    while let Some((name, inner)) = matches.subcommand() {
+        command = command.find_subcommand(name).expect("the parser found it").clone();
+        matches = inner;
+    }
+    (command, matches)
+}
+
+/// Whether a flag is made of the tables of keys, and not the command's own.
+fn is_key(arg: &Arg) -> bool {
+    let name = arg.get_id().as_str();
+    let of_table = keys::find(name).is_some_and(|key| arg.get_help_heading() == Some(key.group));
+    of_table || foreign::find(name).is_some() && arg.is_hide_set()
+}
+
+/// Whether a key takes a list, so that a list is one value of it.
+pub fn takes_list(key: &str) -> bool {
+    keys::find(key).is_some_and(|k| matches!(k.kind, Kind::Choices(_) | Kind::Numbers | Kind::Words))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(line: &str, key: &str, value: Value) -> Vec<String> {
+        words(&command_of(line.split(' ')).0, key, &value).unwrap()
+    }
+
+    #[test]
+    fn values_are_words_as_the_flag_takes_them() {
+        assert_eq!(of("train", "beta", json!(0.1)), ["--beta", "0.1"]);
+        assert_eq!(of("train", "loss_type", json!(["sigmoid", "sft"])), ["--loss_type", "sigmoid,sft"]);
+        assert_eq!(of("prepare", "drop", json!(["a=1", "b=2"])), ["--drop", "a=1", "--drop", "b=2"]);
+        assert_eq!(of("report", "records", json!(["a", "b"])), ["--records", "a", "b"]);
+        assert_eq!(of("generate", "do_sample", json!(false)), ["--do_sample", "false"]);
+        assert_eq!(
+            of("generate", "eos_token_id", json!([1, 2])),
+            ["--eos_token_id", "1", "--eos_token_id", "2"]
+        );
+        let none: [&str; 0] = [];
+        assert_eq!(of("run", "list", json!(false)), none);
+        assert_eq!(command_of("reward train --x train".split(' ')).1, 2);
+    }
+
+    #[test]
+    fn a_file_gives_flags_that_the_command_line_does_not() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("k.toml");
+        let file = file.to_str().unwrap();
+        std::fs::write(file, "seed = 7\ntemperature = 0.5\nbeta = 0.2\nprompt = ['a', 'b']\n").unwrap();
+        let line = |rest: &str| format!("seakeep generate --config {file} {rest}");
+        let all = |line: &str| with_file(line.split_whitespace().map(OsString::from).collect());
+        let found = all(&line("--temperature 0.9")).unwrap();
+        let added = found[6..].join(std::ffi::OsStr::new(" "));
+        assert_eq!(added.to_str().unwrap(), "--seed 7 --prompt a --prompt b");
+        std::fs::write(file, "temperature = 'hot'").unwrap();
+        let error = all(&line("")).unwrap_err().to_string();
+        assert!(error.contains("k.toml: `temperature`: invalid value 'hot'"), "{error}");
+    }
+}
