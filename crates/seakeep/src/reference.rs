@@ -287,6 +287,7 @@ mod tests {
             completion: completion.to_vec(),
             prompt_skip: 0,
             truncated: 0,
+            cut: Vec::new(),
         };
         TokenizedPair {
             file: Arc::from(Path::new("d")),

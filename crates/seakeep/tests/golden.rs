@@ -61,7 +61,8 @@ fn case(name: &'static str) -> Case {
     let golden: Value =
         serde_json::from_slice(&std::fs::read(directory.join("golden.json")).unwrap()).unwrap();
     let model = Model::load(&ModelSource::open(&directory).unwrap()).unwrap();
-    let branch = |role, v: &Value| Branch { role, completion: tokens(v), prompt_skip: 0, truncated: 0 };
+    let branch =
+        |role, v: &Value| Branch { role, completion: tokens(v), prompt_skip: 0, truncated: 0, cut: vec![] };
     let pairs = golden["pairs"].as_array().unwrap().iter().enumerate().map(|(index, p)| TokenizedPair {
         file: Arc::from(Path::new("golden")),
         row: index + 1,

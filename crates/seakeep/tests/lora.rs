@@ -50,7 +50,8 @@ fn case(name: &'static str) -> Case {
     let base = goldens().join(golden["base"].as_str().unwrap());
     let of_base = read(base.join("golden.json"));
     let tokens = |v: &Value| v.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect();
-    let branch = |role, v: &Value| Branch { role, completion: tokens(v), prompt_skip: 0, truncated: 0 };
+    let branch =
+        |role, v: &Value| Branch { role, completion: tokens(v), prompt_skip: 0, truncated: 0, cut: vec![] };
     let pairs = of_base["pairs"].as_array().unwrap().iter().enumerate().map(|(index, p)| TokenizedPair {
         file: Arc::from(Path::new("golden")),
         row: index + 1,

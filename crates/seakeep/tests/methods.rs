@@ -176,7 +176,8 @@ fn tiny() -> Place {
     let model = Model::load(&ModelSource::open(directory).unwrap()).unwrap();
     let ids =
         |n: usize, seed: usize| (0..n).map(|i| ((i * 7 + seed * 5 + 3) % 40) as u32).collect::<Vec<u32>>();
-    let branch = |role, n, seed| Branch { role, completion: ids(n, seed), prompt_skip: 0, truncated: 0 };
+    let branch =
+        |role, n, seed| Branch { role, completion: ids(n, seed), prompt_skip: 0, truncated: 0, cut: vec![] };
     let row = |i: usize, branches: Vec<Branch>| TokenizedPair {
         file: Arc::from(Path::new("tiny")),
         row: i + 1,

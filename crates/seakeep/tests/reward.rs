@@ -227,7 +227,8 @@ fn what_is_saved_loads_again_and_scores_the_same() {
         let of = &golden["cases"][case];
         write_model(directory.path(), case, &of["head"], None, &of["saved"]);
         let source = ModelSource::open(directory.path()).unwrap();
-        let start = |seed| RewardModel::start(&source, Problem::MultiLabel, &labels, seed).unwrap();
+        let start =
+            |seed| RewardModel::start(&source, Problem::MultiLabel, &labels, seed, &mut Silent).unwrap();
         let logits = |model: &RewardModel| model.logits(&texts(&of["texts"]), 2, &mut Silent).unwrap();
         let model = start(3);
         assert_eq!(logits(&model), logits(&start(3)), "the same seed, the same head");
@@ -239,7 +240,7 @@ fn what_is_saved_loads_again_and_scores_the_same() {
         assert_eq!((loaded.labels(), loaded.problem), (&labels[..], Problem::MultiLabel));
         assert_eq!(logits(&loaded), logits(&model));
         // Its head is kept when it is trained on.
-        let kept = RewardModel::start(&again, Problem::MultiLabel, &labels, 9).unwrap();
+        let kept = RewardModel::start(&again, Problem::MultiLabel, &labels, 9, &mut Silent).unwrap();
         assert_eq!(logits(&kept), logits(&model));
         let class = again.config["architectures"][0].as_str().unwrap();
         assert!(class.ends_with("ForSequenceClassification"), "{class}");
@@ -336,7 +337,7 @@ mod needs_python {
             let of = &golden["cases"][case];
             write_model(directory.path(), case, &of["head"], None, &of["saved"]);
             let base = ModelSource::open(directory.path()).unwrap();
-            let model = RewardModel::start(&base, Problem::MultiLabel, &labels, 5).unwrap();
+            let model = RewardModel::start(&base, Problem::MultiLabel, &labels, 5, &mut Silent).unwrap();
             let saved = tempfile::tempdir().unwrap();
             model.save(saved.path(), SaveDtype::F32).unwrap();
             let script = golden_dir().join("../../../../scripts/parity/reward.py");

@@ -5,11 +5,11 @@ use std::path::Path;
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use seakeep::data::{Prompt, Text, read_prompts};
-use seakeep::formats::{Message, ModelSource, Tokenizer, is_special};
+use seakeep::data::{Prompt, Text, read_prompts, template_variables};
+use seakeep::formats::{ModelSource, Tokenizer, is_special};
 use seakeep::generate::{
-    GenerateOptions, Header, Job, Partial, PromptForm, Sample, Stop, completion, encode, eos_ids,
-    generate_each, refusal,
+    GenerateOptions, Header, Job, Partial, Sample, Stop, completion, encode_prompt, eos_ids, generate_each,
+    refusal,
 };
 use seakeep::model::Model;
 use seakeep::progress::Progress;
@@ -300,41 +300,23 @@ fn prompts(matches: &ArgMatches) -> Result<Vec<Prompt>> {
 fn encoded(matches: &ArgMatches, prompts: &[Prompt], tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     let system = args::texts(matches, "system").pop();
     let wanted = matches.get_one::<bool>("chat_template").copied();
-    let chat = prompts.iter().any(|prompt| matches!(prompt.text, Text::Chat(_)));
-    // Messages mean nothing without the template.
-    let templated = chat || wanted.unwrap_or(tokenizer.has_chat_template());
-    if system.is_some() && !templated {
+    let templated =
+        |text: &Text| matches!(text, Text::Chat(_)) || wanted.unwrap_or(tokenizer.has_chat_template());
+    if system.is_some() && !prompts.iter().all(|prompt| templated(&prompt.text)) {
         return Err(Error::Usage("--system needs the model's chat template, which is not used here".into()));
     }
-    let form = if templated { PromptForm::Templated } else { PromptForm::Raw };
-    let tokens = |prompt: &Prompt| {
-        encode(tokenizer, &rendered(&prompt.text, templated, system.as_deref(), tokenizer)?, form)
+    let tokens = |Prompt { file, row, text, columns }: &Prompt| {
+        let variables = template_variables(file, *row, columns)?;
+        encode_prompt(tokenizer, text, &variables, wanted, system.as_deref())
     };
     prompts.iter().map(tokens).collect()
-}
-
-/// The text that the model continues.
-fn rendered(prompt: &Text, templated: bool, system: Option<&str>, tokenizer: &Tokenizer) -> Result<String> {
-    let messages = match prompt {
-        Text::Standard(text) if !templated => return Ok(text.clone()),
-        Text::Standard(text) => vec![Message::new("user", text)],
-        Text::Chat(messages) => messages.clone(),
-    };
-    let system = system.map(|text| Message::new("system", text));
-    tokenizer.apply_chat_template(&system.into_iter().chain(messages).collect::<Vec<_>>(), true)
 }
 
 /// A completion in one line of JSON: the prompt as it was given, and every other column of its row but those that are
 /// the completion's own.
 fn line(prompt: &Prompt, number: usize, sample: &Sample, text: String) -> String {
-    let given = match &prompt.text {
-        Text::Standard(text) => Value::from(text.as_str()),
-        Text::Chat(messages) => {
-            messages.iter().map(|m| json!({ "role": m.role, "content": m.content })).collect()
-        }
-    };
     let mut line = json!({
-        "prompt": given, "completion": text, "tokens": sample.tokens, "sample": number, "finish_reason": sample.finish,
+        "prompt": prompt.text.to_json(), "completion": text, "tokens": sample.tokens, "sample": number, "finish_reason": sample.finish,
     });
     if let Value::Object(line) = &mut line {
         for (name, value) in &prompt.columns {
@@ -350,18 +332,10 @@ fn show(prompts: &[Prompt], completions: &[Vec<String>]) -> Result<()> {
         [one] if one.len() == 1 => format!("{}\n", one[0]),
         all => {
             let of = |(prompt, texts): (&Prompt, &Vec<String>)| -> String {
-                texts.iter().map(|text| format!("> {}\n{text}\n\n", spoken(&prompt.text))).collect()
+                texts.iter().map(|text| format!("> {}\n{text}\n\n", prompt.text.last_said())).collect()
             };
             prompts.iter().zip(all).map(of).collect()
         }
     };
     output::emit(None, &text)
-}
-
-/// A prompt to read: of a conversation what was said last.
-fn spoken(prompt: &Text) -> &str {
-    match prompt {
-        Text::Standard(text) => text,
-        Text::Chat(messages) => messages.last().and_then(Message::text).unwrap_or_default(),
-    }
 }

@@ -101,7 +101,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
 /// The texts to learn a tokenizer from.
 fn texts(settings: &Settings) -> Result<Vec<Pair>> {
     let (spec, field) = (settings.required("dataset_name")?, settings.required("dataset_text_field")?);
-    select(read_texts(&spec, &field)?, &settings.required("dataset_train_split")?)
+    select(read_texts(&spec, &field)?, &spec, &settings.required("dataset_train_split")?)
 }
 
 fn learn(texts: &[Pair], size: usize, directory: &Path) -> Result<Arc<Tokenizer>> {

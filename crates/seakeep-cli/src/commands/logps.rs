@@ -99,7 +99,7 @@ pub fn read_and_tokenize(
 pub fn read(spec: &str, split: Option<&str>) -> Result<Vec<Pair>> {
     let rows = read_pairs(spec)?;
     match split {
-        Some(split) => select(rows, split),
+        Some(split) => select(rows, spec, split),
         None => Ok(rows),
     }
 }

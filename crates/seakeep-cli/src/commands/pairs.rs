@@ -46,7 +46,7 @@ pub fn command() -> Command {
         flag("test_share", "X", real, "Share of the prompts whose pairs go to test.jsonl").default_value("0"),
         flag("keep", "NAME,...", ValueParser::string(), "Columns that pairs keep, such as a group")
             .action(ArgAction::Append),
-        flag("seed", "N", value_parser!(u64).into(), "Seed; what becomes of a prompt depends on it and the prompt alone")
+        flag("seed", "N", value_parser!(u64).into(), "Seed; what becomes of a prompt depends on it, the prompt and the order of its completions alone")
             .default_value("42"),
         output_dir(),
     ])

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::ValueParser;
 use clap::{ArgAction, ArgMatches, Command, value_parser};
-use seakeep::data::{Layout, read_foreign};
+use seakeep::data::{Layout, prompt_key, read_foreign};
 use seakeep::formats::Tokenizer;
 use seakeep::train::data::Visits;
 use seakeep::{Error, Result};
@@ -222,7 +222,7 @@ fn held_out(rows: &mut Vec<Row>, share: f64, seed: u64) -> Result<Vec<Row>> {
             return Err(Error::Usage(format!("row {} has no `prompt`; --test_share draws prompts", at + 1)));
         };
         let next = numbers.len();
-        of_row.push(*numbers.entry(prompt.to_string()).or_insert(next));
+        of_row.push(*numbers.entry(prompt_key(prompt)).or_insert(next));
     }
     let held = chosen(numbers.len(), (share * numbers.len() as f64).round() as usize, seed);
     let (mut test, mut train) = (Vec::new(), Vec::new());

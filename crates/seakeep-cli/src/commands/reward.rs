@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use seakeep::data::read_rows;
+use seakeep::data::{read_rows, template_variables};
 use seakeep::formats::ModelSource;
 use seakeep::reward::{self, Objective, Problem, RewardModel, RewardOptions, RewardSummary, content_of};
 use seakeep::train::Every;
@@ -20,6 +20,8 @@ use crate::{args, output, progress};
 const TRAIN_KEYS: &[&str] = &[
     "model_name_or_path",
     "dataset_name",
+    "dataset_train_split",
+    "dataset_test_split",
     "eval_dataset_name",
     "output_dir",
     "overwrite_output_dir",
@@ -160,10 +162,20 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
     if let Some((name, reason)) = NOT_DONE.iter().find(|(name, _)| is_asked(name)) {
         return Err(Error::Usage(format!("{}: {reason}; leave it out", settings.place(name))));
     }
+    let mut others =
+        settings.given().filter(|name| !TRAIN_KEYS.contains(name) && NOT_DONE.iter().all(|n| n.0 != *name));
+    if let Some(name) = others.find(|name| !settings.is_default(name)) {
+        return Err(Error::Usage(format!(
+            "{} has no meaning in reward train; leave it out",
+            settings.place(name)
+        )));
+    }
     let problem = args::texts(matches, "problem_type").pop();
     let options = RewardOptions {
         model_name_or_path: settings.required("model_name_or_path")?.into(),
         dataset_name: settings.required("dataset_name")?,
+        dataset_train_split: settings.required("dataset_train_split")?,
+        dataset_test_split: settings.text("dataset_test_split"),
         eval_dataset_name: settings.text("eval_dataset_name"),
         output_dir: settings.required("output_dir")?.into(),
         overwrite_output_dir: plan::switch(settings, "overwrite_output_dir"),
@@ -193,9 +205,10 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
         tensorboard: settings.words("report_to").iter().any(|word| word == "tensorboard"),
         save_dtype: plan::save_dtype(settings),
     };
-    if options.eval != Every::No && options.eval_dataset_name.is_none() {
+    let judged = options.eval_dataset_name.is_some() || options.dataset_test_split.is_some();
+    if options.eval != Every::No && !judged {
         return Err(Error::Usage(format!(
-            "{} asks for evaluation, but on what? Give eval_dataset_name",
+            "{} asks for evaluation, but on what? Give eval_dataset_name or dataset_test_split",
             settings.place("eval_strategy")
         )));
     }
@@ -283,11 +296,13 @@ fn score(matches: &ArgMatches) -> Result<()> {
                 ));
             }
         }
-        let mut tokens = model.encode(&content_of(&file, row, &mut columns.clone())?).map_err(wrong)?;
+        let variables = template_variables(&file, row, &columns)?;
+        let mut tokens =
+            model.encode(&content_of(&file, row, &mut columns.clone())?, &variables).map_err(wrong)?;
         let cut = model.truncate(&mut tokens, limit);
         if let Some(prompt) = columns.get("prompt").filter(|_| cut) {
             let mut alone = Map::from_iter([("text".to_string(), prompt.clone())]);
-            let prompt = model.encode(&content_of(&file, row, &mut alone)?).map_err(wrong)?.len();
+            let prompt = model.encode(&content_of(&file, row, &mut alone)?, &variables).map_err(wrong)?.len();
             if prompt >= tokens.len() {
                 let what = format!(
                     "its prompt alone has {prompt} tokens, and {} are scored (max_length, or the model's positions): nothing of \
@@ -350,8 +365,8 @@ fn eval(matches: &ArgMatches) -> Result<()> {
     super::set_threads(&settings)?;
     let mut progress = progress::on_stderr();
     let model = RewardModel::load(&ModelSource::open(settings.required("model_name_or_path")?)?)?;
-    let rows = reward::read_rewards(&spec, model.problem, &model.labels().to_vec())?;
-    let examples = reward::examples(&model, &rows, settings.count("max_length"), &mut *progress)?;
+    let mut rows = reward::read_rewards(&spec, model.problem, &model.labels().to_vec())?;
+    let examples = reward::examples(&model, &mut rows, settings.count("max_length"), &mut *progress)?;
     let objective = Objective { problem: model.problem, center_rewards: None };
     let size = plan::count(&settings, "per_device_eval_batch_size");
     progress.start("scoring", examples.iter().map(|e| e.texts.len() as u64).sum());

@@ -223,13 +223,15 @@ fn cache_dir(settings: &Settings, key: &str) -> Option<PathBuf> {
 
 /// How to tokenise, and which columns the objective asks for.
 pub fn tokenize(settings: &Settings, objective: &Objective) -> TokenizeOptions {
-    TokenizeOptions { labels: objective::label_columns(settings, objective), ..tokens(settings) }
+    let (labels, keep_cut) = (objective::label_columns(settings, objective), objective.needs_mismatched());
+    TokenizeOptions { labels, keep_cut, ..tokens(settings) }
 }
 
 /// How to tokenise.
 pub fn tokens(settings: &Settings) -> TokenizeOptions {
     TokenizeOptions {
         labels: Default::default(),
+        keep_cut: false,
         learn_prompts: !switch(settings, "completion_only_loss"),
         max_length: settings.count("max_length"),
         truncation_mode: match is(settings, "truncation_mode", "keep_end") {

@@ -112,6 +112,11 @@ impl Settings {
         }
     }
 
+    /// The keys that were given.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
+        self.given.keys().copied()
+    }
+
     /// Whether the key was given, by flag or file.
     pub fn is_given(&self, name: &str) -> bool {
         self.given.contains_key(key(name).name)

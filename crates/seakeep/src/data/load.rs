@@ -19,7 +19,7 @@ use crate::formats::{Fingerprint, Tokenizer, try_write_atomic_with, unfinished};
 use crate::progress::Progress;
 
 /// Changes where tokens do that the same files, tokenizer and options give.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// What names of files in the cache begin and end with.
 const PREFIX: &str = "tokens-";
 const SUFFIX: &str = ".rows";
@@ -61,7 +61,7 @@ impl Loading<'_> {
     /// used. A cache that cannot be written is only remarked on.
     pub fn run(&self, progress: &mut dyn Progress) -> Result<(Rows, bool)> {
         self.options.check()?;
-        let files = files_of(data_files(self.spec)?, self.split)?;
+        let files = files_of(data_files(self.spec)?, self.spec, self.split)?;
         let Some(directory) = self.cache else { return Ok((self.in_memory(&files, progress)?, false)) };
         let (path, made_from) = (directory.join(self.name()), self.made_from(&files)?);
         if path.is_file() {

@@ -23,7 +23,7 @@ pub use foreign::{Layout, read_foreign};
 pub use labels::{LabelColumns, Labels, Role};
 pub use load::Loading;
 pub use pair::{Completion, Pair, Text, parse_text};
-pub use prompt::{Prompt, read_prompts};
+pub use prompt::{Prompt, prompt_key, read_prompts, template_variables};
 pub use read::{Columns, read_pairs, read_rows};
 pub use report::{Quantiles, TokenizeReport};
 pub use rows::Rows;

@@ -28,6 +28,29 @@ impl Text {
         }
     }
 
+    /// As it stands in a row.
+    pub fn to_json(&self) -> Value {
+        let message = |m: &Message| {
+            let own = [
+                ("role".to_string(), Value::from(m.role.as_str())),
+                ("content".to_string(), m.content.clone()),
+            ];
+            Value::Object(own.into_iter().chain(m.extra.clone()).collect())
+        };
+        match self {
+            Text::Standard(text) => Value::from(text.as_str()),
+            Text::Chat(messages) => messages.iter().map(message).collect(),
+        }
+    }
+
+    /// What is to be read of it: the text; of a conversation what was said last.
+    pub fn last_said(&self) -> &str {
+        match self {
+            Text::Standard(text) => text,
+            Text::Chat(messages) => messages.last().and_then(Message::text).unwrap_or_default(),
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Text::Standard(_) => "a string",

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use super::pair::{Pair, Text, parse_text};
 use super::read::{Columns, read_rows};
 use crate::error::{Error, Result};
@@ -42,7 +44,56 @@ fn from_columns(file: Arc<Path>, row: usize, mut columns: Columns) -> Result<Pro
         let value = columns.remove("prompt").filter(|v| !v.is_null()).ok_or_else(missing)?;
         parse_text(&file, row, "prompt", value)?
     };
+    if matches!(&text, Text::Chat(messages) if messages.is_empty()) {
+        return Err(Error::row(&file, row, "prompt", "an empty list; expected at least one message"));
+    }
     Ok(Prompt { file, row, text, columns })
+}
+
+/// What a row hands to the chat template besides its messages, in the columns that TRL knows: `tools` (a list, or JSON text) and
+/// `chat_template_kwargs`.
+///
+/// # Errors
+/// [`Error::Row`] for columns that hold something else.
+pub fn template_variables(file: &Path, row: usize, columns: &Columns) -> Result<Map<String, Value>> {
+    let mut variables = Map::new();
+    match columns.get("tools") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) => {
+            let tools = serde_json::from_str(text)
+                .map_err(|e| Error::row(file, row, "tools", format!("text that is not JSON: {e}")))?;
+            variables.insert("tools".into(), tools);
+        }
+        Some(tools) => drop(variables.insert("tools".into(), tools.clone())),
+    }
+    match columns.get("chat_template_kwargs") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(more)) => variables.extend(more.clone()),
+        Some(_) => {
+            let what = "not an object, expected names and values";
+            return Err(Error::row(file, row, "chat_template_kwargs", what));
+        }
+    }
+    Ok(variables)
+}
+
+/// What two prompts have in common where they are one: their text, whatever the order of a message's keys.
+pub fn prompt_key(prompt: &Value) -> String {
+    fn ordered(value: &Value) -> Value {
+        match value {
+            Value::Array(items) => items.iter().map(ordered).collect(),
+            Value::Object(map) => {
+                let mut all: Vec<(String, Value)> =
+                    map.iter().map(|(k, v)| (k.clone(), ordered(v))).collect();
+                // As messages are mostly written, and everything else by name.
+                let place = |key: &str| ["role", "content"].iter().position(|own| *own == key).unwrap_or(2);
+                all.sort_by(|(a, _), (b, _)| (place(a), a).cmp(&(place(b), b)));
+                Value::Object(all.into_iter().collect())
+            }
+            other => other.clone(),
+        }
+    }
+    ordered(prompt).to_string()
 }
 
 /// The columns of a preference row that are neither its prompt nor its completions.
@@ -54,6 +105,15 @@ fn others(columns: &Columns) -> Columns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_order_of_keys_makes_no_other_prompt() {
+        let key = |text: &str| prompt_key(&serde_json::from_str(text).unwrap());
+        let usual = r#"[{"role":"user","content":"a","x":{"b":1,"c":2}}]"#;
+        assert_eq!(key(usual), usual);
+        assert_eq!(key(r#"[{"x":{"c":2,"b":1},"content":"a","role":"user"}]"#), usual);
+        assert_ne!(key(r#"[{"role":"user","content":"b"}]"#), key(r#"[{"role":"user","content":"a"}]"#));
+    }
 
     fn read(text: &str) -> Result<Vec<Prompt>> {
         let directory = tempfile::tempdir().unwrap();

@@ -1,15 +1,20 @@
 //! The rows that a split in the notation of Hugging Face datasets names: `train`, `train[:100]`, `test[10%:]`.
 //!
-//! Where the data has files whose name contains the split's name (`train.jsonl`, `data/test-0.parquet`), those are
-//! the split. Data without such names is one split, `train`. An empty name means all rows.
+//! The splits of several files are found as `datasets` finds them: files called `NAME-00000-of-00003.parquet` are the splits of these
+//! names; otherwise those in directories that a word of `KEYWORDS` names (`test/a.jsonl`), or else files so named
+//! (`validation.jsonl`, `pairs-test.parquet`) are; otherwise all are one split, `train`. An empty name means all rows.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The names that tell a data set's splits apart.
-const SPLITS: [&str; 5] = ["train", "test", "validation", "valid", "eval"];
+/// The splits that there are without shards, and the words for them.
+const KEYWORDS: [(&str, &[&str]); 3] = [
+    ("train", &["train", "training"]),
+    ("validation", &["validation", "valid", "dev", "val"]),
+    ("test", &["test", "testing", "eval", "evaluation"]),
+];
 
 fn wrong(split: &str) -> Error {
     Error::Usage(format!(
@@ -25,28 +30,83 @@ fn parts(split: &str) -> Result<(&str, &str)> {
     }
 }
 
-/// The files of a data set that make up a split.
+/// Whether a word stands in a name, with nothing or what is no letter on both sides. (`datasets` takes `_` for a letter: a name
+/// such as `test_pairs` would be training data.)
+fn says(name: &str, word: &str) -> bool {
+    let is_edge = |c: Option<char>| c.is_none_or(|c| !c.is_alphabetic());
+    name.match_indices(word).any(|(at, _)| {
+        is_edge(name[..at].chars().next_back()) && is_edge(name[at + word.len()..].chars().next())
+    })
+}
+
+/// The split of which a file is a shard: `train` of `train-00000-of-00003.parquet`.
+fn shard_of(file: &Path) -> Option<&str> {
+    let (name, count) = file.file_name()?.to_str()?.rsplit_once("-of-")?;
+    let (split, number) = name.rsplit_once('-')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (number.len() == 5 && digits(number) && digits(count.split('.').next()?)).then_some(split)
+}
+
+/// The splits of a data set, each with its files.
+fn splits(files: &[PathBuf], spec: &str) -> Vec<(String, Vec<PathBuf>)> {
+    let mut found: Vec<(String, Vec<PathBuf>)> = Vec::new();
+    let mut add = |split: &str, file: &PathBuf| match found.iter_mut().find(|(name, _)| name == split) {
+        Some((_, files)) => files.push(file.clone()),
+        None => found.push((split.to_string(), vec![file.clone()])),
+    };
+    for file in files {
+        if let Some(split) = shard_of(file) {
+            add(split, file);
+        }
+    }
+    if !found.is_empty() {
+        return found;
+    }
+    // By the directories below the one that is named, or by the files' names.
+    let directories = |file: &Path| -> Vec<String> {
+        let below = file.strip_prefix(spec).ok().and_then(Path::parent);
+        below.into_iter().flatten().map(|part| part.to_string_lossy().into_owned()).collect()
+    };
+    let own = |file: &Path| file.file_name().map(|n| n.to_string_lossy().into_owned()).into_iter().collect();
+    for names in [&directories as &dyn Fn(&Path) -> Vec<String>, &own] {
+        let mut found = Vec::new();
+        for (split, words) in KEYWORDS {
+            let is_it =
+                |file: &&PathBuf| names(file).iter().any(|name| words.iter().any(|word| says(name, word)));
+            let of: Vec<PathBuf> = files.iter().filter(is_it).cloned().collect();
+            if !of.is_empty() {
+                found.push((split.to_string(), of));
+            }
+        }
+        if !found.is_empty() {
+            return found;
+        }
+    }
+    vec![("train".to_string(), files.to_vec())]
+}
+
+/// The files of a data set, which `spec` names, that make up a split.
 ///
 /// # Errors
 /// A split that cannot be read, or that the data does not have.
-pub fn files_of(files: Vec<PathBuf>, split: &str) -> Result<Vec<PathBuf>> {
+pub fn files_of(files: Vec<PathBuf>, spec: &str, split: &str) -> Result<Vec<PathBuf>> {
     let name = parts(split)?.0;
-    let holds =
-        |file: &Path, name: &str| file.file_stem().is_some_and(|f| f.to_string_lossy().contains(name));
-    let one_file = files.len() == 1;
-    if name.is_empty() || (one_file && name == "train") {
+    // A file that is named is training data, whatever it is called.
+    if name.is_empty() || (files.len() == 1 && name == "train") {
         return Ok(files);
     }
-    let found: Vec<&str> = SPLITS.into_iter().filter(|s| files.iter().any(|f| holds(f, s))).collect();
-    if files.iter().any(|f| holds(f, name)) {
-        return Ok(files.into_iter().filter(|f| holds(f, name)).collect());
+    let mut splits = splits(&files, spec);
+    let own = KEYWORDS.iter().find(|(_, words)| words.contains(&name)).map_or(name, |(own, _)| own);
+    if let Some(at) = splits.iter().position(|(split, _)| split == name || split == own) {
+        return Ok(splits.swap_remove(at).1);
     }
-    if name == "train" && found.is_empty() {
-        return Ok(files);
+    let mut there: Vec<&str> = splits.iter().map(|(name, _)| name.as_str()).collect();
+    if files.len() == 1 {
+        there = vec!["train"];
     }
-    let there = if found.is_empty() || one_file { "train".to_string() } else { found.join(", ") };
     Err(Error::Usage(format!(
-        "there is no split `{name}` in this data; there is: {there}. Name a part of it by a range, such as `train[1000:]`"
+        "there is no split `{name}` in this data; there is: {}. Name a part of it by a range, such as `train[1000:]`",
+        there.join(", ")
     )))
 }
 
@@ -63,7 +123,9 @@ pub fn range_of(split: &str, rows: usize) -> Result<Range<usize>> {
         }
         let at: i64 = match text.strip_suffix('%') {
             Some(percent) => {
-                (percent.parse::<f64>().map_err(|_| wrong(split))? / 100.0 * rows as f64).round() as i64
+                // Halves to even, as `datasets`.
+                (percent.parse::<f64>().map_err(|_| wrong(split))? * rows as f64 / 100.0).round_ties_even()
+                    as i64
             }
             None => text.parse().map_err(|_| wrong(split))?,
         };
@@ -74,4 +136,49 @@ pub fn range_of(split: &str, rows: usize) -> Result<Range<usize>> {
         return Err(Error::Usage(format!("split `{split}` names no row: the data has {rows}")));
     }
     Ok(from..to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(files: &[&str], split: &str) -> Vec<String> {
+        let files = files.iter().map(PathBuf::from).collect();
+        match files_of(files, "d", split) {
+            Ok(files) => files.iter().map(|f| f.strip_prefix("d").unwrap().display().to_string()).collect(),
+            Err(e) => vec![e.to_string()],
+        }
+    }
+
+    #[test]
+    fn files_are_of_the_splits_that_datasets_finds() {
+        assert_eq!(of(&["d/train/a.jsonl", "d/test/a.jsonl"], "train"), ["train/a.jsonl"]);
+        assert_eq!(of(&["d/train/a.jsonl", "d/test/a.jsonl"], "test[:5]"), ["test/a.jsonl"]);
+        assert_eq!(of(&["d/training/q.jsonl", "d/other.jsonl"], "train"), ["training/q.jsonl"]);
+        // Words, not parts of words.
+        let words = ["d/constrained.jsonl", "d/latest.jsonl"];
+        assert_eq!(of(&words, "train"), ["constrained.jsonl", "latest.jsonl"]);
+        assert!(of(&words, "test")[0].contains("no split `test`"));
+        assert!(of(&["d/latest.jsonl"], "test")[0].contains("there is: train"));
+        assert_eq!(of(&["d/test.jsonl"], "train"), ["test.jsonl"]);
+        let named = ["d/a-train-1.jsonl", "d/dev.jsonl", "d/eval2.jsonl", "d/test.jsonl"];
+        assert_eq!(of(&named, "train"), ["a-train-1.jsonl"]);
+        assert_eq!(of(&named, "validation"), ["dev.jsonl"]);
+        assert_eq!(of(&named, "valid"), ["dev.jsonl"]);
+        assert_eq!(of(&named, "test"), ["eval2.jsonl", "test.jsonl"]);
+        assert_eq!(of(&["d/train_pairs.jsonl", "d/test_pairs.jsonl"], "train"), ["train_pairs.jsonl"]);
+        let shards = ["d/data/train_sft-00000-of-00001.parquet", "d/data/train_prefs-00000-of-00002.parquet"];
+        assert_eq!(of(&shards, "train_prefs"), ["data/train_prefs-00000-of-00002.parquet"]);
+        assert!(of(&shards, "train")[0].contains("there is: train_sft, train_prefs"));
+        assert_eq!(of(&["d/a.jsonl", "d/b.jsonl"], ""), ["a.jsonl", "b.jsonl"]);
+    }
+
+    #[test]
+    fn shares_are_rounded_as_datasets_does() {
+        for (split, range) in
+            [("train[:10%]", 0..2), ("train[:50%]", 0..12), ("train[50%:]", 12..25), ("train[10%:30%]", 2..8)]
+        {
+            assert_eq!(range_of(split, 25).unwrap(), range, "{split}");
+        }
+    }
 }

@@ -10,10 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 
 use super::labels::{LabelColumns, Labels, Role};
 use super::pair::{Completion, Pair, SplitPair, Text};
+use super::prompt::template_variables;
 use super::report::{Counts, TokenizeReport};
 use crate::error::{Error, Result};
 use crate::formats::{Fingerprint, Tokenizer};
@@ -65,6 +65,9 @@ pub struct TokenizeOptions {
     /// Supervised fine-tuning: whether the tokens of prompts are learnt as those of completions are (TRL's
     /// `completion_only_loss = false`). Then the whole is the completion.
     pub learn_prompts: bool,
+    /// Whether completions keep what `keep_start` cuts off their end ([`Branch::cut`]): for objectives that set them beside other
+    /// prompts.
+    pub keep_cut: bool,
     /// The columns that the objective asks for.
     pub labels: LabelColumns,
 }
@@ -92,6 +95,9 @@ pub struct Branch {
     pub prompt_skip: usize,
     /// Tokens that the branch lost to truncation, prompt tokens included.
     pub truncated: usize,
+    /// What `keep_start` took off its end, if that was to be kept: beside a shorter prompt, as another row's mismatched completion, there is room
+    /// for it.
+    pub cut: Vec<u32>,
 }
 
 /// A pair as token ids: one prompt and its branches.
@@ -137,13 +143,20 @@ impl TokenizedPair {
     }
 
     /// Adds another row's completion, as much of it as `max_length` leaves room for.
-    pub(super) fn mismatch(&mut self, other: &[u32], max_length: Option<usize>) {
+    pub(super) fn mismatch(&mut self, other: &Branch, max_length: Option<usize>) {
         let own = self.chosen();
         let (prompt_skip, prompt) = (own.prompt_skip, self.prompt_of(own).len());
         let room = max_length.unwrap_or(usize::MAX).saturating_sub(prompt).max(1);
-        let completion = other[..other.len().min(room)].to_vec();
-        let truncated = other.len() - completion.len();
-        self.branches.push(Branch { role: Role::Mismatched, completion, prompt_skip, truncated });
+        let mut completion = [&other.completion[..], &other.cut].concat();
+        let truncated = completion.len().saturating_sub(room);
+        completion.truncate(room);
+        self.branches.push(Branch {
+            role: Role::Mismatched,
+            completion,
+            prompt_skip,
+            truncated,
+            cut: Vec::new(),
+        });
     }
 
     /// The longest prompt that a branch keeps.
@@ -210,7 +223,7 @@ pub fn add_mismatched(rows: &mut [TokenizedPair], options: &TokenizeOptions) -> 
     for i in 0..n {
         let other = (1..n).map(|back| (i + n - back) % n).find(|&j| rows[j].prompt != rows[i].prompt);
         let other = other.ok_or_else(|| Error::format(&rows[i].file, SAME_PROMPTS))?;
-        partners.push(rows[other].chosen().completion.clone());
+        partners.push(rows[other].chosen().clone());
     }
     rows.iter_mut().zip(partners).for_each(|(row, other)| row.mismatch(&other, options.max_length));
     Ok(())
@@ -326,7 +339,8 @@ impl Row<'_> {
                 Ok((tokens_of_prompt(&|| self.tokenizer.encode_open(prompt))?, wholes))
             }
             Text::Chat(prompt) => {
-                let variables = self.template_variables()?;
+                let Pair { file, row, extra, .. } = self.pair;
+                let variables = template_variables(file, *row, extra)?;
                 let render = |key: &str, completion: &[_]| {
                     let messages = [prompt.as_slice(), completion].concat();
                     let text =
@@ -350,31 +364,6 @@ impl Row<'_> {
         self.pair.error(&completion.key, "not of the same kind as the prompt")
     }
 
-    /// The columns that TRL hands to the template: `tools` (a list, or JSON text) and
-    /// `chat_template_kwargs`.
-    fn template_variables(&self) -> Result<Map<String, Value>> {
-        let mut variables = Map::new();
-        match self.pair.extra.get("tools") {
-            None | Some(Value::Null) => {}
-            Some(Value::String(text)) => {
-                let tools = serde_json::from_str(text)
-                    .map_err(|e| self.pair.error("tools", format!("text that is not JSON: {e}")))?;
-                variables.insert("tools".into(), tools);
-            }
-            Some(tools) => drop(variables.insert("tools".into(), tools.clone())),
-        }
-        match self.pair.extra.get("chat_template_kwargs") {
-            None | Some(Value::Null) => {}
-            Some(Value::Object(more)) => variables.extend(more.clone()),
-            Some(_) => {
-                return Err(self
-                    .pair
-                    .error("chat_template_kwargs", "not an object, expected names and values"));
-            }
-        }
-        Ok(variables)
-    }
-
     /// Cuts a whole sequence (of which `boundary` tokens are prompt) to the maximal length.
     fn truncate(&self, role: Role, boundary: usize, whole: &[u32]) -> Branch {
         let limit = self.options.max_length.unwrap_or(usize::MAX);
@@ -385,12 +374,19 @@ impl Row<'_> {
                 completion: whole[boundary..whole.len() - truncated].to_vec(),
                 prompt_skip: 0,
                 truncated,
+                cut: match self.options.keep_cut {
+                    // No more than there could be room for.
+                    true => whole[whole.len() - truncated..whole.len().min(boundary.saturating_add(limit))]
+                        .to_vec(),
+                    false => Vec::new(),
+                },
             },
             TruncationMode::KeepEnd => Branch {
                 role,
                 completion: whole[boundary.max(truncated)..].to_vec(),
                 prompt_skip: boundary.min(truncated),
                 truncated,
+                cut: Vec::new(),
             },
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::formats::Message;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A tokenizer whose tokens can be read off the text: one per character, `ab` merged, specials.
 pub(in crate::data) fn tokenizer(template: Option<&str>, bos: bool) -> (tempfile::TempDir, Tokenizer) {
@@ -172,6 +172,26 @@ fn keep_start_cuts_ends_and_refuses_what_would_be_cut_away() {
     let drop = TokenizeOptions { truncated_completion: TruncatedCompletion::Drop, ..options };
     let (rows, report) = tokenize_pairs(&[long], &tokenizer, &drop).unwrap();
     assert_eq!((rows.len(), report.rows, report.kept, report.dropped_truncated), (0, 1, 0, 1));
+}
+
+/// As TRL's collator: a mismatched completion is cut by the prompt that it is set beside, whatever its own left of it.
+#[test]
+fn a_mismatched_completion_is_cut_beside_its_new_prompt() {
+    let (_folder, tokenizer) = tokenizer(None, false);
+    let options = TokenizeOptions { max_length: Some(4), keep_cut: true, ..Default::default() };
+    let row = |row, prompt: &str, completion: &str| {
+        pair(row, json!({"prompt": prompt, "completion": completion, "label": true}))
+    };
+    let pairs = [row(1, "xyz", "12345"), row(2, "x", "67")];
+    let (mut rows, _) = tokenize_pairs(&pairs, &tokenizer, &options).unwrap();
+    add_mismatched(&mut rows, &options).unwrap();
+    let texts = |row: &TokenizedPair| {
+        row.branches.iter().map(|b| text(&tokenizer, &b.completion)).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(&rows[0]), ["1", "6"]);
+    assert_eq!(texts(&rows[1]), ["6|7|</s>", "1|2|3"]);
+    // No more is kept than there could be room for.
+    assert_eq!(text(&tokenizer, &rows[0].chosen().cut), "2|3|4");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! From text to text.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::stop::first_of;
 use super::{GenerateOptions, generate_ids};
-use crate::formats::{ModelSource, Tokenizer};
+use crate::data::Text;
+use crate::formats::{Message, ModelSource, Tokenizer};
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::{Error, Result};
@@ -67,6 +68,31 @@ pub fn encode(tokenizer: &Tokenizer, prompt: &str, form: PromptForm) -> Result<V
         PromptForm::Raw => tokenizer.encode_open(prompt),
         PromptForm::Templated => tokenizer.encode(prompt, false),
     }
+}
+
+/// The tokens of a prompt of a data file, as a model continues it: messages in the chat template; a string as a user's
+/// message in it, by default where there is one, or plain. `variables` are the template's (see
+/// [`template_variables`](crate::data::template_variables)), `system` a message before the others.
+///
+/// # Errors
+/// [`Error::Format`] where the tokenizer cannot encode it, or has no template for messages or a `system`.
+pub fn encode_prompt(
+    tokenizer: &Tokenizer,
+    prompt: &Text,
+    variables: &Map<String, Value>,
+    template: Option<bool>,
+    system: Option<&str>,
+) -> Result<Vec<u32>> {
+    let messages = match prompt {
+        Text::Standard(text) if !template.unwrap_or(tokenizer.has_chat_template()) => {
+            return tokenizer.encode_open(text);
+        }
+        Text::Standard(text) => vec![Message::new("user", text.as_str())],
+        Text::Chat(messages) => messages.clone(),
+    };
+    let system = system.map(|text| Message::new("system", text));
+    let all: Vec<Message> = system.into_iter().chain(messages).collect();
+    tokenizer.encode(&tokenizer.apply_chat_template_with(&all, true, variables)?, false)
 }
 
 /// The text of generated tokens, special tokens left out, up to the first of the strings that end texts: what ended

@@ -10,9 +10,9 @@ use super::Judge;
 use super::summary::unknown;
 use crate::batch::{Batch, Sharing};
 use crate::data::pair::parse_text;
-use crate::data::{self, Message, Text, read_rows};
+use crate::data::{self, Text, prompt_key, read_rows, template_variables};
 use crate::formats::{Fingerprint, Tokenizer};
-use crate::generate::{GenerateOptions, generate_ids};
+use crate::generate::{GenerateOptions, encode_prompt, generate_ids};
 use crate::model::Model;
 use crate::policy_record::{Column, SampleText, Samples, Shift};
 use crate::preferences::{self, Form, read_samples};
@@ -31,6 +31,8 @@ pub struct Prompt {
     pub row: usize,
     /// What is asked.
     pub text: Text,
+    /// What the row hands to the chat template besides.
+    pub variables: Map<String, Value>,
     /// Its group, where the data name one.
     pub group: Option<String>,
 }
@@ -46,15 +48,16 @@ pub fn read_prompts(spec: &str, group_column: Option<&str>) -> Result<Vec<Prompt
         Some(key) => read_rows(spec, |file, row, columns| group(&file, row, key, &columns).map(Some))?,
     };
     let with_group = |(p, group): (data::Prompt, Option<String>)| {
-        let data::Prompt { file, row, text, .. } = p;
-        Prompt { file, row, text, group }
+        let data::Prompt { file, row, text, columns } = p;
+        let variables = template_variables(&file, row, &columns)?;
+        Ok(Prompt { file, row, text, variables, group })
     };
-    Ok(prompts.into_iter().zip(groups).map(with_group).collect())
+    prompts.into_iter().zip(groups).map(with_group).collect()
 }
 
 /// A name for prompts: their texts, in their order.
 pub fn prompts_fingerprint(prompts: &[Prompt]) -> String {
-    let add = |print: Fingerprint, prompt: &Prompt| print.field(json_of(&prompt.text).to_string().as_bytes());
+    let add = |print: Fingerprint, prompt: &Prompt| print.field(prompt.text.to_json().to_string().as_bytes());
     prompts.iter().fold(Fingerprint::new(), add).hex()
 }
 
@@ -98,17 +101,7 @@ pub struct Drawn {
 
 /// A prompt's tokens: a user's message in the chat template (by default where there is one), or plain text.
 fn prompt_ids(prompts: &[Prompt], tokenizer: &Tokenizer, template: Option<bool>) -> Result<Vec<Vec<u32>>> {
-    // Messages mean nothing without the template.
-    let chat = prompts.iter().any(|p| matches!(p.text, Text::Chat(_)));
-    let templated = chat || template.unwrap_or(tokenizer.has_chat_template());
-    let ids = |prompt: &Prompt| {
-        let messages = match &prompt.text {
-            Text::Standard(text) if !templated => return tokenizer.encode_open(text),
-            Text::Standard(text) => vec![Message::new("user", text.as_str())],
-            Text::Chat(messages) => messages.clone(),
-        };
-        tokenizer.encode(&tokenizer.apply_chat_template(&messages, true)?, false)
-    };
+    let ids = |p: &Prompt| encode_prompt(tokenizer, &p.text, &p.variables, template, None);
     let named = |prompt: &Prompt| match ids(prompt)? {
         none if none.is_empty() => {
             Err(Error::row(&prompt.file, prompt.row, "prompt", "no token; expected a text"))
@@ -196,12 +189,13 @@ impl Drawn {
                 return Err(row.error("scores", "missing or null, and other rows have them"));
             }
             objectives.iter().try_for_each(|name| row.score(name).map(drop))?;
-            let number = *numbers.entry(row.prompt.to_string()).or_insert(prompts.len());
+            let number = *numbers.entry(prompt_key(&row.prompt)).or_insert(prompts.len());
             if number == prompts.len() {
                 let text = parse_text(&row.file, row.row, "prompt", row.prompt.clone())?;
                 let group =
                     group_column.map(|key| group(&row.file, row.row, key, &row.columns)).transpose()?;
-                prompts.push(Prompt { file: row.file.clone(), row: row.row, text, group });
+                let variables = template_variables(&row.file, row.row, &row.columns)?;
+                prompts.push(Prompt { file: row.file.clone(), row: row.row, text, variables, group });
                 groups.push(Vec::new());
             }
             let text = said(row)?;
@@ -406,7 +400,11 @@ impl Drawn {
         let scores = |name: &str| Column(self.completions.iter().map(|c| c.scores[name]).collect());
         let text = |(i, prompt): (usize, &Prompt)| {
             let Completion { text, scores, .. } = &self.completions[i * self.per_prompt];
-            SampleText { prompt: spoken(&prompt.text), completion: text.clone(), scores: scores.clone() }
+            SampleText {
+                prompt: prompt.text.last_said().to_string(),
+                completion: text.clone(),
+                scores: scores.clone(),
+            }
         };
         Samples {
             prompts: self.prompts.len(),
@@ -440,21 +438,4 @@ fn token_ids(row: &preferences::Completion, ids: &Value) -> Result<Vec<u32>> {
     let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
     let list = ids.as_array().and_then(|list| list.iter().map(id).collect::<Option<Vec<u32>>>());
     list.ok_or_else(|| row.error("tokens", format!("{ids}, expected a list of token ids")))
-}
-
-fn json_of(text: &Text) -> Value {
-    match text {
-        Text::Standard(text) => json!(text),
-        Text::Chat(messages) => {
-            messages.iter().map(|m| json!({"role": m.role, "content": m.content})).collect()
-        }
-    }
-}
-
-/// A prompt to read: of a conversation what was said last.
-fn spoken(prompt: &Text) -> String {
-    match prompt {
-        Text::Standard(text) => text.clone(),
-        Text::Chat(messages) => messages.last().and_then(Message::text).unwrap_or_default().to_string(),
-    }
 }

@@ -5,8 +5,8 @@
 //! r(y) = sum_k w_k r_k(y)      convex            P(1 beats 2) = sigmoid(scale (r(1) - r(2)))
 //! r(y) = prod_k r_k(y)^w_k     geometric
 //! ```
-//! Everything random is a function of the seed and the prompt: neither the order of the rows nor the other prompts change
-//! what becomes of one.
+//! Everything random is a function of the seed, the prompt and the order of its own completions: where they stand among other rows, and
+//! the other prompts, change nothing.
 
 mod card;
 mod read;
@@ -20,6 +20,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
+use crate::data::prompt_key;
 use crate::error::nearest;
 use crate::formats::Fingerprint;
 use crate::objective::sigmoid;
@@ -145,7 +146,7 @@ pub fn make_pairs(completions: &[Completion], options: &PairOptions) -> Result<M
     let mut order: Vec<String> = Vec::new();
     let mut card = Card::of(completions, options)?;
     for completion in completions {
-        let key = completion.prompt.to_string();
+        let key = prompt_key(&completion.prompt);
         let reward = options.reward(completion)?;
         let same = prompts.entry(key.clone()).or_insert_with(|| {
             order.push(key);

@@ -75,8 +75,9 @@ impl RewardModel {
         Ok(RewardModel { model, problem, labels, gating, tokenizer, config, path: source.path.clone() })
     }
 
-    /// A model to be trained: a checkpoint with a head of these labels as it is, anything else with a new random head
-    /// (`seed`; normal with `initializer_range`).
+    /// A model to be trained: a checkpoint with a head of these labels as it is (for pairs: with a head of one label, whatever it
+    /// is called), anything else with a new random head (`seed`; normal with `initializer_range`), which is said where there was
+    /// another.
     ///
     /// # Errors
     /// As [`load`](Self::load), but a head is not needed.
@@ -85,9 +86,23 @@ impl RewardModel {
         problem: Problem,
         labels: &LabelNames,
         seed: u64,
+        progress: &mut dyn Progress,
     ) -> Result<RewardModel> {
         let there = source.weights.shape(LABEL_HEAD).and_then(|shape| shape.first().copied());
-        let same = there.is_some_and(|n| label_names(&source.config, n).as_ref() == Ok(labels));
+        let alike = |n: usize| match problem {
+            Problem::BradleyTerry => n == 1,
+            _ => label_names(&source.config, n).as_ref() == Ok(labels),
+        };
+        let same = there.is_some_and(alike);
+        if let (Some(n), false) = (there, same) {
+            let names = label_names(&source.config, n)
+                .map_or_else(|_| format!("{n} labels"), |names| names.join(", "));
+            progress.note(&format!(
+                "{}: its head is of {names}; a new one is begun, of {}",
+                source.path.display(),
+                labels.join(", ")
+            ));
+        }
         let new_head = (!same).then_some(seed);
         let mut model = Model::load_with_labels(source, labels.len(), new_head)?;
         let tokenizer = source.tokenizer()?;
@@ -115,25 +130,33 @@ impl RewardModel {
     }
 
     /// The tokens that are scored of a prompt and its completion: strings end to end exactly, with what the tokenizer itself
-    /// puts around a text (BOS); messages through the chat template. A text after messages is the assistant's.
+    /// puts around a text (BOS), and where the model was trained on pairs the end-of-sequence token after it, as TRL has it;
+    /// messages through the chat template. A text after messages is the assistant's.
     ///
     /// # Errors
     /// Messages after a string; a tokenizer without chat template; a text without tokens.
     pub fn tokens(&self, prompt: &Text, completion: &Text) -> Result<Vec<u32>> {
         let whole = joined(prompt.clone(), completion.clone());
-        self.encode(&whole.ok_or_else(|| Error::Usage("messages after a prompt that is a string".into()))?)
+        let whole = whole.ok_or_else(|| Error::Usage("messages after a prompt that is a string".into()))?;
+        self.encode(&whole, &Map::new())
     }
 
-    /// As [`tokens`](Self::tokens), of a whole text.
+    /// As [`tokens`](Self::tokens), of a whole text; `variables` are the chat template's.
     ///
     /// # Errors
     /// A tokenizer without chat template; a text without tokens.
-    pub fn encode(&self, text: &Text) -> Result<Vec<u32>> {
-        let tokens = match text {
-            Text::Standard(text) => self.tokenizer.encode(text, true)?,
+    pub fn encode(&self, text: &Text, variables: &Map<String, Value>) -> Result<Vec<u32>> {
+        let end = self.tokenizer.eos_token().filter(|_| self.problem == Problem::BradleyTerry);
+        let tokens = match (text, end) {
+            (Text::Standard(text), Some(end)) if !text.ends_with(end) => {
+                self.tokenizer.encode_open(&format!("{text}{end}"))?
+            }
+            (Text::Standard(text), Some(_)) => self.tokenizer.encode_open(text)?,
+            (Text::Standard(text), None) => self.tokenizer.encode(text, true)?,
             // The template has written the special tokens itself.
-            Text::Chat(messages) => {
-                self.tokenizer.encode(&self.tokenizer.apply_chat_template(messages, false)?, false)?
+            (Text::Chat(messages), _) => {
+                let rendered = self.tokenizer.apply_chat_template_with(messages, false, variables)?;
+                self.tokenizer.encode(&rendered, false)?
             }
         };
         match tokens.is_empty() {

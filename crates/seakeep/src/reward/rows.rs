@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::loss::{Problem, Target};
-use crate::data::{Columns, Message, Pair, Text, parse_text, read_rows};
+use crate::data::{Columns, Message, Pair, Text, parse_text, read_rows, template_variables};
 use crate::error::{Error, Result, nearest};
 
 /// A row: one text with labels, or two with the preferred one first.
@@ -18,6 +18,8 @@ pub struct RewardRow {
     pub row: usize,
     /// What is scored, whole: prompt and completion together.
     pub texts: Vec<Text>,
+    /// What the row hands to the chat template besides.
+    pub variables: Map<String, Value>,
     /// What is known of it. Values of labels stand in the order of [`LabelNames`].
     pub target: Target,
 }
@@ -118,6 +120,7 @@ fn pair_row(file: Arc<Path>, row: usize, columns: Columns) -> Result<RewardRow> 
             )
         })?,
     };
+    let variables = template_variables(&file, row, &columns)?;
     let pair = Pair::from_columns(file.clone(), row, columns)?;
     if pair.completions.len() != 2 {
         return Err(pair.error("rejected", "a row needs one `chosen` and one `rejected`"));
@@ -129,7 +132,7 @@ fn pair_row(file: Arc<Path>, row: usize, columns: Columns) -> Result<RewardRow> 
             .ok_or_else(|| pair.error(&c.key, "not of the same kind as the prompt")),
     };
     let texts = pair.completions.iter().map(text).collect::<Result<_>>()?;
-    Ok(RewardRow { file, row, texts, target: Target::Pair { margin } })
+    Ok(RewardRow { file, row, texts, variables, target: Target::Pair { margin } })
 }
 
 fn labelled_row(
@@ -153,7 +156,8 @@ fn labelled_row(
         )));
     }
     let text = content_of(&file, row, &mut columns)?;
-    Ok(RewardRow { file, row, texts: vec![text], target: Target::Labels(values) })
+    let variables = template_variables(&file, row, &columns)?;
+    Ok(RewardRow { file, row, texts: vec![text], variables, target: Target::Labels(values) })
 }
 
 fn fits(problem: Problem, value: f64) -> bool {

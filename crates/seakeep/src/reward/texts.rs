@@ -37,7 +37,7 @@ fn one(model: &RewardModel, row: &RewardRow, max_length: Option<usize>) -> Resul
     let mut cut = 0;
     let mut texts = Vec::with_capacity(row.texts.len());
     for text in &row.texts {
-        let mut tokens = model.encode(text).map_err(|e| row.error("", e.to_string()))?;
+        let mut tokens = model.encode(text, &row.variables).map_err(|e| row.error("", e.to_string()))?;
         cut += usize::from(model.truncate(&mut tokens, max_length));
         texts.push(tokens);
     }
@@ -51,7 +51,7 @@ impl Texts {
     /// [`Error::Row`](crate::Error::Row) for a row that cannot be tokenised or joined.
     pub(super) fn new(
         model: &RewardModel,
-        rows: &[RewardRow],
+        rows: &mut Vec<RewardRow>,
         options: &RewardOptions,
         progress: &mut dyn Progress,
     ) -> Result<Texts> {

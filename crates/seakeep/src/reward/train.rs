@@ -10,6 +10,7 @@ use super::rows::{LabelNames, RewardRow, label_names, read_rewards};
 use super::step::{Example, StepOutput, gradient};
 use super::texts::Texts;
 use crate::checkpoint::{Interval, save_or_in_f32};
+use crate::data::split::{files_of, range_of};
 use crate::formats::{ModelSource, SaveDtype};
 use crate::model::Tensors;
 use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clipping};
@@ -31,6 +32,10 @@ pub struct RewardOptions {
     pub model_name_or_path: PathBuf,
     /// Rows to train on: file, directory or pattern.
     pub dataset_name: String,
+    /// Which of them, such as `train[:1000]`.
+    pub dataset_train_split: String,
+    /// Which rows to judge on, of `eval_dataset_name` or else of `dataset_name`.
+    pub dataset_test_split: Option<String>,
     /// Rows to judge on.
     pub eval_dataset_name: Option<String>,
     /// Where the trained model and `metrics.jsonl` go.
@@ -107,12 +112,16 @@ pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<Rewar
     let (problem, labels) = label_names(&options.dataset_name, options.problem, options.labels.as_ref())?;
     let objective = Objective { problem, center_rewards: options.center_rewards };
     check(options, problem)?;
-    let rows = read_rewards(&options.dataset_name, problem, &labels)?;
-    let eval_rows = match &options.eval_dataset_name {
-        Some(spec) => read_rewards(spec, problem, &labels)?,
+    let mut rows = of_split(
+        read_rewards(&options.dataset_name, problem, &labels)?,
+        &options.dataset_name,
+        &options.dataset_train_split,
+    )?;
+    let mut eval_rows = match options.judged_on() {
+        Some((spec, split)) => of_split(read_rewards(spec, problem, &labels)?, spec, split)?,
         None => Vec::new(),
     };
-    let mut model = RewardModel::start(&source, problem, &labels, options.seed)?;
+    let mut model = RewardModel::start(&source, problem, &labels, options.seed, progress)?;
     model.model.gradient_checkpointing = options.gradient_checkpointing;
     progress.note(&format!(
         "{}: {} rows; {} of {}",
@@ -121,8 +130,8 @@ pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<Rewar
         problem.name(),
         labels.join(", ")
     ));
-    let texts = Texts::new(&model, &rows, options, progress)?;
-    let eval = examples(&model, &eval_rows, options.max_length, progress)?;
+    let texts = Texts::new(&model, &mut rows, options, progress)?;
+    let eval = examples(&model, &mut eval_rows, options.max_length, progress)?;
     let _ours = take_output(&options.output_dir, 0, options.overwrite_output_dir)?;
     let log = MetricsLog::open(&options.output_dir, 0, options.tensorboard)?;
     let mut run = Run { options, objective, model, eval, log, evaluation: None };
@@ -146,24 +155,62 @@ fn check(options: &RewardOptions, problem: Problem) -> Result<()> {
             problem.name()
         )));
     }
-    if options.eval != Every::No && options.eval_dataset_name.is_none() {
-        return Err(Error::Usage("eval_strategy needs rows: give eval_dataset_name".into()));
+    if options.eval != Every::No && options.judged_on().is_none() {
+        return Err(Error::Usage(
+            "eval_strategy needs rows: give eval_dataset_name or dataset_test_split".into(),
+        ));
     }
     Ok(())
 }
 
-/// Rows as the model sees them; says how many texts had to be cut.
+impl RewardOptions {
+    /// The rows to judge on: data set and split.
+    fn judged_on(&self) -> Option<(&str, &str)> {
+        let split = self.dataset_test_split.as_deref();
+        match &self.eval_dataset_name {
+            Some(spec) => Some((spec, split.unwrap_or_default())),
+            None => Some((&self.dataset_name, split?)),
+        }
+    }
+}
+
+/// The rows that a split names.
+fn of_split(mut rows: Vec<RewardRow>, spec: &str, split: &str) -> Result<Vec<RewardRow>> {
+    let mut files: Vec<PathBuf> = rows.iter().map(|row| row.file.to_path_buf()).collect();
+    files.dedup();
+    let files = files_of(files, spec, split)?;
+    rows.retain(|row| files.iter().any(|file| **file == *row.file));
+    let range = range_of(split, rows.len())?;
+    rows.truncate(range.end);
+    Ok(rows.split_off(range.start))
+}
+
+/// Rows as the model sees them. Pairs of which a text is too long are left out of `rows`, as TRL does; texts with labels lose
+/// their end. How many is said.
 ///
 /// # Errors
-/// [`Error::Row`] for a text that cannot be tokenised.
+/// [`Error::Row`] for a text that cannot be tokenised; no pair that is left.
 pub fn examples(
     model: &RewardModel,
-    rows: &[RewardRow],
+    rows: &mut Vec<RewardRow>,
     max_length: Option<usize>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Example>> {
-    let (found, cut): (Vec<Example>, Vec<usize>) =
-        super::texts::tokenized(model, rows, max_length)?.into_iter().unzip();
+    let tokenized = super::texts::tokenized(model, rows, max_length)?;
+    if model.problem == Problem::BradleyTerry && tokenized.iter().any(|(_, cut)| *cut > 0) {
+        let before = rows.len();
+        let mut cuts = tokenized.iter().map(|(_, cut)| *cut);
+        rows.retain(|_| cuts.next() == Some(0));
+        let left_out = before - rows.len();
+        progress.note(&format!(
+            "{left_out} of {before} pairs are left out: a text is too long (max_length, or the model's positions)"
+        ));
+        if rows.is_empty() {
+            return Err(Error::Usage("no pair is left: all are too long; raise `max_length`".into()));
+        }
+        return Ok(tokenized.into_iter().filter(|(_, cut)| *cut == 0).map(|(example, _)| example).collect());
+    }
+    let (found, cut): (Vec<Example>, Vec<usize>) = tokenized.into_iter().unzip();
     let cut: usize = cut.iter().sum();
     if cut > 0 {
         progress.note(&format!(

@@ -15,14 +15,14 @@ use crate::objective::{LossType, Objective};
 use crate::progress::Progress;
 use crate::{Error, Result};
 
-/// The rows that a split names (`data/split.rs`).
+/// The rows that a split names (`data/split.rs`), of those of the data set `spec`.
 ///
 /// # Errors
 /// A split that cannot be read, that the data does not have, or that names no row.
-pub fn select(mut pairs: Vec<Pair>, split: &str) -> Result<Vec<Pair>> {
+pub fn select(mut pairs: Vec<Pair>, spec: &str, split: &str) -> Result<Vec<Pair>> {
     let mut files: Vec<PathBuf> = pairs.iter().map(|p| p.file.to_path_buf()).collect();
     files.dedup();
-    let files = files_of(files, split)?;
+    let files = files_of(files, spec, split)?;
     pairs.retain(|p| files.iter().any(|f| **f == *p.file));
     let range = range_of(split, pairs.len())?;
     pairs.truncate(range.end);
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn splits_follow_hugging_face() {
-        let of = |split: &str| select(pairs("d.jsonl", 10), split).map(|p| rows(&p));
+        let of = |split: &str| select(pairs("d.jsonl", 10), "d.jsonl", split).map(|p| rows(&p));
         assert_eq!(of("train").unwrap().len(), 10);
         assert_eq!(of("train[:3]").unwrap(), [1, 2, 3]);
         assert_eq!(of("train[8:]").unwrap(), [9, 10]);
@@ -262,14 +262,14 @@ mod tests {
         assert!(of("train[5:5]").unwrap_err().to_string().contains("no row"));
         assert!(of("train[a:]").unwrap_err().to_string().contains("train[:1000]"));
         let two = [pairs("train.jsonl", 2), pairs("test.jsonl", 3)].concat();
-        assert_eq!(select(two.clone(), "test").unwrap().len(), 3);
-        assert_eq!(select(two.clone(), "").unwrap().len(), 5);
-        let message = select(two, "validation").unwrap_err().to_string();
+        assert_eq!(select(two.clone(), "", "test").unwrap().len(), 3);
+        assert_eq!(select(two.clone(), "", "").unwrap().len(), 5);
+        let message = select(two, "", "validation").unwrap_err().to_string();
         assert!(message.contains("`validation`") && message.contains("train, test"), "{message}");
         let message = of("test").unwrap_err().to_string();
         assert!(message.contains("there is: train"), "{message}");
         let shards = [pairs("a.jsonl", 2), pairs("b.jsonl", 3)].concat();
-        assert_eq!(select(shards, "train").unwrap().len(), 5);
+        assert_eq!(select(shards, "", "train").unwrap().len(), 5);
     }
 
     #[test]

@@ -34,7 +34,8 @@ fn models() -> Vec<(&'static str, Model)> {
 
 fn pairs() -> Vec<TokenizedPair> {
     let ids = |n: usize, seed: usize| (0..n).map(|i| ((i * 7 + seed * 5 + 3) % 40) as u32).collect();
-    let branch = |role, n, seed| Branch { role, completion: ids(n, seed), prompt_skip: 0, truncated: 0 };
+    let branch =
+        |role, n, seed| Branch { role, completion: ids(n, seed), prompt_skip: 0, truncated: 0, cut: vec![] };
     let pair = |i: usize| TokenizedPair {
         file: Arc::from(Path::new("tiny")),
         row: i + 1,

@@ -112,7 +112,7 @@ impl Rows {
         let mut pair = self.own(i)?;
         if self.entries[i].partner != NONE {
             let other = self.own(self.entries[i].partner as usize)?;
-            pair.mismatch(&other.chosen().completion, self.head.max_length);
+            pair.mismatch(other.chosen(), self.head.max_length);
         }
         Ok(pair)
     }

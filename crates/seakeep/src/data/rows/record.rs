@@ -107,6 +107,8 @@ pub(super) fn encode(pair: &TokenizedPair) -> Option<Vec<u32>> {
         number(&mut out, branch.truncated)?;
         number(&mut out, branch.completion.len())?;
         out.extend(&branch.completion);
+        number(&mut out, branch.cut.len())?;
+        out.extend(&branch.cut);
     }
     let Labels { soft, group: _, rewards } = &pair.labels;
     out.extend([u32::from(soft.is_some()), u32::from(rewards.is_some())]);
@@ -136,7 +138,9 @@ pub(super) fn decode(record: &[u32]) -> Option<TokenizedPair> {
         let (prompt_skip, truncated, length) = (number(rest)?, number(rest)?, number(rest)?);
         let completion = take(rest, length)?.to_vec();
         prompt.get(prompt_skip..)?;
-        branches.push(Branch { role, completion, prompt_skip, truncated });
+        let length = number(rest)?;
+        let cut = take(rest, length)?.to_vec();
+        branches.push(Branch { role, completion, prompt_skip, truncated, cut });
     }
     let (soft, rewards) = (number(rest)? != 0, number(rest)? != 0);
     let soft = if soft { Some(float(rest)?) } else { None };

@@ -3,7 +3,7 @@ use crate::data::labels::Role;
 use crate::data::tokenize::Branch;
 
 fn branch(role: Role, completion: &[u32], prompt_skip: usize) -> Branch {
-    Branch { role, completion: completion.to_vec(), prompt_skip, truncated: prompt_skip }
+    Branch { role, completion: completion.to_vec(), prompt_skip, truncated: prompt_skip, cut: vec![] }
 }
 
 /// Rows with everything that a row can have.
@@ -94,7 +94,7 @@ fn partners_are_those_of_add_mismatched() {
     for prompts in ["abc", "aab", "abb", "aabbaa", "abaab", "ba", "abcaa"] {
         let row = |(i, c): (usize, char)| TokenizedPair {
             prompt: vec![c as u32],
-            branches: vec![branch(Role::Chosen, &[i as u32, 100, 101, 102, 103], 0)],
+            branches: vec![Branch { cut: vec![102, 103], ..branch(Role::Chosen, &[i as u32, 100, 101], 0) }],
             ..pairs()[1].clone()
         };
         let mut slow: Vec<TokenizedPair> = prompts.chars().enumerate().map(row).collect();

@@ -102,7 +102,8 @@ impl<'a, W: Write> RowsWriter<'a, W> {
         if pair.labels != Labels::default() {
             self.labels = self.labels.clone().words([own]).field(format!("{:?}", pair.labels).as_bytes());
         }
-        let longest = pair.branches.iter().map(|b| pair.prompt_of(b).len() + b.completion.len()).max();
+        let longest =
+            pair.branches.iter().map(|b| pair.prompt_of(b).len() + b.completion.len() + b.cut.len()).max();
         self.entries.push(Entry {
             name: pair.fingerprint().number(),
             start: self.words,
