@@ -443,7 +443,11 @@ fn inspect_shows_models_data_and_tokens() {
     assert_eq!(lines[2], ["2", "7", "chosen", "\"fine\""]);
     assert_eq!(lines[3], ["3", "2", "chosen", "special", "\"<eos>\""]);
     assert_eq!(lines[4], ["2", "10", "rejected", "\"very\""]);
-    place.fail(&[&data[..], &["--row", "99"]].concat(), 2, &["--row 99: pairs.jsonl has no such row"]);
+    place.fail(
+        &[&data[..], &["--row", "99"]].concat(),
+        2,
+        &["--row 99: `train` of pairs.jsonl has no such row"],
+    );
 }
 
 #[test]

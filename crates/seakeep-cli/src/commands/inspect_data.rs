@@ -44,11 +44,12 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let spec = settings.required("dataset_name")?;
     let tokenizer = super::logps::tokenizer(&settings.required("model_name_or_path")?)?;
     let options = plan::tokens(&settings);
-    let mut pairs = select(read_pairs(&spec)?, &spec, &settings.required("dataset_train_split")?)?;
+    let split = settings.required("dataset_train_split")?;
+    let mut pairs = select(read_pairs(&spec)?, &spec, &split)?;
     if let Some(&row) = matches.get_one::<usize>("row") {
         pairs.retain(|pair| pair.row == row);
         if pairs.is_empty() {
-            return Err(Error::Usage(format!("--row {row}: {spec} has no such row")));
+            return Err(Error::Usage(format!("--row {row}: `{split}` of {spec} has no such row")));
         }
         return show_rows(&pairs, &tokenizer, &options);
     }

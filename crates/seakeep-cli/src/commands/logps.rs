@@ -29,8 +29,10 @@ pub fn command() -> Command {
         "Write the log-probabilities of chosen and rejected completions (nats, summed over tokens)",
         "seakeep logps --model_name_or_path models/m --dataset_name pairs.jsonl --max_length 512 --output logps.jsonl",
     );
-    let keys = [args::DATA_KEYS, RUN_KEYS, &["model_name_or_path"]].concat();
-    args::accepting_the_rest(args::keyed(command, &keys).arg(output_flag(
+    let keys = [args::DATA_KEYS, RUN_KEYS, &["model_name_or_path", "dataset_train_split"]].concat();
+    let command = args::keyed(command, &keys)
+        .mut_arg("dataset_train_split", |arg| arg.help("Which rows, such as `train[:100]` [default: all]"));
+    args::accepting_the_rest(command.arg(output_flag(
         "JSON lines: row, prompt_tokens, chosen_tokens, rejected_tokens, \
         chosen_logps, rejected_logps (lists where several are rejected), or label, completion_tokens, completion_logps; with \
         several data files also file. Default: standard output",
@@ -60,7 +62,8 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     let mut progress = progress::on_stderr();
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     let tokenizer = source.tokenizer()?;
-    let pairs = read_and_tokenize(&spec, None, &tokenizer, &settings, None, &mut *progress)?;
+    let split = settings.text("dataset_train_split").filter(|_| settings.is_given("dataset_train_split"));
+    let pairs = read_and_tokenize(&spec, split.as_deref(), &tokenizer, &settings, None, &mut *progress)?;
     let model = load(&source, &settings, &mut *progress)?;
     let scores =
         score(&model, &pairs, (PairLayout::PLAIN, false), &settings, "log-probabilities", &mut *progress)?;

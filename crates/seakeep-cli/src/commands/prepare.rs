@@ -34,7 +34,7 @@ pub fn command() -> Command {
             .value_parser(["own", "delimited", "llmbar", "pandalm"])
             .default_value("own"),
         flag("columns", "NAME,...", "delimited: the columns; one called `labels` becomes a list").default_value("text"),
-        flag("separator", "TEXT", "delimited: what stands between columns").default_value(";"),
+        flag("separator", "TEXT", "delimited: what stands between columns, such as `;` or `\\t`").default_value(";"),
         flag("drop", "KEY=VALUE", "Leaves out rows in which a column has, or holds, this value; may be given several times")
             .action(ArgAction::Append),
         flag("add", "KEY=VALUE", "Gives every row a column, such as a group; may be given several times").action(ArgAction::Append),
@@ -69,8 +69,18 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     }
     let columns: Vec<String> =
         text("columns").unwrap_or_default().split(',').map(|c| c.trim().to_string()).collect();
+    let twice =
+        columns.iter().enumerate().find(|(at, name)| name.is_empty() || columns[..*at].contains(name));
+    if let Some((_, name)) = twice {
+        return Err(Error::Usage(format!(
+            "--columns: `{name}` is empty or stands twice; expected a name for each column"
+        )));
+    }
     let layout = match text("layout").as_deref() {
-        Some("delimited") => Layout::Delimited { separator: text("separator").unwrap_or_default(), columns },
+        Some("delimited") => Layout::Delimited {
+            separator: text("separator").unwrap_or_default().replace("\\t", "\t"),
+            columns,
+        },
         Some("llmbar") => Layout::LlmBar,
         Some("pandalm") => Layout::PandaLm,
         _ => Layout::Own,
@@ -184,8 +194,13 @@ fn prompts(rows: Vec<Row>, tokens: usize, tokenizer: &Tokenizer) -> Result<Vec<R
         if ids.len() > tokens {
             let mut prompt = tokenizer.decode(&ids[..tokens], true)?;
             // To the end of its last word: half a word and its other half would be other tokens together.
-            match text.strip_prefix(prompt.as_str()).and_then(|rest| rest.find(char::is_whitespace)) {
-                Some(end) => prompt = text[..prompt.len() + end].to_string(),
+            // Where a character or a special token is cut, the text itself says where the tokens end.
+            let begin = match text.starts_with(prompt.as_str()) {
+                true => prompt.len(),
+                false => tokenizer.end_of(&text, tokens)?,
+            };
+            match text[begin..].find(char::is_whitespace) {
+                Some(end) => prompt = text[..begin + end].to_string(),
                 None => continue,
             }
             if seen.insert(prompt.clone()) {
@@ -245,6 +260,12 @@ fn flip(rows: &mut [Row], rate: f64, seed: u64, input: &str) -> Result<()> {
             )));
         };
         let wrong = flipped.contains(&at);
+        if wrong && rejected.as_array().is_some_and(|all| !all.iter().all(is_message)) {
+            return Err(Error::Usage(format!(
+                "{input}: row {} of those that are kept has several rejected completions; --flip_rate turns pairs round",
+                at + 1
+            )));
+        }
         if wrong {
             row.insert("chosen".into(), rejected);
             row.insert("rejected".into(), chosen);
@@ -254,6 +275,11 @@ fn flip(rows: &mut [Row], rate: f64, seed: u64, input: &str) -> Result<()> {
         row.insert("flipped".into(), Value::from(wrong != before));
     }
     Ok(())
+}
+
+/// Whether a value is one of a conversation's messages.
+fn is_message(value: &Value) -> bool {
+    value.get("role").is_some()
 }
 
 /// What columns say of a row's two sides (`score_chosen` and `score_rejected`, `chosen_reward` and `rejected_reward`) goes with them, and the

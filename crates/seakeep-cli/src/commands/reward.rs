@@ -162,14 +162,9 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
     if let Some((name, reason)) = NOT_DONE.iter().find(|(name, _)| is_asked(name)) {
         return Err(Error::Usage(format!("{}: {reason}; leave it out", settings.place(name))));
     }
-    let mut others =
-        settings.given().filter(|name| !TRAIN_KEYS.contains(name) && NOT_DONE.iter().all(|n| n.0 != *name));
-    if let Some(name) = others.find(|name| !settings.is_default(name)) {
-        return Err(Error::Usage(format!(
-            "{} has no meaning in reward train; leave it out",
-            settings.place(name)
-        )));
-    }
+    let own = |name: &&str| TRAIN_KEYS.contains(name) || NOT_DONE.iter().any(|(other, _)| other == name);
+    let others: Vec<&str> = settings.given().filter(|name| !own(name)).collect();
+    plan::refuse(settings, &others, "in reward train; leave it out")?;
     let problem = args::texts(matches, "problem_type").pop();
     let options = RewardOptions {
         model_name_or_path: settings.required("model_name_or_path")?.into(),

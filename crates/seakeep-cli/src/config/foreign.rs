@@ -87,7 +87,7 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("assistant_only_loss", Only(OFF),
         "which tokens of a rendered conversation are the assistant's, only templates with `{% generation %}` marks would say; \
          give the last turn as `completion` after a `prompt` of messages, and it alone is learnt"),
-    foreign("eos_token", Only(&[]), "name it in the model's tokenizer_config.json"),
+    foreign("eos_token", Only(&["<EOS_TOKEN>"]), "name it in the model's tokenizer_config.json"),
     foreign("tools", Only(&[]), "give each row a `tools` column"),
     foreign("chat_template_path", Only(&[]), "put a chat_template.jinja into the model directory"),
 

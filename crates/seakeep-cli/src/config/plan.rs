@@ -39,7 +39,10 @@ pub fn sft(settings: &Settings) -> Result<TrainOptions> {
 }
 
 /// Refuses keys that say something in a run of another kind. A moved configuration may spell out their defaults.
-fn refuse(settings: &Settings, others: &[&str], what: &str) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Usage`] for the first.
+pub fn refuse(settings: &Settings, others: &[&str], what: &str) -> Result<()> {
     match others.iter().find(|key| settings.is_given(key) && !settings.is_default(key)) {
         Some(key) => usage(format!("{} has no meaning {what}", settings.place(key))),
         None => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::read::{Columns, read_rows};
+use super::read::{Columns, read_rows, read_text};
 use crate::error::{Error, Result};
 
 /// How a foreign file is laid out.
@@ -50,8 +50,7 @@ pub fn read_foreign(spec: &str, layout: &Layout) -> Result<(Vec<Columns>, usize)
 }
 
 fn delimited(path: &Path, separator: &str, names: &[String]) -> Result<Vec<Columns>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let text = read_text(path)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(at, line)| {

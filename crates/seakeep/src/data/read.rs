@@ -235,6 +235,21 @@ pub(super) fn read_file(path: &Path, take: Take) -> Result<()> {
     }
 }
 
+/// The text of a file, unpacked where its name ends in `.gz`, without its byte-order mark.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Row`] with the line for what is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let gzip = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
+    let mut bytes = Vec::new();
+    open(path, gzip)?.read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let row = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        Error::row(path, row, "", "not UTF-8; convert the file, say with `iconv -f latin1 -t utf-8`")
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+}
+
 fn open(path: &Path, gzip: bool) -> Result<Box<dyn BufRead>> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     Ok(if gzip {

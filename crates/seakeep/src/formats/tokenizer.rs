@@ -166,6 +166,29 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Where in `text`, in bytes, its first `tokens` end (without what the tokenizer itself puts around a text).
+    ///
+    /// # Errors
+    /// [`Error::Format`] where it cannot be encoded.
+    pub fn end_of(&self, text: &str, tokens: usize) -> Result<usize> {
+        let what = "the tokenizer cannot encode a text";
+        let encoding = guarded(&self.path, what, || {
+            self.inner.encode(text, false).map_err(|e| Error::format(&self.path, format!("{what}: {e}")))
+        })?;
+        let mut end = encoding
+            .get_offsets()
+            .iter()
+            .take(tokens)
+            .map(|(_, end)| *end)
+            .max()
+            .unwrap_or(0)
+            .min(text.len());
+        while !text.is_char_boundary(end) {
+            end += 1;
+        }
+        Ok(end)
+    }
+
     /// [`encode`](Self::encode) with what the tokenizer puts before a text, but without the end tokens that some put after it: what goes on
     /// has not ended, and what has ended says so itself.
     pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {

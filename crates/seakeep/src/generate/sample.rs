@@ -123,7 +123,8 @@ fn weigh(logits: &[f32], options: &GenerateOptions, weights: &mut Vec<f32>) -> R
     // The likeliest token has weight 1 and is always in, so min-p's line does not depend on the other filters. It comes
     // last all the same: what it leaves out counts where top-p adds up.
     let least = if options.top_p < 1.0 { 0.0 } else { options.min_p as f32 };
-    let inverse = (1.0 / options.temperature) as f32;
+    // Finite: it is multiplied with 0 for the likeliest token.
+    let inverse = ((1.0 / options.temperature) as f32).min(f32::MAX);
     weights.clear();
     weights.resize(logits.len(), 0.0);
     vectorise!({

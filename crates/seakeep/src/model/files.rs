@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::tensors::{FileTensor, Pack, ParamId, ParamSpec, TensorMap};
 use super::weights::{Keep, Numbers, Stored, Weights, stored};
-use super::{Model, ModelConfig, families};
+use super::{Family, Model, ModelConfig, families};
 use crate::formats::{self, ModelSource, SaveDtype, write_atomic, write_safetensors_by};
 use crate::{Error, Result};
 
@@ -284,7 +284,11 @@ impl RandomModel {
             let spec = &self.map.params[self.next];
             let mut values = vec![0.0; spec.rows * spec.cols];
             if spec.cols > 1 {
-                values.iter_mut().for_each(|w| *w = (self.std * normal(&mut self.rng)) as f32);
+                // What GPT-2 adds to the residual stream, twice a layer.
+                let adds = self.config.family == Family::Gpt2 && spec.name.contains("c_proj");
+                let layers = if adds { 2.0 * self.config.layers as f64 } else { 1.0_f64 };
+                let std = self.std / layers.sqrt();
+                values.iter_mut().for_each(|w| *w = (std * normal(&mut self.rng)) as f32);
             } else if spec.name.ends_with(".weight") {
                 values.fill(1.0);
             }

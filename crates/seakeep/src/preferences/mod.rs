@@ -132,7 +132,14 @@ impl PairOptions {
             }
             scores.push((*weight, score));
         }
-        Ok(self.form.mix(&scores))
+        let reward = self.form.mix(&scores);
+        match reward.is_finite() {
+            true => Ok(reward),
+            false => {
+                Err(completion
+                    .error("scores", format!("their mixture is {reward}; expected a finite number")))
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::data::read_rows;
+use crate::data::read::{read_rows, read_text};
 use crate::error::{Error, Result, nearest};
 
 /// How a table of text is laid out.
@@ -56,12 +56,7 @@ impl Table {
                 )));
             }
         };
-        let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
-        let text = std::str::from_utf8(&bytes).map_err(|e| {
-            let row = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count();
-            Error::row(&file, row, "", "not UTF-8; convert the file, say with `iconv -f latin1 -t utf-8`")
-        })?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let text = &*read_text(&file)?;
         let mut rows = match separator.as_bytes() {
             [] => {
                 return Err(Error::Usage(

@@ -276,7 +276,8 @@ impl Run<'_> {
         let (mut pending, mut logged, mut tokens) = (Interval::default(), Vec::new(), 0);
         progress.start("training", total as u64);
         for (i, visited) in visits.steps(0, total).enumerate() {
-            let (step, epoch) = (i + 1, (i + 1) as f64 / per_epoch as f64);
+            let step = i + 1;
+            let epoch = visits.epochs(step, options.per_device_train_batch_size);
             let examples = texts.examples(&self.model, rows, &visited, i / per_epoch)?;
             let stepped = self.step(&examples, &mut grads, &mut optimizer, (i, total));
             let (out, grad_norm, learning_rate) = stepped.map_err(|e| at_step(e, step, rows, &visited))?;

@@ -206,6 +206,13 @@ impl Visits {
         self.rows.div_ceil(self.batch)
     }
 
+    /// Passes over the rows that so many steps have made; of an epoch that has begun by micro-batches of `micro` rows, as transformers counts.
+    pub fn epochs(&self, steps: usize, micro: usize) -> f64 {
+        let (whole, begun) = (steps / self.per_epoch(), steps % self.per_epoch());
+        let visited = (begun * self.batch).min(self.rows);
+        whole as f64 + visited.div_ceil(micro) as f64 / self.rows.div_ceil(micro) as f64
+    }
+
     /// The rows that the steps before `end` visit, in their own order.
     pub fn visited(self, end: usize) -> Vec<usize> {
         if end >= self.per_epoch() {
@@ -284,6 +291,7 @@ mod tests {
             assert_eq!(seen, (0..10).collect::<Vec<_>>());
         }
         assert_ne!(all[..3], all[3..]);
+        assert_eq!([1, 2, 3, 4].map(|steps| v.epochs(steps, 2)), [0.4, 0.8, 1.0, 1.4]);
         // Starting in the middle of an epoch gives the same visits: resumed = uninterrupted.
         assert_eq!(v.steps(4, 6).collect::<Vec<_>>(), all[4..]);
         assert_eq!(order(3, false, 7, 5), [0, 1, 2]);

@@ -258,7 +258,7 @@ impl<'a> Run<'a> {
             speed.add(stepped.operations, stepped.out.tokens, begun.elapsed());
             self.state.step += 1;
             self.state.num_tokens += stepped.out.tokens;
-            self.state.epoch = self.state.step as f64 / self.visits.per_epoch() as f64;
+            self.state.epoch = self.visits.epochs(self.state.step, options.per_device_train_batch_size);
             progress.advance(1, &format!("loss {:.4}, {speed}", stepped.out.loss));
             self.state.pending.add(stepped.out.loss, &stepped.out.metrics);
 
