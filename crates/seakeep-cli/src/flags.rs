@@ -83,7 +83,13 @@ pub fn with_file(words: Vec<OsString>) -> Result<Vec<OsString>> {
     let mut all = words.clone();
     for (key, value) in read_file(Path::new(&path))? {
         let Some(arg) = find(&command, &key).filter(|arg| !is_key(arg)) else { continue };
-        if value.is_null() || matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine) {
+        let is_typed = |id: &str| {
+            matches.ids().any(|known| *known == id)
+                && matches.value_source(id) == Some(ValueSource::CommandLine)
+        };
+        // The file may be that of a training run: its data are not asked for beside a prompt of one's own.
+        let is_instead = arg.get_id() == "dataset_name" && is_typed("prompt");
+        if value.is_null() || is_typed(arg.get_id().as_str()) || is_instead {
             continue;
         }
         let given = self::words(&command, &key, &value).map_err(|e| Error::Usage(format!("{path}: {e}")))?;
@@ -161,6 +167,9 @@ mod tests {
         let found = all(&line("--temperature 0.9")).unwrap();
         let added = found[6..].join(std::ffi::OsStr::new(" "));
         assert_eq!(added.to_str().unwrap(), "--seed 7 --prompt a --prompt b");
+        std::fs::write(file, "dataset_name = 'pairs.jsonl'").unwrap();
+        assert_eq!(all(&line("")).unwrap().len(), 6);
+        assert_eq!(all(&line("--prompt x")).unwrap().len(), 6);
         std::fs::write(file, "temperature = 'hot'").unwrap();
         let error = all(&line("")).unwrap_err().to_string();
         assert!(error.contains("k.toml: `temperature`: invalid value 'hot'"), "{error}");
