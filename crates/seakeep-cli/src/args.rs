@@ -29,11 +29,9 @@ pub fn keyed(command: Command, names: &[&str]) -> Command {
     command.args(keys.map(flag))
 }
 
-/// The file that `--config` names, where that is a file of keys: a sweep's is another.
-pub fn config_file(command: &Command, matches: &ArgMatches) -> Option<String> {
-    let of_keys = |arg: &Arg| arg.get_help().is_some_and(|help| help.to_string() == CONFIG_HELP);
-    command.get_arguments().find(|arg| arg.get_id() == "config").filter(|arg| of_keys(arg))?;
-    matches.get_one::<String>("config").cloned()
+/// Whether a command's `--config` is a file of keys: a sweep's is another.
+pub fn is_of_keys(config: &Arg) -> bool {
+    config.get_help().is_some_and(|help| help.to_string() == CONFIG_HELP)
 }
 
 /// `--config` and the flags of every key of a run on preferences, those without an effect hidden.

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::builder::ValueRange;
-use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, Command};
 use seakeep::{Error, Result};
 use serde_json::Value;
 
@@ -54,19 +54,24 @@ pub fn words(command: &Command, key: &str, value: &Value) -> std::result::Result
     let all =
         |values: &[Value]| values.iter().map(word).collect::<std::result::Result<Vec<String>, String>>();
     let takes_several = |range: ValueRange| range.max_values() > 1;
+    // A value that looks like a flag has to stand with its own.
+    let given = |value: String| match value.starts_with('-') {
+        true => vec![format!("{name}={value}")],
+        false => vec![name.clone(), value],
+    };
     Ok(match (value, arg) {
-        (Value::Bool(true), _) => vec![name],
+        (Value::Bool(true), _) => vec![name.clone()],
         // A flag that takes no value is off where it is not given.
         (Value::Bool(false), Some(arg)) if matches!(arg.get_action(), ArgAction::SetTrue) => Vec::new(),
         (Value::Array(values), Some(arg)) if arg.get_num_args().is_some_and(takes_several) => {
-            [vec![name], all(values)?].concat()
+            [vec![name.clone()], all(values)?].concat()
         }
         (Value::Array(values), Some(arg)) if matches!(arg.get_action(), ArgAction::Append) => {
-            all(values)?.into_iter().flat_map(|value| [name.clone(), value]).collect()
+            all(values)?.into_iter().flat_map(given).collect()
         }
         // Lists in one word.
-        (Value::Array(values), _) => vec![name, all(values)?.join(",")],
-        (value, _) => vec![name, word(value)?],
+        (Value::Array(values), _) => given(all(values)?.join(",")),
+        (value, _) => given(word(value)?),
     })
 }
 
@@ -76,46 +81,77 @@ pub fn words(command: &Command, key: &str, value: &Value) -> std::result::Result
 /// # Errors
 /// [`Error::Usage`] for a value in the file that the flag cannot have; [`Error::Io`] where the file cannot be read.
 pub fn with_file(words: Vec<OsString>) -> Result<Vec<OsString>> {
-    // What is wrong with the command line itself is said when it is parsed to be run.
-    let Ok(matches) = commands::cli().try_get_matches_from(&words) else { return Ok(words) };
-    let (command, matches) = innermost(&matches);
-    let Some(path) = args::config_file(&command, matches) else { return Ok(words) };
+    let texts: Vec<&str> = words.iter().skip(1).filter_map(|word| word.to_str()).collect();
+    let (command, _) = command_of(texts.iter().copied());
+    // A pipe can be read but once, by `Settings`.
+    let Some(path) = config_file(&command, &texts).filter(|path| Path::new(path).is_file()) else {
+        return Ok(words);
+    };
+    let is_typed = |arg: &Arg| names(arg).any(|name| typed(&texts, &name).is_some());
     let mut all = words.clone();
-    for (key, value) in read_file(Path::new(&path))? {
-        let Some(arg) = find(&command, &key).filter(|arg| !is_key(arg)) else { continue };
-        let is_typed = |id: &str| {
-            matches.ids().any(|known| *known == id)
-                && matches.value_source(id) == Some(ValueSource::CommandLine)
-        };
+    for (key, value) in read_file(Path::new(path))? {
+        let Some(arg) = find(&command, &key).filter(|arg| !is_key(arg) && !is_typed(arg)) else { continue };
         // The file may be that of a training run: its data are not asked for beside a prompt of one's own.
-        let is_instead = arg.get_id() == "dataset_name" && is_typed("prompt");
-        if value.is_null() || is_typed(arg.get_id().as_str()) || is_instead {
+        let is_instead = arg.get_id() == "dataset_name" && find(&command, "prompt").is_some_and(is_typed);
+        if asks_for_nothing(&value) || is_instead {
             continue;
         }
         let given = self::words(&command, &key, &value).map_err(|e| Error::Usage(format!("{path}: {e}")))?;
         all.extend(given.into_iter().map(OsString::from));
-        if let Err(e) = commands::cli().try_get_matches_from(&all) {
-            return Err(Error::Usage(format!("{path}: `{key}`: {}", said(&e))));
-        }
     }
-    Ok(all)
+    match commands::cli().try_get_matches_from(&all) {
+        Err(e) if all.len() > words.len() => match commands::cli().try_get_matches_from(&words) {
+            // What is wrong with the command line itself is said when it is parsed to be run.
+            Err(own) if own.kind() != ErrorKind::MissingRequiredArgument => Ok(words),
+            _ => Err(Error::Usage(format!("{path}: {}", said(&e)))),
+        },
+        _ => Ok(all),
+    }
 }
 
-/// What the parser says is wrong, in a line: up to the command's usage.
+/// The file of keys that `--config` names.
+fn config_file<'a>(command: &Command, words: &[&'a str]) -> Option<&'a str> {
+    find(command, "config").filter(|arg| args::is_of_keys(arg))?;
+    let (at, value) = typed(words, "config")?;
+    value.or_else(|| words.get(at + 1).copied())
+}
+
+/// Where a flag stands last among the words, and its value if that stands with it.
+fn typed<'a>(words: &[&'a str], name: &str) -> Option<(usize, Option<&'a str>)> {
+    let value = |word: &&'a str| match word.strip_prefix("--")?.strip_prefix(name)? {
+        "" => Some(None),
+        rest => rest.strip_prefix('=').map(Some),
+    };
+    words.iter().enumerate().rev().find_map(|(at, word)| Some((at, value(word)?)))
+}
+
+/// The names under which a flag may be given.
+fn names(arg: &Arg) -> impl Iterator<Item = String> {
+    let aliases = arg.get_all_aliases().unwrap_or_default();
+    std::iter::once(arg.get_id().to_string()).chain(aliases.into_iter().map(String::from))
+}
+
+/// Whether a value in a file is that of a key not given.
+pub fn asks_for_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
+}
+
+/// Whether some command has a flag of this name.
+pub fn is_known(name: &str) -> bool {
+    fn has(command: &Command, name: &str) -> bool {
+        find(command, name).is_some() || command.get_subcommands().any(|inner| has(inner, name))
+    }
+    has(&commands::cli(), name)
+}
+
+/// What the parser says is wrong, in a line: up to the command's usage, or where more is to be had.
 pub fn said(error: &clap::Error) -> String {
     let text = error.render().to_string();
-    let lines = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim);
+    let is_about_it =
+        |line: &&str| !["Usage:", "For more information"].iter().any(|end| line.starts_with(end));
+    let lines = text.lines().take_while(is_about_it).map(str::trim);
     let said: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     said.join(" ").trim_start_matches("error: ").to_string()
-}
-
-fn innermost(matches: &ArgMatches) -> (Command, &ArgMatches) {
-    let (mut command, mut matches) = (commands::cli(), matches);
-    while let Some((name, inner)) = matches.subcommand() {
-        command = command.find_subcommand(name).expect("the parser found it").clone();
-        matches = inner;
-    }
-    (command, matches)
 }
 
 /// Whether a flag is made of the tables of keys, and not the command's own.
@@ -172,6 +208,13 @@ mod tests {
         assert_eq!(all(&line("--prompt x")).unwrap().len(), 6);
         std::fs::write(file, "temperature = 'hot'").unwrap();
         let error = all(&line("")).unwrap_err().to_string();
-        assert!(error.contains("k.toml: `temperature`: invalid value 'hot'"), "{error}");
+        assert!(error.contains("k.toml: invalid value 'hot' for '--temperature <X>'"), "{error}");
+        assert!(!error.contains("--help"), "{error}");
+        // Flags that need each other, or that the command needs, and none that ask for nothing.
+        std::fs::write(file, "nominal_alpha = 0.1\nobjectives = 'a,b'\nsamples = 's'\nlabel = []").unwrap();
+        let line = |command: &str| format!("seakeep {command} --config={file}");
+        assert_eq!(all(&line("eval --model_name_or_path m")).unwrap().len(), 5 + 6);
+        std::fs::write(file, "input = '- x'").unwrap();
+        assert_eq!(all(&line("reward score --model_name_or_path m")).unwrap()[6], "--input=- x");
     }
 }

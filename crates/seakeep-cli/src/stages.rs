@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Instant, SystemTime};
 
-use clap::{ArgMatches, Command};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgMatches, Command};
 use seakeep::data::read::data_files;
 use seakeep::formats::Fingerprint;
 use seakeep::generate::Partial;
@@ -65,13 +66,30 @@ impl Stage {
     /// The command line as the program understands it.
     ///
     /// # Errors
-    /// [`Error::Usage`] with the parser's words where it does not.
+    /// [`Error::Usage`] with the parser's words where it does not; a file of its `--config` that cannot be read.
     pub fn matches(&self) -> Result<ArgMatches> {
         let args = std::iter::once("seakeep").chain(self.args.iter().map(String::as_str));
         let args = flags::with_file(args.map(OsString::from).collect())?;
-        commands::cli().try_get_matches_from(args).map_err(|e| {
-            Error::Usage(format!("stage `{}` ({}): {}", self.name, self.args[0], flags::said(&e)))
-        })
+        commands::cli().try_get_matches_from(args).map_err(|e| self.refused(&e))
+    }
+
+    /// Finds out whether the program understands the command line, as far as it stands here: the file of its `--config` may be made by an
+    /// earlier stage.
+    ///
+    /// # Errors
+    /// As [`matches`](Self::matches).
+    pub fn check(&self) -> Result<()> {
+        let args = std::iter::once("seakeep").chain(self.args.iter().map(String::as_str));
+        match commands::cli().try_get_matches_from(args) {
+            Err(e) if e.kind() != ErrorKind::MissingRequiredArgument || self.value("config").is_none() => {
+                Err(self.refused(&e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&self, error: &clap::Error) -> Error {
+        Error::Usage(format!("stage `{}` ({}): {}", self.name, self.args[0], flags::said(error)))
     }
 
     /// The value of a flag.
@@ -92,12 +110,15 @@ impl Stage {
         let mut flag = None;
         for word in &self.args[words..] {
             if let Some(name) = word.strip_prefix("--") {
-                flag = flags::find(&command, name).filter(|arg| flags::is_path(arg));
+                let is_read = |arg: &&Arg| flags::is_path(arg) && !is_cache(arg.get_id().as_str());
+                flag = flags::find(&command, name).filter(is_read);
             } else if let Some(arg) = flag {
                 found.push(path_of(word).to_string());
                 if arg.get_id() == "config"
-                    && let Ok(file) = read_file(Path::new(word))
+                    && let Ok(mut file) = read_file(Path::new(word))
                 {
+                    // Flags win.
+                    file.retain(|key, _| self.value(key).is_none());
                     named_in(&command, &file, &mut found);
                 }
             }
@@ -137,12 +158,17 @@ fn named_in(command: &Command, table: &Map<String, Value>, found: &mut Vec<Strin
             }
             _ => {}
         }
-        let is_read = !WRITTEN.contains(&key.as_str()) && !key.ends_with("_cache_dir");
+        let is_read = !WRITTEN.contains(&key.as_str()) && !is_cache(key);
         if is_read && flags::find(command, key).is_some_and(flags::is_path) {
             let texts = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
             found.extend(texts.iter().filter_map(Value::as_str).map(|text| path_of(text).to_string()));
         }
     }
+}
+
+/// Whether a key names what is kept from run to run, and changes no result.
+fn is_cache(key: &str) -> bool {
+    key.ends_with("_cache_dir")
 }
 
 /// The marks of stages, in a directory.
@@ -207,8 +233,10 @@ impl Marks {
             let (was, is) = (without(&mark.args, &stage.args), without(&stage.args, &mark.args));
             return Some(format!("with {was} where now it is {is}"));
         }
-        let now = self.inputs(stage);
-        let changed = mark.inputs.iter().find(|(path, print)| now.get(*path) != Some(print));
+        let (now, read) = (self.inputs(stage), stage.reads());
+        // Marks of earlier versions also have what is not read.
+        let mut inputs = mark.inputs.iter().filter(|(path, _)| read.contains(path));
+        let changed = inputs.find(|(path, print)| now.get(*path) != Some(print));
         changed.map(|(path, _)| match Path::new(path).exists() || path.contains(['*', '?', '[']) {
             true => format!("{path} has changed since"),
             false => format!("{path} is gone, which it read"),
@@ -243,6 +271,7 @@ impl Marks {
         let begun = self.read(stage)?;
         if let Some(mark) = begun.as_ref().filter(|mark| mark.seconds.is_none() && stage.is_resumable())
             && stage.args[0] != "sweep"
+            && stage.outputs().any(|output| holds_something(&output) || Partial::path(&output).exists())
             && let Some(what) = self.difference(stage, mark)
         {
             return Err(Error::Usage(format!(

@@ -257,6 +257,19 @@ fn a_sweep_within_a_recipe_grows_and_is_done_again_on_demand() {
 }
 
 #[test]
+fn a_stage_may_have_tables() {
+    let place = Place::new();
+    place.write(
+        "recipe.toml",
+        &RECIPE.replace("report_to = \"none\"", "report_to = []\nlr_scheduler_kwargs = {}"),
+    );
+    place.succeed(&["run", "recipe.toml", "--list"]);
+    let run = place.succeed(&["run", "recipe.toml"]);
+    assert!(run.stderr.contains("seakeep train --config out/train.json"), "{}", run.stderr);
+    assert!(place.path("out/policy/model.safetensors").exists());
+}
+
+#[test]
 fn what_a_stage_writes_besides_is_its_own() {
     let place = Place::new();
     let rows: String = (0..8).map(|i| format!("{{\"prompt\": \"p{i}\"}}\n")).collect();

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::builder::ValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use seakeep::data::{Prompt, Text, read_prompts, template_variables};
+use seakeep::data::{Prompt, Text, read_prompts};
 use seakeep::formats::{ModelSource, Tokenizer, is_special};
 use seakeep::generate::{
     GenerateOptions, Header, Job, Partial, Sample, Stop, completion, encode_prompt, eos_ids, generate_each,
@@ -305,11 +305,7 @@ fn encoded(matches: &ArgMatches, prompts: &[Prompt], tokenizer: &Tokenizer) -> R
     if system.is_some() && !prompts.iter().all(|prompt| templated(&prompt.text)) {
         return Err(Error::Usage("--system needs the model's chat template, which is not used here".into()));
     }
-    let tokens = |Prompt { file, row, text, columns }: &Prompt| {
-        let variables = template_variables(file, *row, columns)?;
-        encode_prompt(tokenizer, text, &variables, wanted, system.as_deref())
-    };
-    prompts.iter().map(tokens).collect()
+    prompts.iter().map(|prompt| encode_prompt(tokenizer, prompt, wanted, system.as_deref())).collect()
 }
 
 /// A completion in one line of JSON: the prompt as it was given, and every other column of its row but those that are

@@ -24,7 +24,7 @@ use crate::{args, output, progress};
 pub fn command() -> Command {
     let command = args::command(
         "rank",
-        "Rank candidates by their log-probability as completions: HR@K, NDCG@K (K = 1, 5, 10) and MRR, by file and group",
+        "Rank candidates by their log-probability as completions, with the token that ends them: HR@K, NDCG@K (K = 1, 5, 10) and MRR, by file and group",
         "seakeep recommend rank --model_name_or_path runs/rec --dataset_name familiar=data/rec/test.jsonl \
          shifted=data/rec/test_shifted.jsonl --output ranked.json",
     );

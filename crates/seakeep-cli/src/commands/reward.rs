@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use seakeep::data::{read_rows, template_variables};
+use seakeep::data::{Text, read_rows, template_variables};
 use seakeep::formats::ModelSource;
 use seakeep::reward::{self, Objective, Problem, RewardModel, RewardOptions, RewardSummary, content_of};
 use seakeep::train::Every;
@@ -291,14 +291,19 @@ fn score(matches: &ArgMatches) -> Result<()> {
                 ));
             }
         }
-        let variables = template_variables(&file, row, &columns)?;
-        let mut tokens =
-            model.encode(&content_of(&file, row, &mut columns.clone())?, &variables).map_err(wrong)?;
+        let text = content_of(&file, row, &mut columns.clone())?;
+        let variables = match &text {
+            Text::Chat(_) => template_variables(&file, row, &columns)?,
+            Text::Standard(_) => Map::new(),
+        };
+        let mut tokens = model.encode(&text, &variables).map_err(wrong)?;
         let cut = model.truncate(&mut tokens, limit);
         if let Some(prompt) = columns.get("prompt").filter(|_| cut) {
             let mut alone = Map::from_iter([("text".to_string(), prompt.clone())]);
-            let prompt = model.encode(&content_of(&file, row, &mut alone)?, &variables).map_err(wrong)?.len();
-            if prompt >= tokens.len() {
+            let alone = model.encode(&content_of(&file, row, &mut alone)?, &variables).map_err(wrong)?;
+            let prompt = alone.len();
+            // The token that ends a text, alone, is no part of the prompt.
+            if tokens.iter().zip(&alone).all(|(whole, prompt)| whole == prompt) && prompt >= tokens.len() {
                 let what = format!(
                     "its prompt alone has {prompt} tokens, and {} are scored (max_length, or the model's positions): nothing of \
                      the completion would be; expected a shorter prompt",

@@ -62,9 +62,7 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         let [until, from] = [until, from].map(|place| recipe.stages[place].name.as_str());
         return Err(Error::Usage(format!("stage `{until}` comes before `{from}`: nothing is left to do")));
     }
-    for stage in &recipe.stages {
-        stage.matches()?;
-    }
+    recipe.stages.iter().try_for_each(Stage::check)?;
     if matches.get_flag("list") {
         let lines: String =
             recipe.stages.iter().map(|s| format!("# {}\n{}\n", s.name, s.command_line())).collect();

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::foreign::{self, FOREIGN};
 use super::keys::{self, KEYS, Key};
 use super::methods::{self, Method};
+use crate::flags;
 
 /// Where a value was given.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,8 +65,13 @@ impl Settings {
             let path = Path::new(path);
             let source = Source::File(path.to_path_buf());
             for (name, value) in read_file(path)? {
-                // A flag of the command's own is on the command line by now (`flags::with_file`).
-                if keys::find(&name).is_some() || !matches.ids().any(|id| *id == name) {
+                // A flag of the command's own is on the command line by now (`flags::with_file`), unless it asks for nothing.
+                let own = name.replace('-', "_");
+                let is_read = matches.ids().any(|id| *id == own)
+                    || flags::asks_for_nothing(&value)
+                        && flags::is_known(&own)
+                        && foreign::find(&name).is_none();
+                if keys::find(&name).is_some() || !is_read {
                     settings.set(&name, &value, &source)?;
                 }
             }

@@ -1,6 +1,6 @@
 //! The rows that a split in the notation of Hugging Face datasets names: `train`, `train[:100]`, `test[10%:]`.
 //!
-//! The splits of several files are found as `datasets` finds them: files called `NAME-00000-of-00003.parquet` are the splits of these
+//! The splits of several files are found as `datasets` finds them: files called `data/NAME-00000-of-00003.parquet` are the splits of these
 //! names; otherwise those in directories that a word of `KEYWORDS` names (`test/a.jsonl`), or else files so named
 //! (`validation.jsonl`, `pairs-test.parquet`) are; otherwise all are one split, `train`. An empty name means all rows.
 
@@ -30,17 +30,17 @@ fn parts(split: &str) -> Result<(&str, &str)> {
     }
 }
 
-/// Whether a word stands in a name, with nothing or what is no letter on both sides. (`datasets` takes `_` for a letter: a name
-/// such as `test_pairs` would be training data.)
+/// Whether a word stands in a name, with nothing or one of `datasets`' `NON_WORDS_CHARS` on both sides.
 fn says(name: &str, word: &str) -> bool {
-    let is_edge = |c: Option<char>| c.is_none_or(|c| !c.is_alphabetic());
+    let is_edge = |c: Option<char>| c.is_none_or(|c| "-._ 0123456789".contains(c));
     name.match_indices(word).any(|(at, _)| {
         is_edge(name[..at].chars().next_back()) && is_edge(name[at + word.len()..].chars().next())
     })
 }
 
-/// The split of which a file is a shard: `train` of `train-00000-of-00003.parquet`.
-fn shard_of(file: &Path) -> Option<&str> {
+/// The split of which a file is a shard: `train` of `data/train-00000-of-00003.parquet`.
+fn shard_of<'a>(file: &'a Path, spec: &str) -> Option<&'a str> {
+    file.strip_prefix(spec).ok()?.parent().filter(|parent| *parent == Path::new("data"))?;
     let (name, count) = file.file_name()?.to_str()?.rsplit_once("-of-")?;
     let (split, number) = name.rsplit_once('-')?;
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -55,7 +55,7 @@ fn splits(files: &[PathBuf], spec: &str) -> Vec<(String, Vec<PathBuf>)> {
         None => found.push((split.to_string(), vec![file.clone()])),
     };
     for file in files {
-        if let Some(split) = shard_of(file) {
+        if let Some(split) = shard_of(file, spec) {
             add(split, file);
         }
     }
@@ -169,6 +169,10 @@ mod tests {
         assert_eq!(of(&["d/train_pairs.jsonl", "d/test_pairs.jsonl"], "train"), ["train_pairs.jsonl"]);
         let shards = ["d/data/train_sft-00000-of-00001.parquet", "d/data/train_prefs-00000-of-00002.parquet"];
         assert_eq!(of(&shards, "train_prefs"), ["data/train_prefs-00000-of-00002.parquet"]);
+        let below = ["d/train/data-00000-of-00001.jsonl", "d/test/data-00000-of-00001.jsonl"];
+        assert_eq!(of(&below, "test"), ["test/data-00000-of-00001.jsonl"]);
+        let here = ["d/train-00000-of-00002.jsonl", "d/validation/data.jsonl"];
+        assert_eq!(of(&here, "validation"), ["validation/data.jsonl"]);
         assert!(of(&shards, "train")[0].contains("there is: train_sft, train_prefs"));
         assert_eq!(of(&["d/a.jsonl", "d/b.jsonl"], ""), ["a.jsonl", "b.jsonl"]);
     }

@@ -133,6 +133,11 @@ impl ChatTemplates {
 /// The files of templates in a directory, by the templates' names.
 fn files(directory: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let mut files = BTreeMap::new();
+    let default = directory.join(FILE);
+    if default.is_file() {
+        files.insert(DEFAULT.to_string(), default);
+    }
+    // One that is called `default`, too, counts before the first.
     let named = directory.join(DIRECTORY);
     if named.is_dir() {
         for entry in std::fs::read_dir(&named).map_err(Error::io("list", &named))? {
@@ -142,10 +147,6 @@ fn files(directory: &Path) -> Result<BTreeMap<String, PathBuf>> {
                 files.insert(name, file);
             }
         }
-    }
-    let default = directory.join(FILE);
-    if default.is_file() {
-        files.insert(DEFAULT.to_string(), default);
     }
     Ok(files)
 }

@@ -38,8 +38,10 @@ impl<'a> Stop<'a> {
             return Ok(true);
         }
         match self.tokenizer {
-            Some(tokenizer) => Ok(first_of(tokenizer, self.strings, tokens, min_new_tokens)?.1.is_some()),
-            None => Ok(false),
+            Some(tokenizer) if !self.strings.is_empty() => {
+                Ok(first_of(tokenizer, self.strings, tokens, min_new_tokens)?.1.is_some())
+            }
+            _ => Ok(false),
         }
     }
 }
@@ -54,7 +56,11 @@ pub(super) fn first_of(
 ) -> Result<(String, Option<usize>)> {
     let text = tokenizer.decode(tokens, true)?;
     let least = &tokens[..min_new_tokens.min(tokens.len())];
-    let least = if strings.is_empty() || least.is_empty() { 0 } else { tokenizer.decode(least, true)?.len() };
+    // A character that they cut is not theirs.
+    let least = match strings.is_empty() || least.is_empty() {
+        true => 0,
+        false => tokenizer.decode(least, true)?.trim_end_matches('\u{fffd}').len(),
+    };
     let begin = |string: &String| {
         // The first place from which it would reach beyond.
         let mut from = (least + 1).saturating_sub(string.len()).min(text.len());

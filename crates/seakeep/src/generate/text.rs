@@ -1,10 +1,10 @@
 //! From text to text.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::stop::first_of;
 use super::{GenerateOptions, generate_ids};
-use crate::data::Text;
+use crate::data::{Prompt, Text, template_variables};
 use crate::formats::{Message, ModelSource, Tokenizer};
 use crate::model::Model;
 use crate::progress::Progress;
@@ -70,20 +70,21 @@ pub fn encode(tokenizer: &Tokenizer, prompt: &str, form: PromptForm) -> Result<V
     }
 }
 
-/// The tokens of a prompt of a data file, as a model continues it: messages in the chat template; a string as a user's
-/// message in it, by default where there is one, or plain. `variables` are the template's (see
-/// [`template_variables`](crate::data::template_variables)), `system` a message before the others.
+/// The tokens of a prompt of a data file, as a model continues it: messages in the chat template, with what its columns hand to that
+/// ([`template_variables`]); a string as a user's message in it, by default where there is one, or plain. `system` is a message
+/// before the others.
 ///
 /// # Errors
-/// [`Error::Format`] where the tokenizer cannot encode it, or has no template for messages or a `system`.
+/// [`Error::Format`] where the tokenizer cannot encode it, or has no template for messages or a `system`; [`Error::Row`] for columns that
+/// do not hold what the template is handed.
 pub fn encode_prompt(
     tokenizer: &Tokenizer,
-    prompt: &Text,
-    variables: &Map<String, Value>,
+    prompt: &Prompt,
     template: Option<bool>,
     system: Option<&str>,
 ) -> Result<Vec<u32>> {
-    let messages = match prompt {
+    let Prompt { file, row, text, columns } = prompt;
+    let messages = match text {
         Text::Standard(text) if !template.unwrap_or(tokenizer.has_chat_template()) => {
             return tokenizer.encode_open(text);
         }
@@ -92,7 +93,8 @@ pub fn encode_prompt(
     };
     let system = system.map(|text| Message::new("system", text));
     let all: Vec<Message> = system.into_iter().chain(messages).collect();
-    tokenizer.encode(&tokenizer.apply_chat_template_with(&all, true, variables)?, false)
+    let variables = template_variables(file, *row, columns)?;
+    tokenizer.encode(&tokenizer.apply_chat_template_with(&all, true, &variables)?, false)
 }
 
 /// The text of generated tokens, special tokens left out, up to the first of the strings that end texts: what ended

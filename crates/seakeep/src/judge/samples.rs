@@ -1,8 +1,8 @@
 //! Completions of prompts: drawn from a policy, or read from a file.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Deref;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ use super::Judge;
 use super::summary::unknown;
 use crate::batch::{Batch, Sharing};
 use crate::data::pair::parse_text;
-use crate::data::{self, Text, prompt_key, read_rows, template_variables};
+use crate::data::{self, Text, prompt_key, read_rows};
 use crate::formats::{Fingerprint, Tokenizer};
 use crate::generate::{GenerateOptions, encode_prompt, generate_ids};
 use crate::model::Model;
@@ -22,19 +22,20 @@ use crate::{Error, Result};
 /// Completions that a record keeps to read: the first of as many prompts.
 const TEXTS: usize = 40;
 
-/// A prompt and where it is from.
+/// A prompt and its group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
-    /// The file it is from.
-    pub file: Arc<Path>,
-    /// Its row, from 1.
-    pub row: usize,
-    /// What is asked.
-    pub text: Text,
-    /// What the row hands to the chat template besides.
-    pub variables: Map<String, Value>,
+    /// The prompt.
+    pub asked: data::Prompt,
     /// Its group, where the data name one.
     pub group: Option<String>,
+}
+
+impl Deref for Prompt {
+    type Target = data::Prompt;
+    fn deref(&self) -> &data::Prompt {
+        &self.asked
+    }
 }
 
 /// The prompts of a data file, as [`data::read_prompts`] reads them, with the groups that `group_column` names.
@@ -47,12 +48,7 @@ pub fn read_prompts(spec: &str, group_column: Option<&str>) -> Result<Vec<Prompt
         None => vec![None; prompts.len()],
         Some(key) => read_rows(spec, |file, row, columns| group(&file, row, key, &columns).map(Some))?,
     };
-    let with_group = |(p, group): (data::Prompt, Option<String>)| {
-        let data::Prompt { file, row, text, columns } = p;
-        let variables = template_variables(&file, row, &columns)?;
-        Ok(Prompt { file, row, text, variables, group })
-    };
-    prompts.into_iter().zip(groups).map(with_group).collect()
+    Ok(prompts.into_iter().zip(groups).map(|(asked, group)| Prompt { asked, group }).collect())
 }
 
 /// A name for prompts: their texts, in their order.
@@ -101,7 +97,7 @@ pub struct Drawn {
 
 /// A prompt's tokens: a user's message in the chat template (by default where there is one), or plain text.
 fn prompt_ids(prompts: &[Prompt], tokenizer: &Tokenizer, template: Option<bool>) -> Result<Vec<Vec<u32>>> {
-    let ids = |p: &Prompt| encode_prompt(tokenizer, &p.text, &p.variables, template, None);
+    let ids = |prompt: &Prompt| encode_prompt(tokenizer, prompt, template, None);
     let named = |prompt: &Prompt| match ids(prompt)? {
         none if none.is_empty() => {
             Err(Error::row(&prompt.file, prompt.row, "prompt", "no token; expected a text"))
@@ -194,8 +190,8 @@ impl Drawn {
                 let text = parse_text(&row.file, row.row, "prompt", row.prompt.clone())?;
                 let group =
                     group_column.map(|key| group(&row.file, row.row, key, &row.columns)).transpose()?;
-                let variables = template_variables(&row.file, row.row, &row.columns)?;
-                prompts.push(Prompt { file: row.file.clone(), row: row.row, text, variables, group });
+                let (file, columns) = (row.file.clone(), row.columns.clone());
+                prompts.push(Prompt { asked: data::Prompt { file, row: row.row, text, columns }, group });
                 groups.push(Vec::new());
             }
             let text = said(row)?;
@@ -224,7 +220,7 @@ impl Drawn {
         }
         let per_prompt = groups.first().map_or(0, Vec::len);
         if let Some(other) = groups.iter().position(|g| g.len() != per_prompt) {
-            let Prompt { file, row, .. } = &prompts[other];
+            let data::Prompt { file, row, .. } = &*prompts[other];
             let what = format!(
                 "{} completions of this prompt, {per_prompt} of the first; every prompt needs as many",
                 groups[other].len()
@@ -249,7 +245,7 @@ impl Drawn {
         let (names, scores) = (judge.objectives(), judge.score(&texts, progress)?);
         for (i, (completion, scores)) in self.completions.iter_mut().zip(scores).enumerate() {
             if let Some(broken) = scores.iter().position(|s| !s.is_finite()) {
-                let Prompt { file, row, .. } = &self.prompts[i / n];
+                let data::Prompt { file, row, .. } = &*self.prompts[i / n];
                 let what = format!(
                     "sample {} was given {} for `{}`, expected a finite number",
                     i % n + 1,
@@ -277,7 +273,7 @@ impl Drawn {
         let n = self.completions.len();
         for (i, completion) in self.completions.iter().enumerate() {
             let prompt = i / self.per_prompt;
-            let Prompt { file, row, .. } = &self.prompts[prompt];
+            let data::Prompt { file, row, .. } = &*self.prompts[prompt];
             let unknown =
                 |e: Error| Error::row(file, *row, "tokens", format!("of a completion of this prompt: {e}"));
             model.check_tokens(&completion.tokens).map_err(unknown)?;
@@ -298,7 +294,7 @@ impl Drawn {
             let sums = batch.branch_sums(model.predictions(&batch).iter().map(|p| p.logp));
             for (&i, logp) in part.iter().zip(sums) {
                 if !logp.is_finite() {
-                    let Prompt { file, row, .. } = &self.prompts[i / self.per_prompt];
+                    let data::Prompt { file, row, .. } = &*self.prompts[i / self.per_prompt];
                     let what =
                         format!("a completion has log-probability {logp}: the model's weights are broken");
                     return Err(Error::row(file, *row, "", what));
@@ -348,7 +344,7 @@ impl Drawn {
             }
             let refused = |c: &Completion| forms.iter().any(|form| !form.takes(c.scores[name]));
             if let Some(i) = self.completions.iter().position(refused) {
-                let Prompt { file, row, .. } = &self.prompts[i / self.per_prompt];
+                let data::Prompt { file, row, .. } = &*self.prompts[i / self.per_prompt];
                 let score = self.completions[i].scores[name];
                 let what = format!(
                     "`{name}` of one of its completions is {score}; a geometric mixture takes no negative score"
@@ -369,7 +365,7 @@ impl Drawn {
             let number = i / self.per_prompt;
             let same = own.decode(&completion.tokens, false)? == other.decode(&completion.tokens, false)?;
             if ids[number] != self.ids[number] || !same {
-                let Prompt { file, row, .. } = &self.prompts[number];
+                let data::Prompt { file, row, .. } = &*self.prompts[number];
                 let what = "the policy's and the reference's tokenizers differ in it, so their log-probabilities cannot be \
                             compared; the reference needs the policy's tokenizer and chat template";
                 return Err(Error::row(file, *row, "prompt", what));

@@ -29,6 +29,11 @@ impl When {
         }
         let text = text.replace('/', "-");
         let text = text.trim_end_matches(" UTC");
+        // A year of two digits may be a month.
+        let year = text.bytes().take_while(u8::is_ascii_digit).count();
+        if year != 4 && year != 8 {
+            return None;
+        }
         let date = NaiveDate::parse_from_str(text, "%Y-%m-%d")
             .ok()
             .map(|date| date.into())
@@ -52,8 +57,12 @@ impl When {
 
 /// A date with a time of day, and perhaps a zone, in UTC.
 fn moment(text: &str) -> Option<NaiveDateTime> {
-    for day in ["%Y-%m-%dT", "%Y-%m-%d "] {
-        for time in ["%H:%M:%S%.f", "%H:%M"] {
+    for (day, times) in [
+        ("%Y-%m-%dT", ["%H:%M:%S%.f", "%H:%M"]),
+        ("%Y-%m-%d ", ["%H:%M:%S%.f", "%H:%M"]),
+        ("%Y%m%dT", ["%H%M%S%.f", "%H%M"]),
+    ] {
+        for time in times {
             let plain = format!("{day}{time}");
             let found = NaiveDateTime::parse_from_str(text, &plain).ok();
             let zoned =
@@ -105,7 +114,10 @@ mod tests {
             "2024-05-01 08:00:02-0130",
         ]);
         assert_eq!(When::parse("2024-05-01"), When::parse("2024-05-01T02:00:00+02:00"));
-        for wrong in ["", "May 2024", "2024-13-01", "24-05-01x", "nan", "inf", "1e40", "2024-05-01T25:00"] {
+        assert_eq!(When::parse("20240501T103000Z"), When::parse("2024-05-01 10:30"));
+        for wrong in
+            ["", "May 2024", "2024-13-01", "24-05-01x", "nan", "inf", "1e40", "2024-05-01T25:00", "11/1/23"]
+        {
             assert_eq!(When::parse(wrong), None, "{wrong}");
         }
         assert!(!When::parse("1").unwrap().is_like(When::parse("2024-05-01").unwrap()));

@@ -120,7 +120,7 @@ fn pair_row(file: Arc<Path>, row: usize, columns: Columns) -> Result<RewardRow> 
             )
         })?,
     };
-    let variables = template_variables(&file, row, &columns)?;
+    let handed = columns.clone();
     let pair = Pair::from_columns(file.clone(), row, columns)?;
     if pair.completions.len() != 2 {
         return Err(pair.error("rejected", "a row needs one `chosen` and one `rejected`"));
@@ -131,7 +131,8 @@ fn pair_row(file: Arc<Path>, row: usize, columns: Columns) -> Result<RewardRow> 
         Some(prompt) => joined(prompt.clone(), c.text.clone())
             .ok_or_else(|| pair.error(&c.key, "not of the same kind as the prompt")),
     };
-    let texts = pair.completions.iter().map(text).collect::<Result<_>>()?;
+    let texts = pair.completions.iter().map(text).collect::<Result<Vec<_>>>()?;
+    let variables = variables_of(&file, row, &texts, &handed)?;
     Ok(RewardRow { file, row, texts, variables, target: Target::Pair { margin } })
 }
 
@@ -156,8 +157,17 @@ fn labelled_row(
         )));
     }
     let text = content_of(&file, row, &mut columns)?;
-    let variables = template_variables(&file, row, &columns)?;
-    Ok(RewardRow { file, row, texts: vec![text], variables, target: Target::Labels(values) })
+    let texts = vec![text];
+    let variables = variables_of(&file, row, &texts, &columns)?;
+    Ok(RewardRow { file, row, texts, variables, target: Target::Labels(values) })
+}
+
+/// What a row hands to the chat template, if its texts go through it.
+fn variables_of(file: &Path, row: usize, texts: &[Text], columns: &Columns) -> Result<Map<String, Value>> {
+    match texts.iter().any(|text| matches!(text, Text::Chat(_))) {
+        true => template_variables(file, row, columns),
+        false => Ok(Map::new()),
+    }
 }
 
 fn fits(problem: Problem, value: f64) -> bool {

@@ -196,19 +196,20 @@ pub fn examples(
     max_length: Option<usize>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Example>> {
-    let tokenized = super::texts::tokenized(model, rows, max_length)?;
-    if model.problem == Problem::BradleyTerry && tokenized.iter().any(|(_, cut)| *cut > 0) {
-        let before = rows.len();
-        let mut cuts = tokenized.iter().map(|(_, cut)| *cut);
-        rows.retain(|_| cuts.next() == Some(0));
-        let left_out = before - rows.len();
-        progress.note(&format!(
-            "{left_out} of {before} pairs are left out: a text is too long (max_length, or the model's positions)"
-        ));
-        if rows.is_empty() {
+    let mut tokenized = super::texts::tokenized(model, rows, max_length)?;
+    if model.problem == Problem::BradleyTerry {
+        let (before, mut each) = (rows.len(), tokenized.iter());
+        rows.retain(|_| each.next().is_some_and(|(_, cut)| *cut == 0));
+        tokenized.retain(|(_, cut)| *cut == 0);
+        if rows.len() < before {
+            progress.note(&format!(
+                "{} of {before} pairs are left out: a text is too long (max_length, or the model's positions)",
+                before - rows.len()
+            ));
+        }
+        if before > 0 && rows.is_empty() {
             return Err(Error::Usage("no pair is left: all are too long; raise `max_length`".into()));
         }
-        return Ok(tokenized.into_iter().filter(|(_, cut)| *cut == 0).map(|(example, _)| example).collect());
     }
     let (found, cut): (Vec<Example>, Vec<usize>) = tokenized.into_iter().unzip();
     let cut: usize = cut.iter().sum();
