@@ -61,7 +61,7 @@ fn explain(error: &Error, command: &str) -> String {
                 Some("choose a place that you may write to".into())
             }
             std::io::ErrorKind::StorageFull => {
-                Some("the disk is full: make room, and run the command again".into())
+                Some("the disk is full: make room, and run the command again (a run of training with overwrite_output_dir)".into())
             }
             _ => None,
         },

@@ -192,7 +192,7 @@ fn what_cannot_be_judged_is_refused_and_nothing_written() {
         (&["--dataset_name", "pairs.jsonl", "--radii", "chi3=1"], 2, "did you mean chi2?"),
         (&["--dataset_name", "pairs.jsonl", "--bootstrap", "0"], 2, "--bootstrap is 0"),
         (&["--dataset_name", "a=pairs.jsonl", "a=scored.jsonl"], 2, "two data sets are named `a`"),
-        (&[], 2, "no `dataset_name`"),
+        (&[], 2, "nothing to judge on"),
     ] {
         place.fail(&eval(flags), code, &[said]);
     }

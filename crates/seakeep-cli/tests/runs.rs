@@ -247,7 +247,7 @@ fn rows_are_tokenised_once_for_all_runs_and_the_result_is_the_same() {
     place.fail(
         &[&TRAIN[..], &FOUR_STEPS, &["--output_dir", "fifth"]].concat(),
         1,
-        &["tokens-", "remove the file"],
+        &["tokens-", "the file is removed"],
     );
     let last = bytes.len() - 1;
     bytes[last] ^= 1;

@@ -74,7 +74,7 @@ fn told(cost: &Cost, options: &TrainOptions) -> String {
             "again" => {
                 ": what is computed more than once, since activations are not kept or pairs of a step wait for each other"
             }
-            "reference" => ": its log-probabilities once, less what is known from before",
+            "reference" => ": its log-probabilities once, if none are known from before",
             _ => "",
         };
         lines.push((name, format!("{}{why}", flop(operations))));

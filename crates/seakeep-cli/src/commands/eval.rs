@@ -161,7 +161,9 @@ impl Work {
             )));
         }
         if specs.is_empty() && flags.prompts.is_none() && flags.samples.is_none() {
-            settings.required("dataset_name")?;
+            return Err(Error::Usage(
+                "nothing to judge on: give --dataset_name, --prompts or --samples".into(),
+            ));
         }
         let (method, objective) = objective::objective(&settings)?;
         if flags.wasserstein {

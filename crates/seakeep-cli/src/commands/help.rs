@@ -104,7 +104,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Length of the gradient over all parameters that are trained, before it is clipped.",
     ),
     ("learning_rate", "", "The rate of this step."),
-    ("epoch", "passes", "Passes over the training rows so far."),
+    (
+        "epoch",
+        "passes",
+        "Passes over the training rows so far, counted by micro-batches as transformers does.",
+    ),
     (
         "num_tokens",
         "tokens",

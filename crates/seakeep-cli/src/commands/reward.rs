@@ -7,6 +7,7 @@ use clap::builder::ValueParser;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use seakeep::data::{Text, read_rows, template_variables};
 use seakeep::formats::ModelSource;
+use seakeep::progress::Progress;
 use seakeep::reward::{self, Objective, Problem, RewardModel, RewardOptions, RewardSummary, content_of};
 use seakeep::train::Every;
 use seakeep::{Error, Result};
@@ -54,13 +55,12 @@ const TRAIN_KEYS: &[&str] = &[
 ];
 
 /// Keys of training that a file may have and that ask for what is not done here, with the reason.
-const NOT_DONE: [(&str, &str); 7] = [
+const NOT_DONE: [(&str, &str); 6] = [
     ("bf16", "a reward model is trained in float32"),
     ("dtype", "a reward model is trained in float32"),
     ("load_in_8bit", "a reward model is trained in float32"),
     ("load_in_4bit", "a reward model is trained in float32"),
     ("truncation_mode", "a text that is too long loses its end"),
-    ("save_strategy", "a reward run writes no checkpoints; \"no\" is accepted"),
     ("resume_from_checkpoint", "a reward run writes no checkpoints and cannot be resumed"),
 ];
 
@@ -136,7 +136,7 @@ fn names(matches: &ArgMatches) -> Option<Vec<String>> {
     Some(text.split(',').map(|name| name.trim().to_string()).filter(|name| !name.is_empty()).collect())
 }
 
-fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
+fn options(matches: &ArgMatches, settings: &Settings, progress: &mut dyn Progress) -> Result<RewardOptions> {
     if let Some(names) = names(matches)
         && let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name))
     {
@@ -155,14 +155,21 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
     }
     plan::refuse_adapters(settings)?;
     let is_asked = |name: &str| match name {
-        "save_strategy" => settings.is_given(name) && settings.text(name).as_deref() != Some("no"),
         "resume_from_checkpoint" => settings.is_given(name) && settings.switch(name) != Some(false),
         _ => settings.is_given(name) && !settings.is_default(name),
     };
     if let Some((name, reason)) = NOT_DONE.iter().find(|(name, _)| is_asked(name)) {
         return Err(Error::Usage(format!("{}: {reason}; leave it out", settings.place(name))));
     }
-    let own = |name: &&str| TRAIN_KEYS.contains(name) || NOT_DONE.iter().any(|(other, _)| other == name);
+    // Written out, `RewardConfig`'s defaults ask for checkpoints.
+    if settings.is_given("save_strategy") && settings.text("save_strategy").as_deref() != Some("no") {
+        progress.note(&format!("{}: a reward run writes no checkpoints", settings.place("save_strategy")));
+    }
+    let own = |name: &&str| {
+        *name == "save_strategy"
+            || TRAIN_KEYS.contains(name)
+            || NOT_DONE.iter().any(|(other, _)| other == name)
+    };
     let others: Vec<&str> = settings.given().filter(|name| !own(name)).collect();
     plan::refuse(settings, &others, "in reward train; leave it out")?;
     let problem = args::texts(matches, "problem_type").pop();
@@ -212,10 +219,11 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<RewardOptions> {
 
 fn train(matches: &ArgMatches) -> Result<()> {
     let settings = Settings::read(matches)?;
-    let options = options(matches, &settings)?;
+    let mut progress = progress::on_stderr();
+    let options = options(matches, &settings, &mut *progress)?;
     super::train::check_places(&[&options.model_name_or_path], &options.output_dir)?;
     super::set_threads(&settings)?;
-    let summary = reward::run(&options, &mut *progress::on_stderr())?;
+    let summary = reward::run(&options, &mut *progress)?;
     output::print(&closing(&options.output_dir, &summary))
 }
 

@@ -93,7 +93,7 @@ pub const FOREIGN: &[Foreign] = &[
 
     foreign("dataset_config", Only(&[]), "dataset_name is a file, directory or pattern"),
     foreign("dataset_kwargs", Only(&["{}"]), "rows are always rendered and tokenised the one way"),
-    foreign("dataset_streaming", Only(OFF), "data is read as a whole"),
+    foreign("dataset_streaming", Only(OFF), "rows are read a few at a time in any case, and their tokens kept on disk"),
     foreign("dataset_num_proc", Nil, LOADING),
     foreign("dataloader_num_workers", Nil, LOADING),
     foreign("dataloader_pin_memory", Nil, LOADING),
@@ -220,7 +220,7 @@ impl Foreign {
     pub fn refusal(&self, place: &str, value: &Value) -> String {
         let Only(values) = self.fate else { return String::new() };
         let instead = match values {
-            [] => "leave it out".to_string(),
+            [] | ["", ..] => "leave it out".to_string(),
             values => format!("{} is accepted", values[0]),
         };
         format!("{place} is {value}: Seakeep does not do that (yet): {}; {instead}", self.why)

@@ -56,7 +56,7 @@ pub fn read_rows<T>(spec: &str, make: impl Fn(Arc<Path>, usize, Columns) -> Resu
 }
 
 fn empty(path: &Path) -> Error {
-    Error::format(path, "no rows: the file is empty")
+    Error::format(path, "no rows: the file is empty, or has nothing but blank lines or an empty list")
 }
 
 /// How many rows a file has, without making anything of them.

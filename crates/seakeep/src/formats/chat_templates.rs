@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use super::atomic::write_atomic;
 use super::gguf::GgufFile;
 use super::template::Template;
 use crate::error::{Error, Result};
@@ -113,7 +114,7 @@ impl ChatTemplates {
                 std::fs::create_dir_all(&named).map_err(Error::io("create", &named))?;
                 path = named.join(format!("{name}.jinja"));
             }
-            std::fs::write(&path, source).map_err(Error::io("write", &path))?;
+            write_atomic(&path, source.as_bytes())?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use tokenizers::AddedToken;
 
+use super::atomic::write_atomic;
 use super::chat_templates::ChatTemplates;
 use super::fingerprint::Fingerprint;
 use super::gguf::{self, GgufFile};
@@ -318,7 +319,7 @@ impl Tokenizer {
         }
         for (name, content) in &self.files {
             let path = directory.join(name);
-            std::fs::write(&path, content).map_err(Error::io("write", &path))?;
+            write_atomic(&path, content)?;
         }
         self.templates.save(directory)
     }

@@ -43,6 +43,8 @@ pub struct Sizes {
     head: usize,
     /// Weights of adapters.
     adapters: usize,
+    /// Elements of the largest tensor.
+    pub largest: usize,
     config: ModelConfig,
 }
 
@@ -113,6 +115,7 @@ impl Sizes {
             last: params.layers.last().map_or(0, |l| l.after_attention().map(|l| size(l.weight)).sum()),
             head: size(params.head),
             adapters,
+            largest: map.params.iter().map(|p| p.rows * p.cols).max().unwrap_or(0),
             config: config.clone(),
         })
     }

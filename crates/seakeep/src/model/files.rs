@@ -137,6 +137,15 @@ impl Model {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_in(source: &ModelSource, numbers: Numbers) -> Result<Model> {
+        if source.weights.shape(families::LABEL_HEAD).is_some() {
+            return Err(Error::format(
+                &source.path,
+                format!(
+                    "a reward model: it has a head of labels, `{}`; expected a language model (`seakeep reward` reads reward models)",
+                    families::LABEL_HEAD
+                ),
+            ));
+        }
         Model::load_as(source, Model::config(source)?, numbers, |_| false)
     }
 

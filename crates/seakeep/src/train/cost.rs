@@ -142,9 +142,10 @@ struct Largest {
 /// Whatever is wrong with model, data or settings.
 pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<Cost> {
     let Inputs { source, config, train, eval, .. } = prepare::inputs(options, progress)?;
-    prepare::checkpoint_of(options)?.map(|path| checkpoint::load_state(&path)).transpose()?;
+    let state = prepare::checkpoint_of(options)?.map(|path| checkpoint::load_state(&path)).transpose()?;
     let visits = Visits::of(options, train.len());
-    let steps = visits.total(options);
+    // What a run that goes on has done is not done again.
+    let steps = visits.total(options).saturating_sub(state.map_or(0, |state| state.step));
     let (visited, every) = (visits.visited(steps), (0..eval.len()).collect::<Vec<usize>>());
     check_lengths(&config, &train, &visited)?;
     check_lengths(&config, &eval, &every)?;
@@ -211,7 +212,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         again,
         reference,
         evaluation,
-        memory: peak(options, (&sizes, &source), largest, train.len() + eval.len()),
+        memory: peak(options, (&sizes, &source), largest, (train.len() + eval.len(), steps)),
         available: memory(),
         ceiling: measured_ceiling(options.numbers.precision),
     })
@@ -271,7 +272,7 @@ fn peak(
     options: &TrainOptions,
     (sizes, source): (&Sizes, &ModelSource),
     largest: Largest,
-    rows: usize,
+    (rows, steps): (usize, usize),
 ) -> Vec<(&'static str, usize)> {
     const F32: usize = 4;
     let weights = sizes.weight_bytes(source, options.numbers.keep);
@@ -283,12 +284,22 @@ fn peak(
     let penalty = options.objective.penalty.is_some();
     let activations = sizes.activation_bytes(largest.trained, penalty, options.gradient_checkpointing);
     let of_training = ("activations of what is run at a time, logits", activations);
+    let saves = options.lora.is_none()
+        && match options.save {
+            Every::No => false,
+            Every::Steps(n) => n <= steps,
+            Every::Epoch => true,
+        };
+    let copy = (
+        "a copy of the largest tensor while a checkpoint is written",
+        if saves { F32 * sizes.largest } else { 0 },
+    );
     let of_scoring = |batch| ("activations of what is scored at a time, logits", sizes.scoring_bytes(batch));
     let common = [("weights", weights + adapters), ("program, tokenizer, rows", PROGRAM + ROW * rows)];
     // In 8 bits with a scale for each block.
     let moments = 2 * sizes.trainable * if options.optimizer.eight_bits { 1 } else { F32 };
     let lasting = [("gradients", gradients), ("AdamW's moments", moments)];
-    let training = [&lasting[..], &[of_training]].concat();
+    let training = [&lasting[..], &[of_training, copy]].concat();
     let evaluation = largest.evaluated.map(|batch| [&lasting[..], &[of_scoring(batch)]].concat());
     // A reference of its own is gone before training starts.
     let own = options.ref_model_name_or_path.is_some();

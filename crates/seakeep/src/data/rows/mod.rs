@@ -136,7 +136,9 @@ impl Rows {
         let record = self.record(entry.start, self.entries[i + 1].start)?;
         let pair = if check(&record) == entry.check { decode(&record) } else { None };
         let pair = pair.ok_or_else(|| {
-            let what = format!("row {i} of the tokenised rows was changed since it was written; remove the file, and it is made anew");
+            // Nothing but what can be made again: the next run does.
+            let _ = std::fs::remove_file(self.path());
+            let what = format!("row {} of the tokenised rows was changed since it was written; the file is removed: run again", i + 1);
             Error::format(self.path(), what)
         })?;
         let (file, row) = self.place(i);
