@@ -27,8 +27,7 @@ pub fn command_of<'a>(words: impl Iterator<Item = &'a str>) -> (Command, usize) 
 
 /// A command's flag of this name.
 pub fn find<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
-    let is_it = |arg: &&Arg| arg.get_id() == name || arg.get_all_aliases().is_some_and(|a| a.contains(&name));
-    command.get_arguments().find(is_it)
+    command.get_arguments().find(|arg| names(arg).any(|own| own == name))
 }
 
 /// Whether the flag's value is a path.
@@ -99,13 +98,14 @@ pub fn with_file(words: Vec<OsString>) -> Result<Vec<OsString>> {
         let given = self::words(&command, &key, &value).map_err(|e| Error::Usage(format!("{path}: {e}")))?;
         all.extend(given.into_iter().map(OsString::from));
     }
-    match commands::cli().try_get_matches_from(&all) {
-        Err(e) if all.len() > words.len() => match commands::cli().try_get_matches_from(&words) {
-            // What is wrong with the command line itself is said when it is parsed to be run.
-            Err(own) if own.kind() != ErrorKind::MissingRequiredArgument => Ok(words),
-            _ => Err(Error::Usage(format!("{path}: {}", said(&e)))),
-        },
-        _ => Ok(all),
+    if all.len() == words.len() {
+        return Ok(words);
+    }
+    let Err(e) = commands::cli().try_get_matches_from(&all) else { return Ok(all) };
+    match commands::cli().try_get_matches_from(&words) {
+        // What is wrong with the command line itself is said when it is parsed to be run.
+        Err(own) if own.kind() != ErrorKind::MissingRequiredArgument => Ok(words),
+        _ => Err(Error::Usage(format!("{path}: {}", said(&e)))),
     }
 }
 

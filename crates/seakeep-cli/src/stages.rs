@@ -68,9 +68,8 @@ impl Stage {
     /// # Errors
     /// [`Error::Usage`] with the parser's words where it does not; a file of its `--config` that cannot be read.
     pub fn matches(&self) -> Result<ArgMatches> {
-        let args = std::iter::once("seakeep").chain(self.args.iter().map(String::as_str));
-        let args = flags::with_file(args.map(OsString::from).collect())?;
-        commands::cli().try_get_matches_from(args).map_err(|e| self.refused(&e))
+        let words = flags::with_file(self.words())?;
+        commands::cli().try_get_matches_from(words).map_err(|e| self.refused(&e))
     }
 
     /// Finds out whether the program understands the command line, as far as it stands here: the file of its `--config` may be made by an
@@ -79,13 +78,16 @@ impl Stage {
     /// # Errors
     /// As [`matches`](Self::matches).
     pub fn check(&self) -> Result<()> {
-        let args = std::iter::once("seakeep").chain(self.args.iter().map(String::as_str));
-        match commands::cli().try_get_matches_from(args) {
+        match commands::cli().try_get_matches_from(self.words()) {
             Err(e) if e.kind() != ErrorKind::MissingRequiredArgument || self.value("config").is_none() => {
                 Err(self.refused(&e))
             }
             _ => Ok(()),
         }
+    }
+
+    fn words(&self) -> Vec<OsString> {
+        std::iter::once("seakeep").chain(self.args.iter().map(String::as_str)).map(OsString::from).collect()
     }
 
     fn refused(&self, error: &clap::Error) -> Error {
@@ -152,7 +154,7 @@ fn named_in(command: &Command, table: &Map<String, Value>, found: &mut Vec<Strin
                 let (inner_command, known) = flags::command_of([key.as_str()].into_iter());
                 named_in(if known > 0 { &inner_command } else { command }, inner, found);
             }
-            Value::Array(tables) => {
+            Value::Array(tables) if tables.iter().any(Value::is_object) => {
                 let (train, _) = flags::command_of(["train"].into_iter());
                 tables.iter().filter_map(Value::as_object).for_each(|table| named_in(&train, table, found));
             }
@@ -233,10 +235,10 @@ impl Marks {
             let (was, is) = (without(&mark.args, &stage.args), without(&stage.args, &mark.args));
             return Some(format!("with {was} where now it is {is}"));
         }
-        let (now, read) = (self.inputs(stage), stage.reads());
+        let read = stage.reads();
         // Marks of earlier versions also have what is not read.
         let mut inputs = mark.inputs.iter().filter(|(path, _)| read.contains(path));
-        let changed = inputs.find(|(path, print)| now.get(*path) != Some(print));
+        let changed = inputs.find(|(path, print)| content(path).as_ref() != Some(print));
         changed.map(|(path, _)| match Path::new(path).exists() || path.contains(['*', '?', '[']) {
             true => format!("{path} has changed since"),
             false => format!("{path} is gone, which it read"),
@@ -269,8 +271,9 @@ impl Marks {
     pub fn run(&self, stage: &Stage) -> Result<Mark> {
         let (started, mut attempt) = (Instant::now(), stage.clone());
         let begun = self.read(stage)?;
-        if let Some(mark) = begun.as_ref().filter(|mark| mark.seconds.is_none() && stage.is_resumable())
-            && stage.args[0] != "sweep"
+        // A sweep looks at its runs itself.
+        if let Some(mark) = begun.as_ref().filter(|mark| mark.seconds.is_none())
+            && stage.args[0] == "generate"
             && stage.outputs().any(|output| holds_something(&output) || Partial::path(&output).exists())
             && let Some(what) = self.difference(stage, mark)
         {

@@ -9,7 +9,7 @@ use seakeep::data::{Prompt, Text, read_prompts};
 use seakeep::formats::{ModelSource, Tokenizer, is_special};
 use seakeep::generate::{
     GenerateOptions, Header, Job, Partial, Sample, Stop, completion, encode_prompt, eos_ids, generate_each,
-    refusal,
+    is_templated, refusal,
 };
 use seakeep::model::Model;
 use seakeep::progress::Progress;
@@ -300,9 +300,8 @@ fn prompts(matches: &ArgMatches) -> Result<Vec<Prompt>> {
 fn encoded(matches: &ArgMatches, prompts: &[Prompt], tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
     let system = args::texts(matches, "system").pop();
     let wanted = matches.get_one::<bool>("chat_template").copied();
-    let templated =
-        |text: &Text| matches!(text, Text::Chat(_)) || wanted.unwrap_or(tokenizer.has_chat_template());
-    if system.is_some() && !prompts.iter().all(|prompt| templated(&prompt.text)) {
+    let templated = |prompt: &Prompt| is_templated(tokenizer, &prompt.text, wanted);
+    if system.is_some() && !prompts.iter().all(templated) {
         return Err(Error::Usage("--system needs the model's chat template, which is not used here".into()));
     }
     prompts.iter().map(|prompt| encode_prompt(tokenizer, prompt, wanted, system.as_deref())).collect()

@@ -251,20 +251,20 @@ fn held_out(rows: &mut Vec<Row>, share: f64, seed: u64) -> Result<Vec<Row>> {
 /// Wrong labels: in a share of the rows `chosen` and `rejected` change places.
 fn flip(rows: &mut [Row], rate: f64, seed: u64, input: &str) -> Result<()> {
     let flipped = chosen(rows.len(), (rate * rows.len() as f64).round() as usize, seed);
+    let no_pair = |at: usize, what: &str| {
+        let row = at + 1;
+        Error::Usage(format!(
+            "{input}: row {row} of those that are kept has {what}; --flip_rate turns pairs round"
+        ))
+    };
     for (at, row) in rows.iter_mut().enumerate() {
         let sides = ["chosen", "rejected"].map(|side| row.get(side).cloned());
         let [Some(chosen), Some(rejected)] = sides else {
-            return Err(Error::Usage(format!(
-                "{input}: row {} of those that are kept has no `chosen` and `rejected`; --flip_rate turns pairs round",
-                at + 1
-            )));
+            return Err(no_pair(at, "no `chosen` and `rejected`"));
         };
         let wrong = flipped.contains(&at);
         if wrong && rejected.as_array().is_some_and(|all| !all.iter().all(is_message)) {
-            return Err(Error::Usage(format!(
-                "{input}: row {} of those that are kept has several rejected completions; --flip_rate turns pairs round",
-                at + 1
-            )));
+            return Err(no_pair(at, "several rejected completions"));
         }
         if wrong {
             row.insert("chosen".into(), rejected);

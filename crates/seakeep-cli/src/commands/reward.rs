@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use seakeep::data::{Text, read_rows, template_variables};
+use seakeep::data::read_rows;
 use seakeep::formats::ModelSource;
 use seakeep::progress::Progress;
-use seakeep::reward::{self, Objective, Problem, RewardModel, RewardOptions, RewardSummary, content_of};
+use seakeep::reward::{
+    self, Objective, Problem, RewardModel, RewardOptions, RewardSummary, content_of, variables_of,
+};
 use seakeep::train::Every;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -207,8 +209,7 @@ fn options(matches: &ArgMatches, settings: &Settings, progress: &mut dyn Progres
         tensorboard: settings.words("report_to").iter().any(|word| word == "tensorboard"),
         save_dtype: plan::save_dtype(settings),
     };
-    let judged = options.eval_dataset_name.is_some() || options.dataset_test_split.is_some();
-    if options.eval != Every::No && !judged {
+    if options.eval != Every::No && options.judged_on().is_none() {
         return Err(Error::Usage(format!(
             "{} asks for evaluation, but on what? Give eval_dataset_name or dataset_test_split",
             settings.place("eval_strategy")
@@ -300,10 +301,7 @@ fn score(matches: &ArgMatches) -> Result<()> {
             }
         }
         let text = content_of(&file, row, &mut columns.clone())?;
-        let variables = match &text {
-            Text::Chat(_) => template_variables(&file, row, &columns)?,
-            Text::Standard(_) => Map::new(),
-        };
+        let variables = variables_of(&file, row, std::slice::from_ref(&text), &columns)?;
         let mut tokens = model.encode(&text, &variables).map_err(wrong)?;
         let cut = model.truncate(&mut tokens, limit);
         if let Some(prompt) = columns.get("prompt").filter(|_| cut) {

@@ -177,8 +177,7 @@ impl Sweep {
                 "`{key}` in [[methods]] is an empty list; expected a value, or a list of several"
             )));
         }
-        let trained =
-            [&train].into_iter().map(|t| ("train", t)).chain(methods.iter().map(|m| ("methods", m)));
+        let trained = std::iter::once(("train", &train)).chain(methods.iter().map(|m| ("methods", m)));
         for (given, table) in trained.chain([("eval", &eval)]) {
             let own: &[&str] = if given == "eval" { &OWN_EVAL } else { &OWN_TRAIN };
             if let Some(key) = table.keys().find(|key| own.contains(&key.as_str())) {

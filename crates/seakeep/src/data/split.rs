@@ -110,6 +110,20 @@ pub fn files_of(files: Vec<PathBuf>, spec: &str, split: &str) -> Result<Vec<Path
     )))
 }
 
+/// The rows that a split names, of those of the data set `spec` in the order of their files; `file` is where a row is from.
+///
+/// # Errors
+/// A split that cannot be read, that the data does not have, or that names no row.
+pub fn select<T>(mut rows: Vec<T>, file: impl Fn(&T) -> &Path, spec: &str, split: &str) -> Result<Vec<T>> {
+    let mut files: Vec<PathBuf> = rows.iter().map(|row| file(row).to_path_buf()).collect();
+    files.dedup();
+    let files = files_of(files, spec, split)?;
+    rows.retain(|row| files.iter().any(|of_split| of_split == file(row)));
+    let range = range_of(split, rows.len())?;
+    rows.truncate(range.end);
+    Ok(rows.split_off(range.start))
+}
+
 /// Which of a split's `rows` it names.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ pub use engine::{Job, Sample, generate_each, generate_ids, refusal};
 pub use partial::{Header, Partial};
 pub use sample::{adjust, distribution, next_token};
 pub use stop::{FinishReason, Stop};
-pub use text::{Generation, PromptForm, completion, encode, encode_prompt, eos_ids, generate};
+pub use text::{Generation, PromptForm, completion, encode, encode_prompt, eos_ids, generate, is_templated};
 
 use crate::{Error, Result};
 

@@ -70,9 +70,13 @@ pub fn encode(tokenizer: &Tokenizer, prompt: &str, form: PromptForm) -> Result<V
     }
 }
 
-/// The tokens of a prompt of a data file, as a model continues it: messages in the chat template, with what its columns hand to that
-/// ([`template_variables`]); a string as a user's message in it, by default where there is one, or plain. `system` is a message
-/// before the others.
+/// Whether a prompt goes through the chat template: messages always, a string where `template` says so, by default where there is one.
+pub fn is_templated(tokenizer: &Tokenizer, prompt: &Text, template: Option<bool>) -> bool {
+    matches!(prompt, Text::Chat(_)) || template.unwrap_or(tokenizer.has_chat_template())
+}
+
+/// The tokens of a prompt of a data file, as a model continues it: in the chat template ([`is_templated`]), with what its columns hand to that
+/// ([`template_variables`]), a string as a user's message; or plain. `system` is a message before the others.
 ///
 /// # Errors
 /// [`Error::Format`] where the tokenizer cannot encode it, or has no template for messages or a `system`; [`Error::Row`] for columns that
@@ -85,8 +89,8 @@ pub fn encode_prompt(
 ) -> Result<Vec<u32>> {
     let Prompt { file, row, text, columns } = prompt;
     let messages = match text {
-        Text::Standard(text) if !template.unwrap_or(tokenizer.has_chat_template()) => {
-            return tokenizer.encode_open(text);
+        Text::Standard(plain) if !is_templated(tokenizer, text, template) => {
+            return tokenizer.encode_open(plain);
         }
         Text::Standard(text) => vec![Message::new("user", text.as_str())],
         Text::Chat(messages) => messages.clone(),

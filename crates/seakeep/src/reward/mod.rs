@@ -24,6 +24,6 @@ mod train;
 pub use loss::{Given, Objective, Problem, Target};
 pub use measures::{Measures, measure, roc_auc};
 pub use model::RewardModel;
-pub use rows::{LabelNames, RewardRow, content_of, label_names, read_rewards};
+pub use rows::{LabelNames, RewardRow, content_of, label_names, read_rewards, variables_of};
 pub use step::{Example, StepOutput, gradient};
 pub use train::{RewardOptions, RewardSummary, evaluate, examples, run};

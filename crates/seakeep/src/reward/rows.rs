@@ -120,7 +120,6 @@ fn pair_row(file: Arc<Path>, row: usize, columns: Columns) -> Result<RewardRow> 
             )
         })?,
     };
-    let handed = columns.clone();
     let pair = Pair::from_columns(file.clone(), row, columns)?;
     if pair.completions.len() != 2 {
         return Err(pair.error("rejected", "a row needs one `chosen` and one `rejected`"));
@@ -132,7 +131,7 @@ fn pair_row(file: Arc<Path>, row: usize, columns: Columns) -> Result<RewardRow> 
             .ok_or_else(|| pair.error(&c.key, "not of the same kind as the prompt")),
     };
     let texts = pair.completions.iter().map(text).collect::<Result<Vec<_>>>()?;
-    let variables = variables_of(&file, row, &texts, &handed)?;
+    let variables = variables_of(&file, row, &texts, &pair.extra)?;
     Ok(RewardRow { file, row, texts, variables, target: Target::Pair { margin } })
 }
 
@@ -163,7 +162,15 @@ fn labelled_row(
 }
 
 /// What a row hands to the chat template, if its texts go through it.
-fn variables_of(file: &Path, row: usize, texts: &[Text], columns: &Columns) -> Result<Map<String, Value>> {
+///
+/// # Errors
+/// As [`template_variables`].
+pub fn variables_of(
+    file: &Path,
+    row: usize,
+    texts: &[Text],
+    columns: &Columns,
+) -> Result<Map<String, Value>> {
     match texts.iter().any(|text| matches!(text, Text::Chat(_))) {
         true => template_variables(file, row, columns),
         false => Ok(Map::new()),

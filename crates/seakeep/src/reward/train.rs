@@ -10,7 +10,7 @@ use super::rows::{LabelNames, RewardRow, label_names, read_rewards};
 use super::step::{Example, StepOutput, gradient};
 use super::texts::Texts;
 use crate::checkpoint::{Interval, save_or_in_f32};
-use crate::data::split::{files_of, range_of};
+use crate::data::split;
 use crate::formats::{ModelSource, SaveDtype};
 use crate::model::Tensors;
 use crate::optim::{AdamW, AdamWState, Schedule, Warmup, clipping};
@@ -112,13 +112,12 @@ pub fn run(options: &RewardOptions, progress: &mut dyn Progress) -> Result<Rewar
     let (problem, labels) = label_names(&options.dataset_name, options.problem, options.labels.as_ref())?;
     let objective = Objective { problem, center_rewards: options.center_rewards };
     check(options, problem)?;
-    let mut rows = of_split(
-        read_rewards(&options.dataset_name, problem, &labels)?,
-        &options.dataset_name,
-        &options.dataset_train_split,
-    )?;
+    let of_split = |spec: &str, split: &str| {
+        split::select(read_rewards(spec, problem, &labels)?, |row| &row.file, spec, split)
+    };
+    let mut rows = of_split(&options.dataset_name, &options.dataset_train_split)?;
     let mut eval_rows = match options.judged_on() {
-        Some((spec, split)) => of_split(read_rewards(spec, problem, &labels)?, spec, split)?,
+        Some((spec, split)) => of_split(spec, split)?,
         None => Vec::new(),
     };
     let mut model = RewardModel::start(&source, problem, &labels, options.seed, progress)?;
@@ -165,24 +164,13 @@ fn check(options: &RewardOptions, problem: Problem) -> Result<()> {
 
 impl RewardOptions {
     /// The rows to judge on: data set and split.
-    fn judged_on(&self) -> Option<(&str, &str)> {
+    pub fn judged_on(&self) -> Option<(&str, &str)> {
         let split = self.dataset_test_split.as_deref();
         match &self.eval_dataset_name {
             Some(spec) => Some((spec, split.unwrap_or_default())),
             None => Some((&self.dataset_name, split?)),
         }
     }
-}
-
-/// The rows that a split names.
-fn of_split(mut rows: Vec<RewardRow>, spec: &str, split: &str) -> Result<Vec<RewardRow>> {
-    let mut files: Vec<PathBuf> = rows.iter().map(|row| row.file.to_path_buf()).collect();
-    files.dedup();
-    let files = files_of(files, spec, split)?;
-    rows.retain(|row| files.iter().any(|file| **file == *row.file));
-    let range = range_of(split, rows.len())?;
-    rows.truncate(range.end);
-    Ok(rows.split_off(range.start))
 }
 
 /// Rows as the model sees them. Pairs of which a text is too long are left out of `rows`, as TRL does; texts with labels lose

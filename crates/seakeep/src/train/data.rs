@@ -1,14 +1,12 @@
 //! Rows for training and evaluation: reading, choosing a split, tokenising, and the order of visits.
 
-use std::path::PathBuf;
-
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::TrainOptions;
-use crate::data::split::{files_of, range_of};
 use crate::data::{
-    Loading, Pair, Rows, TokenizeOptions, TokenizeReport, TokenizedPair, add_mismatched, tokenize_pairs,
+    Loading, Pair, Rows, TokenizeOptions, TokenizeReport, TokenizedPair, add_mismatched, split,
+    tokenize_pairs,
 };
 use crate::formats::Tokenizer;
 use crate::objective::{LossType, Objective};
@@ -19,14 +17,8 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// A split that cannot be read, that the data does not have, or that names no row.
-pub fn select(mut pairs: Vec<Pair>, spec: &str, split: &str) -> Result<Vec<Pair>> {
-    let mut files: Vec<PathBuf> = pairs.iter().map(|p| p.file.to_path_buf()).collect();
-    files.dedup();
-    let files = files_of(files, spec, split)?;
-    pairs.retain(|p| files.iter().any(|f| **f == *p.file));
-    let range = range_of(split, pairs.len())?;
-    pairs.truncate(range.end);
-    Ok(pairs.split_off(range.start))
+pub fn select(pairs: Vec<Pair>, spec: &str, split: &str) -> Result<Vec<Pair>> {
+    split::select(pairs, |pair| &pair.file, spec, split)
 }
 
 /// Reads, selects and tokenises, as [`tokenize_for`] does, a few rows at a time ([`Loading`]); says what truncation did.
