@@ -98,6 +98,31 @@ struct Widths {
     normed: usize,
 }
 
+impl Widths {
+    fn of(c: &ModelConfig) -> Widths {
+        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        Widths {
+            queries,
+            qkv: queries + 2 * keys,
+            inner: if c.gated { 2 * c.intermediate } else { c.intermediate },
+            normed: if c.qk_norm { queries + keys } else { 0 },
+        }
+    }
+}
+
+/// Floats of `LayerActivations`, of a position.
+fn layer_activations(c: &ModelConfig) -> usize {
+    let Widths { queries, qkv, inner, normed } = Widths::of(c);
+    2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed
+}
+
+/// What a batch takes of memory between its forward and its backward pass, in positions' activations: its positions, and the logits
+/// that are kept of its predictions. A prediction counts at most as a position: of more than some hundred no logits are kept.
+pub(crate) fn room(c: &ModelConfig, positions: usize, predictions: usize) -> usize {
+    let logits = c.vocab_size as f64 / (c.layers * layer_activations(c)) as f64;
+    positions + (predictions as f64 * logits.min(1.0)) as usize
+}
+
 impl Sizes {
     /// Of a model of this configuration, perhaps with adapters.
     ///
@@ -164,9 +189,9 @@ impl Sizes {
         penalty: bool,
         gradient_checkpointing: bool,
     ) -> usize {
-        let (c, Widths { queries, qkv, inner, normed }) = (&self.config, self.widths());
+        let (c, Widths { queries, qkv, inner, normed }) = (&self.config, Widths::of(&self.config));
         // `LayerActivations`, `LayerGradients` and `LayerSources`, of a position.
-        let activations = self.layer_activations();
+        let activations = layer_activations(c);
         let gradients = 3 * c.hidden + qkv + queries + c.intermediate + normed;
         let sources = 2 * c.hidden + qkv + inner;
         // They replace each other layer by layer, in buffers of the same width.
@@ -198,30 +223,13 @@ impl Sizes {
         4 * (positions * (kept + passing) + predictions * 2 * c.hidden + logits)
     }
 
-    fn widths(&self) -> Widths {
-        let c = &self.config;
-        let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        Widths {
-            queries,
-            qkv: queries + 2 * keys,
-            inner: if c.gated { 2 * c.intermediate } else { c.intermediate },
-            normed: if c.qk_norm { queries + keys } else { 0 },
-        }
-    }
-
-    /// Floats of `LayerActivations`, of a position.
-    fn layer_activations(&self) -> usize {
-        let (c, Widths { queries, qkv, inner, normed }) = (&self.config, self.widths());
-        2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed
-    }
-
     /// Bytes that a forward pass needs at a time which keeps nothing: of the layer whose turn it is, and logits.
     pub fn scoring_bytes(&self, (positions, predictions): (usize, usize)) -> usize {
         let c = &self.config;
         // Attention's output in the order of its tasks; the activation's output; the layer's.
-        let passing = self.widths().queries + c.intermediate + c.hidden;
+        let passing = Widths::of(c).queries + c.intermediate + c.hidden;
         let logits = predictions.min(CHUNK) * c.vocab_size;
-        4 * (positions * (self.layer_activations() + passing) + predictions * 2 * c.hidden + logits)
+        4 * (positions * (layer_activations(c) + passing) + predictions * 2 * c.hidden + logits)
     }
 
     /// Bytes of the weights of the model in `source`, without adapters, where they are kept as `keep` says.
@@ -270,6 +278,15 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(&[1, 2, 3], &[&[4, 5], &[6, 7, 8, 9]], sharing);
         batch
+    }
+
+    #[test]
+    fn logits_take_the_room_of_positions() {
+        // A layer keeps 2 x 16 of the residual stream, 16 + 2 x 8 of queries, keys and values, 16 + 2 x 4 of attention, 2 x 24.
+        let row = 2 * (32 + 32 + 24 + 48);
+        assert_eq!(room(&config(json!({})), 7, 0), 7);
+        assert_eq!(room(&config(json!({})), 7, 6), 7 + 6 * 100 / row);
+        assert_eq!(room(&config(json!({"vocab_size": 1000})), 7, 6), 7 + 6);
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod weights;
 pub use seakeep_kernels::buffer::Buffer;
 
 pub use config::{Family, ModelConfig, NormKind, Positions, SUPPORTED_FAMILIES};
+pub(crate) use cost::room;
 pub use cost::{Operations, Sizes};
 pub use decoder::{Activations, Model};
 pub use families::{GATED_HEAD, LABEL_HEAD};

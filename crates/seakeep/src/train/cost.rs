@@ -5,14 +5,14 @@ use seakeep_kernels::gemm::Precision;
 use super::data::Visits;
 use super::machine::{measured_ceiling, memory};
 use super::prepare::Inputs;
-use super::step::{most_rows, runs};
+use super::step::{most_room, runs};
 use super::{Every, TrainOptions, prepare};
 use crate::Result;
 use crate::batch::Batch;
 use crate::checkpoint;
 use crate::data::{Rows, TokenizedPair};
 use crate::formats::ModelSource;
-use crate::model::{Keep, Operations, Sizes};
+use crate::model::{Keep, Operations, Sizes, room};
 use crate::objective::Objective;
 use crate::progress::Progress;
 use crate::scoring::{PairLayout, begin, check_lengths};
@@ -165,8 +165,9 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let counted = steps.min(COUNTED_EPOCHS * visits.per_epoch());
     for rows in visits.steps(0, counted) {
         let micro = options.per_device_train_batch_size;
-        let computed: Vec<usize> = rows.iter().map(|&i| costs.each[i].computed).collect();
-        for part in runs(objective, micro, (&computed, opening), most_rows(plain, options.lora.is_some())) {
+        let room = |&i: &usize| room(&config, costs.each[i].computed, costs.each[i].predictions);
+        let rooms: Vec<usize> = rows.iter().map(room).collect();
+        for part in runs(objective, micro, (&rooms, opening), most_room(plain, options.lora.is_some())) {
             let rows = &rows[part];
             let known = if whole { 0 } else { rows.len() - 1 };
             rows.iter().for_each(|&i| run += costs.each[i].operations);

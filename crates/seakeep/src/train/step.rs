@@ -7,7 +7,7 @@ use seakeep_kernels::buffer::Buffer;
 use crate::batch::Batch;
 use crate::data::TokenizedPair;
 use crate::logps::{BranchLogps, Facts, Role};
-use crate::model::{Activations, Model, Tensors};
+use crate::model::{Activations, Model, Tensors, room};
 use crate::objective::wdpo::Penalty;
 use crate::objective::{Context, Evaluation, Groups, Loss, Objective, Scored};
 use crate::scoring::{PairLayout, TokenStats};
@@ -100,10 +100,14 @@ fn gradient_with(
     grads.total.forget();
     grads.penalty.iter_mut().for_each(Tensors::forget);
 
-    let rows: Vec<usize> = global.pairs.iter().map(|pair| step.layout.lay_out([*pair]).rows()).collect();
+    let room = |pair: &&TokenizedPair| {
+        let alone = step.layout.lay_out([*pair]);
+        room(&model.config, alone.rows(), alone.predictions.len())
+    };
+    let rooms: Vec<usize> = global.pairs.iter().map(room).collect();
     let opening = step.layout.opening(global.pairs).len();
-    let most = most_rows(model.weights.are_plain(), model.adapters.is_some());
-    let runs = runs(objective, micro_batch, (&rows, opening), most);
+    let most = most_room(model.weights.are_plain(), model.adapters.is_some());
+    let runs = runs(objective, micro_batch, (&rooms, opening), most);
     // Pairs that are coupled must all be seen before any backward pass.
     let together = if objective.couples_pairs() { runs.len() } else { 1 };
     for runs in runs.chunks(together.max(1)) {
@@ -141,38 +145,38 @@ fn gradient_with(
     }
 }
 
-/// Rows with which products of f32 are about as fast as they become, and what all pairs begin with is computed in few runs: more at a time would
-/// need more memory (0.7 MB a row with SmolLM2-135M) and bring little.
-const FULL: usize = 640;
+/// The [`room`] of a run in which products of f32 are about as fast as they become, and what all pairs begin with is computed in few
+/// runs: more at a time would need more memory (0.7 MB a row with SmolLM2-135M) and bring little.
+const FULL: usize = 620;
 /// The same where only adapters are trained: a weight is packed for two products instead of three, and its gradient and moments, which
 /// would take most of the memory, are not there.
-const FULL_OF_ADAPTERS: usize = 1024;
+const FULL_OF_ADAPTERS: usize = 1100;
 
-/// The most rows that are worth running at a time, if there is a most: weights that are not `plain` are packed or decoded for every run.
-pub(super) fn most_rows(plain: bool, adapters: bool) -> Option<usize> {
+/// The most [`room`] that is worth taking at a time, if there is a most: weights that are not `plain` are packed or decoded for every run.
+pub(super) fn most_room(plain: bool, adapters: bool) -> Option<usize> {
     plain.then_some(if adapters { FULL_OF_ADAPTERS } else { FULL })
 }
 
-/// The pairs that go through the model at a time: `micro_batch`, and fewer where [`most_rows`] are enough (`rows` of each pair alone,
-/// of which `opening` are the same for all) and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
+/// The pairs that go through the model at a time: `micro_batch`, and fewer where [`most_room`] is enough (`rooms` of each pair alone,
+/// of which `opening` rows are the same for all) and nothing is lost by it. Where pairs are coupled, the forward pass is made twice unless all of them are one run; where
 /// the factor on a penalty's gradient is only known after all of them, it costs a product more.
 pub(super) fn runs(
     objective: &Objective,
     micro_batch: usize,
-    (rows, opening): (&[usize], usize),
+    (rooms, opening): (&[usize], usize),
     most: Option<usize>,
 ) -> Vec<Range<usize>> {
     let may_be_cut = !objective.couples_pairs() && objective.penalty.is_none_or(|p| p.is_linear());
     let most = most.filter(|_| may_be_cut).unwrap_or(usize::MAX);
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
-    for (i, &rows) in rows.iter().enumerate() {
-        filled += rows - opening;
+    for (i, &room) in rooms.iter().enumerate() {
+        filled += room - opening;
         match runs.last_mut() {
             Some(run) if run.len() < micro_batch && filled <= most => run.end = i + 1,
             _ => {
                 runs.push(i..i + 1);
-                filled = rows;
+                filled = room;
             }
         }
     }
