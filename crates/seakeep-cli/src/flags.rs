@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use clap::builder::ValueRange;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 use seakeep::{Error, Result};
@@ -52,7 +51,6 @@ pub fn words(command: &Command, key: &str, value: &Value) -> std::result::Result
     let (name, arg) = (format!("--{key}"), find(command, key));
     let all =
         |values: &[Value]| values.iter().map(word).collect::<std::result::Result<Vec<String>, String>>();
-    let takes_several = |range: ValueRange| range.max_values() > 1;
     // A value that looks like a flag has to stand with its own.
     let given = |value: String| match value.starts_with('-') {
         true => vec![format!("{name}={value}")],
@@ -62,7 +60,7 @@ pub fn words(command: &Command, key: &str, value: &Value) -> std::result::Result
         (Value::Bool(true), _) => vec![name.clone()],
         // A flag that takes no value is off where it is not given.
         (Value::Bool(false), Some(arg)) if matches!(arg.get_action(), ArgAction::SetTrue) => Vec::new(),
-        (Value::Array(values), Some(arg)) if arg.get_num_args().is_some_and(takes_several) => {
+        (Value::Array(values), Some(arg)) if takes_several(arg) => {
             [vec![name.clone()], all(values)?].concat()
         }
         (Value::Array(values), Some(arg)) if matches!(arg.get_action(), ArgAction::Append) => {
@@ -154,11 +152,15 @@ pub fn said(error: &clap::Error) -> String {
     said.join(" ").trim_start_matches("error: ").to_string()
 }
 
-/// Whether a flag is made of the tables of keys, and not the command's own.
+/// Whether a flag is made of the tables of keys, and not the command's own; what has several values where a key has one is its own.
 fn is_key(arg: &Arg) -> bool {
     let name = arg.get_id().as_str();
     let of_table = keys::find(name).is_some_and(|key| arg.get_help_heading() == Some(key.group));
-    of_table || foreign::find(name).is_some() && arg.is_hide_set()
+    (of_table && !takes_several(arg)) || foreign::find(name).is_some() && arg.is_hide_set()
+}
+
+fn takes_several(arg: &Arg) -> bool {
+    arg.get_num_args().is_some_and(|range| range.max_values() > 1)
 }
 
 /// Whether a key takes a list, so that a list is one value of it.

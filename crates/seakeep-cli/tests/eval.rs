@@ -101,6 +101,15 @@ fn a_policy_is_judged_on_data_along_a_shift_and_in_the_worst_case() {
         assert_eq!(set[column].as_array().unwrap().len(), 6, "{column}");
     }
     assert!((number(&set["score_differences"]["warm"][0]) - 0.8).abs() < 1e-12);
+    // Groups alone are a question, too, and a directory is itself however it is spelled.
+    let reference = ["eval", "--model_name_or_path", "model", "--ref_model_name_or_path", "./model/"];
+    let run = place.succeed(&[&reference[..], &data, &["--policy_record", "ref.json"]].concat());
+    assert!(run.stderr.contains("group b"), "{}", run.stderr);
+    assert_eq!(json_of(&place, "ref.json")["policy"]["method"], "reference");
+    place.write("eval.toml", "dataset_name = [\"near=scored.jsonl\", \"pairs.jsonl\"]\nbootstrap = 9\n");
+    let both = place.succeed(&[&EVAL[..], &["--config", "eval.toml"]].concat());
+    let both: Value = serde_json::from_str(&both.stdout).unwrap();
+    assert_eq!(both["datasets"].as_array().unwrap().len(), 2);
     // What was there before is as it was.
     let plain = place.succeed(&[&EVAL[..], &["--dataset_name", "pairs.jsonl"]].concat());
     let plain: Value = serde_json::from_str(&plain.stdout).unwrap();
@@ -123,6 +132,10 @@ fn samples_are_drawn_or_read_and_policies_compared() {
     ];
     let drawn = place.succeed(&[&EVAL[..], &draw, &["--policy_record", "drawn.json"]].concat());
     assert!(drawn.stderr.contains("KL, nats per token"), "{}", drawn.stderr);
+    scored_pairs(&place);
+    let unscored = ["--dataset_name", "scored.jsonl", "--compare_with", "drawn.json"];
+    let said = "--compare_with: policies are compared by rewards";
+    place.fail(&[&EVAL[..], &draw, &SHIFT, &unscored].concat(), 2, &[said]);
     samples(&place, "dpo", "dpo.jsonl");
     samples(&place, "model", "ref.jsonl");
     let judge = |model: &str, file: &str, more: &[&str]| {

@@ -130,6 +130,9 @@ pub struct PairSet {
     pub name: String,
     /// The file.
     pub dataset_name: String,
+    /// Tells its rows from others by their texts; of records from before there was one, none.
+    #[serde(default)]
+    pub rows_fingerprint: Option<String>,
     /// The metrics of `seakeep eval` over all of them, named `eval_*`.
     pub metrics: Map<String, Value>,
     /// The margin `h` of each pair over the reference, nats, without beta, `[rows]`.
@@ -280,14 +283,34 @@ impl Samples {
             return Some(format!("their reward models differ (fingerprints {own} and {others})"));
         }
         let differs = |(key, own): (&String, &Value)| {
-            let others = other.generation.get(key).filter(|others| *others != own && key != "file")?;
+            // Another seed is another draw from the same distribution.
+            let counts = key != "file" && key != "seed";
+            let others = other.generation.get(key).filter(|others| *others != own && counts)?;
             Some(format!("their samples were drawn with `{key}` {own} and {others}"))
         };
         self.generation.iter().find_map(differs)
     }
 }
 
+/// Settings in which runs of one label may differ: what a seed changes, and where things lie.
+const OF_A_SEED: [&str; 4] = ["seed", "training_rows", "model_name_or_path", "ref_model_name_or_path"];
+
 impl Policy {
+    /// In what setting, where both are known, they differ by more than a seed.
+    pub fn trained_otherwise(&self, other: &Policy) -> Option<String> {
+        if self.settings.is_empty() || other.settings.is_empty() {
+            return None;
+        }
+        let of = |policy: &Policy, key: &str| policy.settings.get(key).cloned().unwrap_or_default();
+        let mut keys = self
+            .settings
+            .keys()
+            .chain(other.settings.keys())
+            .filter(|key| !OF_A_SEED.contains(&key.as_str()));
+        let key = keys.find(|key| of(self, key) != of(other, key))?;
+        Some(format!("`{key}` {} in one and {} in the other", of(self, key), of(other, key)))
+    }
+
     /// Label and place, for messages.
     fn name(&self) -> String {
         format!("{} ({})", self.label, self.model_name_or_path)

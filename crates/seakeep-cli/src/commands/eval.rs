@@ -8,8 +8,8 @@ use seakeep::data::{Pair, Rows, TokenizedPair};
 use seakeep::formats::{ModelSource, Tokenizer};
 use seakeep::generate::{GenerateOptions, eos_ids};
 use seakeep::judge::{
-    self, Drawn, Evaluated, Evaluator, Prompt, RewardJudge, RowColumns, RunFacts, Summary, input_gradients,
-    prompts_fingerprint,
+    self, Drawn, Evaluated, Evaluator, Judge, Prompt, RewardJudge, RowColumns, RunFacts, Summary, drawn_with,
+    input_gradients, prompts_fingerprint,
 };
 use seakeep::model::Model;
 use seakeep::objective::{LossType, Objective, PairLoss, Rule, wdpo};
@@ -67,6 +67,7 @@ struct Work {
     objective: Objective,
     group_column: Option<String>,
     source: ModelSource,
+    facts: RunFacts,
     reference: Option<ModelSource>,
     batch_size: usize,
 }
@@ -113,28 +114,46 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
     if work.flags.wasserstein {
         work.add_input_gradients(&sets, &mut evaluated, &mut *progress)?;
     }
-    let mut record = work.record(&sets, evaluated)?;
+    let mut record = work.record(&sets, evaluated);
     record.samples = drawn.map(|drawn| drawn.into_samples(logps, ref_logps));
     record.seconds = started.elapsed().as_secs_f64();
 
+    if let Some(path) = &work.flags.policy_record {
+        record.write(path)?;
+    }
     let mut result = work.result(&record);
     if !sets.is_empty() {
         progress.note(&table(result["datasets"].as_array().map_or(&[], Vec::as_slice)));
     }
-    if work.flags.any {
+    if work.flags.any || work.group_column.is_some() {
         let summary = Summary::of(&record, other.as_ref(), &work.flags.summary)?;
         progress.note(&judge::table(&summary, work.flags.summary.bootstrap.confidence));
         result["summary"] = json!(summary);
     }
-    if let Some(path) = &work.flags.policy_record {
-        record.write(path)?;
-    }
     output::emit(output, &format!("{result:#}\n"))
 }
 
-impl Work {
-    /// From the command line; with the data sets that it names.
-    fn read(matches: &ArgMatches) -> Result<(Work, Vec<String>)> {
+/// What a command line asks for, nothing opened yet.
+struct Asked {
+    settings: Settings,
+    flags: Flags,
+    group_column: Option<String>,
+    method: String,
+    objective: Objective,
+    /// The data sets.
+    specs: Vec<String>,
+}
+
+/// Whether the flags go together.
+///
+/// # Errors
+/// [`Error::Usage`] where they do not.
+pub fn check(matches: &ArgMatches) -> Result<()> {
+    Asked::read(matches).map(drop)
+}
+
+impl Asked {
+    fn read(matches: &ArgMatches) -> Result<Asked> {
         let mut settings = Settings::read(matches)?;
         let group_rule = settings.text("rule").as_deref() == Some("group");
         let group_column = match settings.is_given("group_column") {
@@ -168,13 +187,26 @@ impl Work {
         let (method, objective) = objective::objective(&settings)?;
         if flags.wasserstein {
             let (form, prompt_gradient) = (wdpo::Form::Paper, wdpo::PromptGradient::Shared);
-            let penalty = wdpo::Penalty { rho: 1.0, form, prompt_gradient };
-            Objective { penalty: Some(penalty), ..objective.clone() }.check()?;
+            let penalty = Some(wdpo::Penalty { rho: 1.0, form, prompt_gradient });
+            // Gradients are those of single pairs' losses, whatever a rule makes of them.
+            Objective { penalty, rule: Rule::Mean, ..objective.clone() }.check()?;
         }
+        plan::numbers(&settings)?;
+        Ok(Asked { settings, flags, group_column, method, objective, specs })
+    }
+}
+
+impl Work {
+    /// From the command line; with the data sets that it names.
+    fn read(matches: &ArgMatches) -> Result<(Work, Vec<String>)> {
+        let Asked { settings, flags, group_column, method, objective, specs } = Asked::read(matches)?;
         let source = ModelSource::open(settings.required("model_name_or_path")?)?;
         let reference = settings.text("ref_model_name_or_path").map(ModelSource::open).transpose()?;
         let batch_size = settings.count("per_device_eval_batch_size").unwrap_or(1);
-        Ok((Work { settings, flags, method, objective, group_column, source, reference, batch_size }, specs))
+        let facts = RunFacts::of(&source.path)?;
+        let work =
+            Work { settings, flags, method, objective, group_column, source, facts, reference, batch_size };
+        Ok((work, specs))
     }
 
     /// What is read besides models: flags, and what they name.
@@ -237,8 +269,12 @@ impl Work {
         progress: &mut dyn Progress,
     ) -> Result<(Option<Vec<Prompt>>, Option<Drawn>)> {
         let (groups, how) = (self.group_column.as_deref(), (tokenizer, self.flags.chat_template));
-        let prompts =
-            self.flags.prompts.as_ref().map(|spec| judge::read_prompts(spec, groups)).transpose()?;
+        let prompts = self
+            .flags
+            .prompts
+            .as_ref()
+            .map(|spec| judge::read_prompts(spec, groups, progress))
+            .transpose()?;
         let samples = self.flags.samples.as_ref().map(|spec| Drawn::read(spec, groups, how, progress));
         Ok((prompts, samples.transpose()?))
     }
@@ -295,10 +331,20 @@ impl Work {
         let samples = Samples {
             prompts: asked.len(),
             prompts_fingerprint: prompts_fingerprint(asked),
+            generation: match drawn {
+                Some(drawn) => drawn.generation().clone(),
+                None => drawn_with(&self.flags.generation),
+            },
+            judge: judge.and_then(Judge::fingerprint),
             ..Samples::default()
         };
+        if judge.is_none() && !drawn.is_some_and(Drawn::is_scored) {
+            return Err(Error::Usage(
+                "--compare_with: policies are compared by rewards; give --reward_model, or --samples with `scores`".into(),
+            ));
+        }
         let own = PolicyRecord {
-            policy: self.policy(&RunFacts::of(&self.source.path)?),
+            policy: self.policy(),
             samples: (!asked.is_empty()).then_some(samples),
             ..PolicyRecord::default()
         };
@@ -436,12 +482,12 @@ impl Work {
         Ok(())
     }
 
-    fn policy(&self, facts: &RunFacts) -> Policy {
+    fn policy(&self) -> Policy {
+        let facts = &self.facts;
         let (flags, path) = (&self.flags, |p: &Path| p.display().to_string());
-        let model_name_or_path = path(&self.source.path);
-        let ref_model_name_or_path =
-            self.reference.as_ref().map_or(model_name_or_path.clone(), |r| path(&r.path));
-        let itself = model_name_or_path == ref_model_name_or_path;
+        let reference = self.reference.as_ref().unwrap_or(&self.source);
+        let itself = output::is_same_place(&self.source.path, &reference.path);
+        let (model_name_or_path, ref_model_name_or_path) = (path(&self.source.path), path(&reference.path));
         // What is its own reference is that, however it was made.
         let (own_method, own_label) = match itself {
             true => (Some("reference".to_string()), None),
@@ -455,22 +501,21 @@ impl Work {
     }
 
     /// The record, but for samples and time.
-    fn record(&self, sets: &[Set], evaluated: Vec<Evaluated>) -> Result<PolicyRecord> {
-        let facts = RunFacts::of(&self.source.path)?;
+    fn record(&self, sets: &[Set], evaluated: Vec<Evaluated>) -> PolicyRecord {
         let named = sets.iter().zip(evaluated).map(|(set, mut found)| {
             (found.set.name, found.set.dataset_name) = (set.name.clone(), set.spec.clone());
             found.set
         });
-        Ok(PolicyRecord {
+        PolicyRecord {
             schema_version: POLICY_SCHEMA_VERSION,
             program: format!("seakeep {}", env!("CARGO_PKG_VERSION")),
             command_line: std::env::args().collect::<Vec<_>>().join(" "),
-            policy: self.policy(&facts),
+            policy: self.policy(),
             shift: self.flags.shift.clone(),
             datasets: named.collect(),
-            training: facts.training,
+            training: self.facts.training.clone(),
             ..PolicyRecord::default()
-        })
+        }
     }
 
     /// What goes to standard output.

@@ -134,6 +134,12 @@ pub fn run(matches: &ArgMatches) -> Result<()> {
         let (tokens, scores, ranks) = (Vec::new(), RankScores::default(), Vec::new());
         sets.push(Set { name, spec, rows, tokens, scores, ranks });
     }
+    let rows = sets.first().map_or(0, |set| set.rows.len());
+    if let Some(k) = flags.environments.filter(|k| *k > rows) {
+        let what =
+            format!("--environments is {k}, but {} has only {rows} rows to find them in", sets[0].spec);
+        return Err(Error::Usage(what));
+    }
     let source = ModelSource::open(settings.required("model_name_or_path")?)?;
     rank(&mut sets, &source, &settings, &flags, &mut *progress)?;
     let (results, table) = results(&sets, &flags)?;
@@ -257,6 +263,8 @@ struct Table {
 impl Table {
     fn line(&mut self, name: &str, summary: &Summary) {
         let cells = ["hr@1", "hr@5", "ndcg@5", "mrr"].map(|metric| match summary.of(metric) {
+            Some(e) if e.value.is_nan() => "-".into(),
+            Some(e) if e.low.is_nan() => format!("{:.3}", e.value),
             Some(e) => format!("{:.3} [{:.3}, {:.3}]", e.value, e.low, e.high),
             None => "-".into(),
         });

@@ -10,7 +10,7 @@ use seakeep::formats::Claim;
 use seakeep::{Error, Result};
 use serde_json::{Map, Value};
 
-use super::sweep_results;
+use super::{eval, sweep_results};
 use crate::config::keys::objective_keys;
 use crate::config::{Settings, plan, settings};
 use crate::flags::takes_list;
@@ -102,8 +102,9 @@ impl Cell {
                 Error::Usage(format!("{}: {}", stage.name, e.to_string().trim_start_matches("usage: ")))
             };
             let settings = Settings::read(matches).map_err(named)?;
-            if stage.args[0] == "train" {
-                plan::plan(&settings).map_err(named)?;
+            match stage.args[0].as_str() {
+                "train" => drop(plan::plan(&settings).map_err(named)?),
+                _ => eval::check(matches).map_err(named)?,
             }
         }
         Ok(())
@@ -199,7 +200,7 @@ impl Sweep {
             }
         }
         for method in &self.methods {
-            for (label, knobs) in combinations(method) {
+            for (label, knobs) in combinations(method, &self.train) {
                 for &seed in &self.seeds {
                     cells.push(self.policy(&label, &knobs, seed)?);
                 }
@@ -225,6 +226,7 @@ impl Sweep {
         })?;
         flags.insert("model_name_or_path".into(), model.clone());
         flags.insert("ref_model_name_or_path".into(), model);
+        take(&mut flags, [], &train);
         let record = directory.join("policy.json");
         flags.insert("label".into(), Value::from("reference"));
         flags.insert("policy_method".into(), Value::from("reference"));
@@ -246,11 +248,7 @@ impl Sweep {
         train.extend(seeded(knobs, seed));
         train.insert("seed".into(), Value::from(seed));
         let mut eval = seeded(&self.eval, seed);
-        for key in objective_keys() {
-            if let Some(value) = train.get(key) {
-                eval.entry(key).or_insert(value.clone());
-            }
-        }
+        take(&mut eval, objective_keys(), &train);
         eval.insert("ref_model_name_or_path".into(), base(&train).cloned().unwrap_or_default());
         eval.insert("model_name_or_path".into(), path_value(&model));
         eval.insert("label".into(), Value::from(label));
@@ -391,6 +389,24 @@ fn path_value(path: &Path) -> Value {
     Value::from(path.to_string_lossy())
 }
 
+/// In what form a model is kept.
+const FORM: [&str; 3] = ["dtype", "load_in_8bit", "load_in_4bit"];
+
+/// Gives `eval` what it does not say itself and `train` does, of `keys` and of the numbers that a model is made of: adapters are judged on
+/// the base that they were trained on.
+fn take<'k>(
+    eval: &mut Map<String, Value>,
+    keys: impl IntoIterator<Item = &'k str>,
+    train: &Map<String, Value>,
+) {
+    let form: &[&str] = if FORM.iter().any(|key| eval.contains_key(*key)) { &[] } else { &FORM };
+    for key in keys.into_iter().chain(["bf16"]).chain(form.iter().copied()) {
+        if let Some(value) = train.get(key) {
+            eval.entry(key).or_insert(value.clone());
+        }
+    }
+}
+
 /// The flags with `{seed}` replaced.
 fn seeded(flags: &Map<String, Value>, seed: u64) -> Map<String, Value> {
     fn fill(value: &Value, seed: &str) -> Value {
@@ -403,8 +419,11 @@ fn seeded(flags: &Map<String, Value>, seed: u64) -> Map<String, Value> {
     flags.iter().map(|(k, v)| (k.clone(), fill(v, &seed.to_string()))).collect()
 }
 
-/// Every combination of the values of a method's knobs, each with its label: the method and the knobs given.
-fn combinations(method: &Map<String, Value>) -> Vec<(String, Map<String, Value>)> {
+/// Every combination of the values of a method's knobs, each with its label: the method (its own or that of `train`) and the knobs given.
+fn combinations(
+    method: &Map<String, Value>,
+    train: &Map<String, Value>,
+) -> Vec<(String, Map<String, Value>)> {
     let mut all = vec![Map::new()];
     for (key, value) in method.iter().filter(|(key, _)| *key != "label") {
         // Of a key that takes a list, only a list of lists is several values.
@@ -421,12 +440,16 @@ fn combinations(method: &Map<String, Value>) -> Vec<(String, Map<String, Value>)
     }
     let given = method.get("label").and_then(Value::as_str);
     let several = all.len() > 1;
-    all.into_iter().map(|knobs| (label(given, &knobs, several), knobs)).collect()
+    let named = |knobs: &Map<String, Value>| {
+        let method = knobs.get("method").or(train.get("method")).and_then(Value::as_str);
+        label(given, method.unwrap_or("dpo"), knobs, several)
+    };
+    all.into_iter().map(|knobs| (named(&knobs), knobs)).collect()
 }
 
 /// `dpo beta 0.1`, `kldpo beta 0.1 tau 0.5`; or the label given, with the knobs where it stands for several.
-fn label(given: Option<&str>, knobs: &Map<String, Value>, several: bool) -> String {
-    let method = knobs.get("method").and_then(Value::as_str).unwrap_or("dpo").replace('_', "-");
+fn label(given: Option<&str>, method: &str, knobs: &Map<String, Value>, several: bool) -> String {
+    let method = method.replace('_', "-");
     let head = given.map_or(method.clone(), str::to_string);
     if given.is_some() && !several {
         return head;
@@ -463,11 +486,14 @@ mod tests {
     #[test]
     fn lists_are_several_runs() {
         let method = json!({"method": "kldpo", "beta": [0.1, 0.3], "kldpo_tau": [0.5, 1.0], "loss_type": ["sigmoid", "sft"]});
-        let all = combinations(method.as_object().unwrap());
+        let all = combinations(method.as_object().unwrap(), &Map::new());
         let labels: Vec<&str> = all.iter().map(|(label, _)| label.as_str()).collect();
         assert_eq!(labels.len(), 4);
         assert_eq!(labels[0], "kldpo beta 0.1 tau 0.5 loss_type [\"sigmoid\",\"sft\"]");
         assert_eq!(all[3].1["beta"], json!(0.3));
         assert_eq!(slug("kldpo beta 0.1"), "kldpo_beta_0.1");
+        let (train, knobs) = (json!({"method": "kldpo"}), json!({"kldpo_tau": [0.5, 1.0]}));
+        let all = combinations(knobs.as_object().unwrap(), train.as_object().unwrap());
+        assert_eq!(all[1].0, "kldpo tau 1.0", "the method that every run has");
     }
 }

@@ -75,7 +75,7 @@ fn rewards(samples: &Samples, shift: &Shift, measured: &mut Vec<(String, f64)>) 
         let grid: Vec<f64> = shift.alphas.iter().map(|&alpha| at(alpha)).collect();
         measured.push((format!("{word}/nominal"), at(shift.nominal_alpha)));
         measured.push((format!("{word}/mean"), stats::mean(&grid)));
-        measured.push((format!("{word}/worst"), grid.iter().copied().fold(f64::INFINITY, f64::min)));
+        measured.push((format!("{word}/worst"), stats::lowest(grid.iter().copied())));
         measured.extend(
             shift.alphas.iter().zip(&grid).map(|(alpha, reward)| (format!("{word}/{alpha}"), *reward)),
         );

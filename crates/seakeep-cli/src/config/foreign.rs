@@ -129,7 +129,6 @@ pub const FOREIGN: &[Foreign] = &[
     foreign("push_to_hub", Only(OFF), "nothing is uploaded"),
     foreign("run_name", Nil, "a run is named by its output_dir"),
     foreign("logging_dir", Only(&[]), "TensorBoard files go to output_dir/runs"),
-    foreign("logging_strategy", Only(&["steps"]), "use logging_steps"),
     foreign("logging_first_step", Nil, ALWAYS_LOGGED),
     foreign("logging_nan_inf_filter", Nil, "a loss that is not finite stops the run"),
     foreign("include_num_input_tokens_seen", Nil, ALWAYS_LOGGED),

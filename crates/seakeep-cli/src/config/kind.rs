@@ -76,6 +76,8 @@ pub enum Kind {
     Limit(u64),
     /// A whole number above 0, or -1 for none.
     Steps,
+    /// A whole number of steps, or below 1 a share of all of them.
+    Interval,
     /// `true`, `false` or a path.
     SwitchOrPath,
 }
@@ -97,6 +99,7 @@ impl Kind {
             Kind::Numbers => "a number, or several".into(),
             Kind::Limit(least) => format!("a whole number, {least} or above (0 or none: no limit)"),
             Kind::Steps => "a whole number above 0 (-1: none)".into(),
+            Kind::Interval => "a whole number above 0, or below 1 a share of all steps".into(),
             Kind::SwitchOrPath => "true, false or a path".into(),
         }
     }
@@ -107,7 +110,7 @@ impl Kind {
             Kind::Text => "TEXT".into(),
             Kind::Path => "PATH".into(),
             Kind::Switch => "true|false".into(),
-            Kind::Whole(_) | Kind::Limit(_) | Kind::Steps => "N".into(),
+            Kind::Whole(_) | Kind::Limit(_) | Kind::Steps | Kind::Interval => "N".into(),
             Kind::Number(_) => "X".into(),
             // A long list stands in the topic `objectives`.
             Kind::Choices(words) if words.len() > 6 => "NAME,...".into(),
@@ -141,7 +144,9 @@ impl Kind {
             Kind::Steps => whole(),
             Kind::Limit(_) if lower == "none" => Some(Value::Null),
             Kind::Limit(_) => whole(),
-            Kind::Number(_) => text.parse().ok().and_then(Number::from_f64).map(Value::Number),
+            Kind::Number(_) | Kind::Interval => {
+                text.parse().ok().and_then(Number::from_f64).map(Value::Number)
+            }
         };
         value.unwrap_or_else(|| Value::from(text))
     }
@@ -205,6 +210,7 @@ impl Kind {
                 number => number.as_u64().is_some_and(|n| n >= least),
             },
             Kind::Steps => value.as_i64().is_some_and(|n| n == -1 || n > 0),
+            Kind::Interval => value.as_f64().is_some_and(|n| n > 0.0 && (n < 1.0 || n.fract() == 0.0)),
             Kind::SwitchOrPath => value.is_boolean() || text(value),
         };
         fits.then(|| value.clone())
@@ -222,6 +228,8 @@ mod tests {
         for (kind, flag, file) in [
             (Kind::Switch, "True", json!(true)),
             (Kind::Whole(1), "4", json!(4)),
+            (Kind::Interval, "4", json!(4.0)),
+            (Kind::Interval, "0.25", json!(0.25)),
             (Kind::Whole(0), "18446744073709551615", json!(u64::MAX)),
             (Kind::Number(Range::Positive), "1e-6", json!(1e-6)),
             (Kind::Number(Range::Positive), "2", json!(2.0)),
@@ -243,6 +251,8 @@ mod tests {
         for (kind, value) in [
             (Kind::Switch, json!("yes")),
             (Kind::Whole(1), json!(0)),
+            (Kind::Interval, json!(0)),
+            (Kind::Interval, json!(1.5)),
             (Kind::Whole(1), json!(-3)),
             (Kind::Whole(1), json!(1.5)),
             (Kind::Whole(1), json!("4")),

@@ -91,7 +91,7 @@ fn run(settings: &Settings, method: String, objective: Objective) -> Result<Trai
         warmup,
         optimizer: optimizer(settings),
         max_grad_norm: number(settings, "max_grad_norm"),
-        logging_steps: count(settings, "logging_steps"),
+        logging: every(settings, "logging_strategy", "logging_steps"),
         eval,
         save: every(settings, "save_strategy", "save_steps"),
         save_total_limit: settings.count("save_total_limit"),
@@ -328,7 +328,10 @@ fn warmup(settings: &Settings) -> Result<Warmup> {
 pub fn every(settings: &Settings, strategy: &str, steps: &str) -> Every {
     match settings.text(strategy).as_deref() {
         Some("epoch") => Every::Epoch,
-        Some("steps") => Every::Steps(settings.count(steps).unwrap_or(count(settings, "logging_steps"))),
+        Some("steps") => match settings.number(steps).unwrap_or(number(settings, "logging_steps")) {
+            share if share < 1.0 => Every::Share(share),
+            steps => Every::Steps(steps as usize),
+        },
         _ => Every::No,
     }
 }

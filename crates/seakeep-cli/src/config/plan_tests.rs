@@ -53,7 +53,7 @@ fn defaults_are_those_of_trl_and_hugging_face() {
     assert_eq!((o.gradient_accumulation_steps, o.num_train_epochs, o.max_steps), (1, 3.0, None));
     assert_eq!((o.learning_rate, o.schedule, o.warmup), (1e-6, Schedule::Linear, Warmup::Steps(0)));
     assert_eq!(o.optimizer, AdamW::default());
-    assert_eq!((o.max_grad_norm, o.logging_steps, o.seed), (1.0, 10, 42));
+    assert_eq!((o.max_grad_norm, o.logging, o.seed), (1.0, Every::Steps(10), 42));
     assert_eq!((o.eval, o.save, o.save_total_limit), (Every::No, Every::Steps(500), None));
     assert_eq!((o.resume_from_checkpoint, o.save_dtype), (None, SaveDtype::F32));
 }
@@ -295,6 +295,10 @@ fn schedules_warm_up_and_intervals() {
     assert_eq!((o.eval, o.save, o.save_total_limit), (Every::Steps(10), Every::Epoch, Some(2)));
     let o = planned("--evaluation_strategy steps --eval_steps 3 --eval_dataset_name e.jsonl");
     assert_eq!(o.eval, Every::Steps(3));
+    let o =
+        planned("--logging_steps 0.1 --save_steps 0.25 --eval_strategy steps --eval_dataset_name e.jsonl");
+    assert_eq!((o.logging, o.eval, o.save), (Every::Share(0.1), Every::Share(0.1), Every::Share(0.25)));
+    assert_eq!(planned("--logging_strategy epoch").logging, Every::Epoch);
     assert_eq!(planned("--resume_from_checkpoint").resume_from_checkpoint, Some(Resume::Latest));
     assert_eq!(planned("--resume_from_checkpoint false").resume_from_checkpoint, None);
     let from = planned("--resume_from_checkpoint out/checkpoint-5").resume_from_checkpoint;
@@ -316,7 +320,7 @@ fn sft_has_the_defaults_of_trls_sftconfig() {
     assert_eq!((o.method.as_str(), &o.objective), ("sft", &Objective::sft()));
     assert_eq!((o.learning_rate, o.num_train_epochs, o.tokenize.max_length), (2e-5, 3.0, Some(1024)));
     assert_eq!((o.dataset_text_field.as_str(), o.tokenize.learn_prompts), ("text", false));
-    assert_eq!((o.per_device_train_batch_size, o.logging_steps, o.save), (8, 10, Every::Steps(500)));
+    assert_eq!((o.per_device_train_batch_size, o.logging, o.save), (8, Every::Steps(10), Every::Steps(500)));
     let o = sft(&read("--learning_rate 1e-6 --completion_only_loss false").unwrap()).unwrap();
     assert_eq!((o.learning_rate, o.tokenize.learn_prompts), (1e-6, true));
     // Of a run on preferences nothing changes.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::foreign::{self, FOREIGN};
 use super::keys::{self, KEYS, Key};
+use super::kind::Kind;
 use super::methods::{self, Method};
 use crate::flags;
 
@@ -71,7 +72,11 @@ impl Settings {
                     || flags::asks_for_nothing(&value)
                         && flags::is_known(&own)
                         && foreign::find(&name).is_none();
-                if keys::find(&name).is_some() || !is_read {
+                // So is a list in place of a key's one path.
+                let of_paths = value.is_array()
+                    && keys::find(&name).is_some_and(|key| matches!(key.kind, Kind::Path))
+                    && flag(matches, &own).is_some();
+                if !of_paths && (keys::find(&name).is_some() || !is_read) {
                     settings.set(&name, &value, &source)?;
                 }
             }

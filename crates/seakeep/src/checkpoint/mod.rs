@@ -76,10 +76,10 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Adds a step.
+    /// Adds a step, whose loss is finite. Other values that are not have no mean, and JSON, in which a checkpoint keeps the others, no word for them.
     pub fn add(&mut self, loss: f64, metrics: &[(String, f64)]) {
         let loss = ("loss".to_string(), loss);
-        for (name, value) in std::iter::once(&loss).chain(metrics) {
+        for (name, value) in std::iter::once(&loss).chain(metrics.iter().filter(|m| m.1.is_finite())) {
             match self.sums.iter_mut().find(|s| s.0 == *name) {
                 Some(sum) => (sum.1, sum.2) = (sum.1 + value, sum.2 + 1),
                 None => self.sums.push((name.clone(), *value, 1)),
@@ -399,4 +399,21 @@ pub fn prune(output_dir: &Path, limit: Option<usize>) -> Result<()> {
         std::fs::remove_dir_all(path).map_err(Error::io("remove", path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn means_are_over_the_steps_that_had_a_number() {
+        let mut interval = Interval::default();
+        interval.add(1.0, &[("chi2/eta".to_string(), f64::NEG_INFINITY)]);
+        interval.add(2.0, &[("chi2/eta".to_string(), 0.5)]);
+        let kept: Interval = serde_json::from_str(&serde_json::to_string(&interval).unwrap()).unwrap();
+        assert_eq!(kept, interval);
+        let values = interval.take(&[("grad_norm", 3.0)]);
+        let expected = [("loss", 1.5), ("grad_norm", 3.0), ("chi2/eta", 0.5)];
+        assert_eq!(values, expected.map(|(name, value)| (name.to_string(), value)));
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::labels::Role;
 use crate::error::{Error, Result};
-use crate::formats::Message;
+use crate::formats::{Fingerprint, Message};
 
 /// Plain text, or turns of a conversation.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,6 +98,18 @@ pub struct SplitPair {
 }
 
 impl Pair {
+    /// Tells it from others by its texts and the columns that they stand in.
+    pub fn fingerprint(&self) -> String {
+        let add = |print: Fingerprint, text: Option<&Text>| {
+            print.field(text.map(Text::to_json).unwrap_or_default().to_string().as_bytes())
+        };
+        let print = add(Fingerprint::new(), self.prompt.as_ref());
+        self.completions
+            .iter()
+            .fold(print, |print, c| add(print.field(c.key.as_bytes()), Some(&c.text)))
+            .hex()
+    }
+
     /// An error about this row.
     pub fn error(&self, key: &str, what: impl Into<String>) -> Error {
         Error::row(&self.file, self.row, key, what)

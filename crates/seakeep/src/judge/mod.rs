@@ -19,7 +19,7 @@ mod table;
 pub use pairs::{Evaluated, Evaluator, RowColumns, input_gradients};
 pub use reward::RewardJudge;
 pub use run::RunFacts;
-pub use samples::{Drawn, Prompt, prompts_fingerprint, read_prompts};
+pub use samples::{Drawn, Prompt, drawn_with, prompts_fingerprint, read_prompts};
 pub use summary::{Comparison, Difference, RewardAt, SetSummary, Summary, SummaryOptions, WorstCase};
 pub use table::table;
 

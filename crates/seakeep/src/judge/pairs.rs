@@ -12,6 +12,7 @@ use crate::data::{Pair, TokenizedPair};
 use crate::environments::Environments;
 use crate::error::{Error, Result, nearest};
 use crate::eval::evaluate;
+use crate::formats::Fingerprint;
 use crate::logps::{BranchLogps, Facts, Role};
 use crate::model::{Model, Tensors};
 use crate::objective::{Context, Loss, Objective, Rule, Scored};
@@ -31,6 +32,8 @@ pub struct RowColumns {
 
 #[derive(Clone, Debug, Default)]
 struct Row {
+    /// Tells its texts from others.
+    fingerprint: String,
     group: Option<String>,
     scores: Option<BothScores>,
 }
@@ -62,7 +65,9 @@ impl RowColumns {
                     return Err(row.error(key, format!("no score `{name}`, which other rows have{hint}")));
                 }
             }
-            columns.rows.insert((row.file.clone(), row.row), Row { group, scores });
+            columns
+                .rows
+                .insert((row.file.clone(), row.row), Row { fingerprint: row.fingerprint(), group, scores });
         }
         Ok(columns)
     }
@@ -104,6 +109,8 @@ impl RowColumns {
     fn add_to(&self, set: &mut PairSet, pairs: &[TokenizedPair]) {
         let rows: Option<Vec<&Row>> = pairs.iter().map(|pair| self.row(pair)).collect();
         let Some(rows) = rows else { return };
+        let add = |all: Fingerprint, row: &&Row| all.field(row.fingerprint.as_bytes());
+        set.rows_fingerprint = Some(rows.iter().fold(Fingerprint::new(), add).hex());
         set.groups = rows.iter().map(|row| row.group.clone()).collect();
         // Completions that stand alone have nothing to differ from.
         if pairs.iter().any(|pair| {

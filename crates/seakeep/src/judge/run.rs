@@ -68,9 +68,14 @@ impl RunFacts {
 fn curve(path: &Path, last: u64) -> Result<Training> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let mut steps = Vec::new();
-    for (i, line) in text.lines().enumerate() {
-        let line: Value = serde_json::from_str(line)
-            .map_err(|e| Error::row(path, i + 1, "", format!("not a line of a training log: {e}")))?;
+    let mut lines = text.lines().enumerate().peekable();
+    while let Some((i, line)) = lines.next() {
+        let line: Value = match serde_json::from_str(line) {
+            Ok(line) => line,
+            // A run that was killed may have torn its last line.
+            Err(_) if lines.peek().is_none() => break,
+            Err(e) => return Err(Error::row(path, i + 1, "", format!("not a line of a training log: {e}"))),
+        };
         let number = |key: &str| line[key].as_f64().unwrap_or(f64::NAN);
         // Lines of evaluation have no `loss`.
         if let (Some(step), true) = (line["step"].as_u64().filter(|s| *s <= last), line.get("loss").is_some())

@@ -1,6 +1,6 @@
 //! Completions of prompts: drawn from a policy, or read from a file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Deref;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::Judge;
 use super::summary::unknown;
 use crate::batch::{Batch, Sharing};
 use crate::data::pair::parse_text;
-use crate::data::{self, Text, prompt_key, read_rows};
+use crate::data::{self, Text, prompt_key, read_rows, template_variables};
 use crate::formats::{Fingerprint, Tokenizer};
 use crate::generate::{GenerateOptions, encode_prompt, generate_ids};
 use crate::model::Model;
@@ -38,17 +38,38 @@ impl Deref for Prompt {
     }
 }
 
-/// The prompts of a data file, as [`data::read_prompts`] reads them, with the groups that `group_column` names.
+/// The prompts of a data file, as [`data::read_prompts`] reads them, each once (intervals are over prompts), with the groups that
+/// `group_column` names.
 ///
 /// # Errors
 /// As [`data::read_prompts`]; a row without its group.
-pub fn read_prompts(spec: &str, group_column: Option<&str>) -> Result<Vec<Prompt>> {
+pub fn read_prompts(
+    spec: &str,
+    group_column: Option<&str>,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Prompt>> {
     let prompts = data::read_prompts(spec)?;
     let groups = match group_column {
         None => vec![None; prompts.len()],
         Some(key) => read_rows(spec, |file, row, columns| group(&file, row, key, &columns).map(Some))?,
     };
-    Ok(prompts.into_iter().zip(groups).map(|(asked, group)| Prompt { asked, group }).collect())
+    let (rows, mut seen) = (prompts.len(), HashSet::new());
+    let all = prompts.into_iter().zip(groups).map(|(asked, group)| Prompt { asked, group });
+    let mut once = Vec::with_capacity(rows);
+    for prompt in all {
+        let more = template_variables(&prompt.file, prompt.row, &prompt.columns)?;
+        if seen.insert((prompt_key(&prompt.text.to_json()), Value::from(more).to_string())) {
+            once.push(prompt);
+        }
+    }
+    if once.len() < rows {
+        let what = format!(
+            "{} different prompts in {rows} rows; each is asked once, in its first row's group",
+            once.len()
+        );
+        progress.note(&format!("{spec}: {what}"));
+    }
+    Ok(once)
 }
 
 /// A name for prompts: their texts, in their order.
@@ -120,7 +141,22 @@ fn check_room(model: &Model, prompt: &Prompt, tokens: usize, completion: usize) 
     Err(Error::row(&prompt.file, prompt.row, "prompt", what))
 }
 
+/// How completions are drawn, for the record.
+pub fn drawn_with(options: &GenerateOptions) -> Map<String, Value> {
+    let GenerateOptions { max_new_tokens, do_sample, temperature, top_k, top_p, seed, .. } = *options;
+    let generation = json!({
+        "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "seed": seed,
+    });
+    generation.as_object().cloned().unwrap_or_default()
+}
+
 impl Drawn {
+    /// How they were drawn, or the file they were read from.
+    pub fn generation(&self) -> &Map<String, Value> {
+        &self.generation
+    }
+
     /// Draws completions from a policy.
     ///
     /// # Errors
@@ -142,12 +178,7 @@ impl Drawn {
                 Ok(Completion { text: tokenizer.decode(&tokens, true)?, tokens, ..Completion::default() })
             })
             .collect::<Result<_>>()?;
-        let GenerateOptions { max_new_tokens, do_sample, temperature, top_k, top_p, seed, .. } = *options;
-        let generation = json!({
-            "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
-            "top_p": top_p, "seed": seed,
-        });
-        let generation = generation.as_object().cloned().unwrap_or_default();
+        let generation = drawn_with(options);
         Ok(Drawn {
             prompts,
             ids,

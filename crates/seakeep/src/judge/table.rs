@@ -3,9 +3,13 @@
 use super::Summary;
 use crate::stats::Interval;
 
-/// `value [low, high]`
+/// `value [low, high]`, or the value alone where there is no interval.
 fn shown(x: &Interval) -> String {
-    if x.value.is_nan() { "-".into() } else { format!("{:.4} [{:.4}, {:.4}]", x.value, x.low, x.high) }
+    match x {
+        Interval { value, .. } if value.is_nan() => "-".into(),
+        Interval { value, low, high } if low.is_nan() || high.is_nan() => format!("{value:.4}"),
+        Interval { value, low, high } => format!("{value:.4} [{low:.4}, {high:.4}]"),
+    }
 }
 
 /// Lines of a name and what is known of it.
@@ -43,12 +47,11 @@ pub fn table(summary: &Summary, confidence: f64) -> String {
     if let Some(comparison) = &summary.comparison {
         lines.title(&format!("less {}, on the same prompts", comparison.with));
         for point in &comparison.rewards {
-            let what = format!(
-                "{}; below 0 in {:.1}% of resamples; wins {}",
-                shown(&point.reward.difference),
-                100.0 * point.reward.below_zero,
-                shown(&point.win_rate)
-            );
+            let below = match 100.0 * point.reward.below_zero {
+                none if none.is_nan() => String::new(),
+                share => format!("; below 0 in {share:.1}% of resamples"),
+            };
+            let what = format!("{}{below}; wins {}", shown(&point.reward.difference), shown(&point.win_rate));
             lines.row(&format!("reward, {} {}", point.mixture, point.alpha), &what);
         }
     }

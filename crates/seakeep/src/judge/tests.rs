@@ -56,7 +56,7 @@ const PROMPTS: &str = "{\"prompt\": \"how are\", \"who\": \"a\"}\n{\"prompt\": \
 
 fn drawn(options: &GenerateOptions) -> Drawn {
     let (_directory, tokenizer, spec) = place("p.jsonl", PROMPTS);
-    let prompts = read_prompts(&spec, Some("who")).unwrap();
+    let prompts = read_prompts(&spec, Some("who"), &mut Silent).unwrap();
     Drawn::generate((&model(1), &tokenizer, &[2]), prompts, None, options, &mut Silent).unwrap()
 }
 
@@ -67,6 +67,14 @@ fn options(samples: usize, longest: usize) -> GenerateOptions {
         max_new_tokens: longest,
         ..GenerateOptions::default()
     }
+}
+
+#[test]
+fn a_prompt_that_stands_twice_is_asked_once() {
+    let (_directory, _, spec) = place("p.jsonl", &[PROMPTS, PROMPTS].concat());
+    let prompts = read_prompts(&spec, Some("who"), &mut Silent).unwrap();
+    let groups: Vec<_> = prompts.iter().map(|prompt| prompt.group.as_deref()).collect();
+    assert_eq!(groups, [Some("a"), Some("b")]);
 }
 
 /// Log-probabilities of samples are those of the training path: the same tokens as a preference row, the end token among
@@ -253,7 +261,7 @@ fn samples_are_read_by_prompt() {
     assert!(message.contains("s.jsonl, row 1, key `tokens`") && message.contains("token 8"), "{message}");
     let (_directory, tokenizer, spec) =
         place("p.jsonl", &format!("{{\"prompt\": \"{}\"}}\n", "how ".repeat(12)));
-    let prompts = read_prompts(&spec, None).unwrap();
+    let prompts = read_prompts(&spec, None, &mut Silent).unwrap();
     let models = (&model(1), &tokenizer, &[2u32][..]);
     let message =
         Drawn::generate(models, prompts, None, &options(1, 2), &mut Silent).unwrap_err().to_string();
@@ -378,6 +386,7 @@ fn a_runs_directory_tells_how_its_policy_was_trained() {
         "{\"step\": 1, \"loss\": 0.7, \"rewards/margins\": 0.0}\n",
         "{\"step\": 1, \"eval_loss\": 0.6}\n",
         "{\"step\": 2, \"loss\": 0.5, \"rewards/margins\": 0.25}\n",
+        "{\"step\": 3, \"lo",
     );
     std::fs::write(directory.path().join("metrics.jsonl"), log).unwrap();
     let state = |step: usize| {

@@ -116,11 +116,11 @@ fn layer_activations(c: &ModelConfig) -> usize {
     2 * c.hidden + qkv + queries + 2 * c.heads + inner + normed
 }
 
-/// What a batch takes of memory between its forward and its backward pass, in positions' activations: its positions, and the logits
-/// that are kept of its predictions. A prediction counts at most as a position: of more than some hundred no logits are kept.
-pub(crate) fn room(c: &ModelConfig, positions: usize, predictions: usize) -> usize {
+/// What a batch takes of memory between its forward and its backward pass, in positions' activations: its positions, and of so many
+/// predictions the logits that are kept. One counts at most as a position: of more than some hundred none are kept.
+pub(crate) fn room(c: &ModelConfig, positions: usize, kept: usize) -> usize {
     let logits = c.vocab_size as f64 / (c.layers * layer_activations(c)) as f64;
-    positions + (predictions as f64 * logits.min(1.0)) as usize
+    positions + (kept as f64 * logits.min(1.0)) as usize
 }
 
 impl Sizes {
@@ -210,17 +210,19 @@ impl Sizes {
         if gradient_checkpointing {
             passing += activations;
         }
-        // With the penalty, their tangents beside them; without, those of few rows are kept.
-        let chunk = predictions.min(CHUNK);
-        let rows = if penalty {
-            2 * chunk
-        } else if predictions <= KEPT {
-            predictions
-        } else {
-            chunk
-        };
-        let logits = rows * c.vocab_size;
+        let logits = self.logits_at_a_time(predictions, penalty) * c.vocab_size;
         4 * (positions * (kept + passing) + predictions * 2 * c.hidden + logits)
+    }
+
+    /// Rows of logits that there are at a time, of so many predictions: a chunk's, with the penalty their tangents beside them; without, those
+    /// of few predictions are kept for the weight's gradient.
+    pub fn logits_at_a_time(&self, predictions: usize, penalty: bool) -> usize {
+        let chunk = predictions.min(CHUNK);
+        match penalty {
+            true => 2 * chunk,
+            false if predictions <= KEPT && self.adapters == 0 => predictions,
+            false => chunk,
+        }
     }
 
     /// Bytes that a forward pass needs at a time which keeps nothing: of the layer whose turn it is, and logits.

@@ -64,9 +64,10 @@ impl Context {
     pub fn of(facts: &[Facts], progress: f64, groups: Groups) -> Context {
         let mean = |role: Role| {
             let tokens = |f: &Facts| f.branch(role).map_or(0, |b| f.predicted[b]);
-            (facts.iter().map(tokens).sum::<usize>() as f64 / facts.len().max(1) as f64).max(1.0)
+            facts.iter().map(tokens).sum::<usize>() as f64 / facts.len().max(1) as f64
         };
-        let (chosen_tokens, prompt_tokens) = (mean(Role::Chosen), mean(Role::Prompt));
+        // Where nothing is chosen, what is divided by it is 0. A prompt of one token has none that is predicted.
+        let (chosen_tokens, prompt_tokens) = (mean(Role::Chosen).max(1.0), mean(Role::Prompt));
         Context { n: facts.len(), chosen_tokens, prompt_tokens, progress, groups }
     }
 

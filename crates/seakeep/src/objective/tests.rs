@@ -121,6 +121,40 @@ fn policy_equal_to_reference_costs_ln_2_under_every_rule() {
 }
 
 #[test]
+fn losses_that_are_not_finite_end_every_rule() {
+    let (cvar, kldpo) = (Rule::Cvar { alpha: 0.5 }, Rule::Kldpo(Kldpo::Rho(0.1)));
+    for broken in [f64::NAN, f64::INFINITY] {
+        for rule in [cvar, kldpo, Rule::Tv { rho: 0.2 }, Rule::Chi2 { rho: 0.5 }] {
+            let (loss, _) = weights_of(rule, &[0.5, broken, 0.7]);
+            assert!(!loss.is_finite(), "{rule:?}: {loss}");
+        }
+    }
+}
+
+#[test]
+fn losses_that_tie_have_no_scale() {
+    let mut same = Pairs::new(3);
+    same.reference = same.policy.clone();
+    let (chi2, kldpo) = (Rule::Chi2 { rho: 0.5 }, Rule::Kldpo(Kldpo::Rho(0.1)));
+    for (rule, scale) in [(chi2, "chi2/eta"), (kldpo, "kldpo/tau")] {
+        let names = |pairs: &Pairs| -> Vec<String> {
+            let e = pairs.evaluate(&Objective { rule, ..Objective::dpo(0.2) });
+            assert!(e.metrics.iter().all(|(_, value)| value.is_finite()), "{:?}", e.metrics);
+            e.metrics.into_iter().map(|m| m.0).collect()
+        };
+        assert!(!names(&same).contains(&scale.to_string()));
+        assert!(names(&Pairs::new(3)).contains(&scale.to_string()));
+    }
+}
+
+#[test]
+fn rewards_of_losses_without_a_reference_have_none_whatever_the_rule_asks() {
+    let simpo = PairLoss::of(LossType::Simpo { gamma: 0.5 }, 2.0);
+    assert_eq!(simpo.reward(-150.0, -150.0, 100), -3.0);
+    assert_eq!(PairLoss::dpo(2.0).reward(-150.0, -140.0, 100), -20.0);
+}
+
+#[test]
 fn derivatives_of_every_loss_follow_differences() {
     let eps = 1e-5;
     for loss in pair_losses() {

@@ -28,7 +28,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PromptGradient {
     /// A sample `(x, y_w, y_l)` holds the prompt once: over its tokens the gradient is the sum of both
-    /// branches' gradients. The paper's definition, the default.
+    /// branches' gradients. The paper's definition, the default. (Of a pair whose completions keep different parts of it, as
+    /// `truncation_mode = keep_end` may leave them, it stands twice: as under `Separate`.)
     Shared,
     /// Two sequences, whose squared norms are added: the authors' code.
     Separate,

@@ -49,6 +49,8 @@ pub struct QuickstartOptions {
     pub command_line: String,
 }
 
+const RECORD: &str = "eval.json";
+const PAGE: &str = "report.html";
 /// Every judged mixture.
 const ALPHAS: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 const SFT: SftOptions = SftOptions { steps: 400, batch_size: 64, learning_rate: 3e-3, seed: 0 };
@@ -154,11 +156,8 @@ pub fn run(options: &QuickstartOptions, progress: &mut dyn Progress) -> Result<E
         timing,
     };
     let json = serde_json::to_string_pretty(&record).expect("a record serialises");
-    write_atomic(options.output_dir.join("eval.json"), json.as_bytes())?;
-    write_atomic(
-        options.output_dir.join("report.html"),
-        report::render(&report::of_eval(&record)).as_bytes(),
-    )?;
+    write_atomic(options.output_dir.join(RECORD), json.as_bytes())?;
+    write_atomic(options.output_dir.join(PAGE), report::render(&report::of_eval(&record)).as_bytes())?;
     Ok(record)
 }
 
@@ -185,6 +184,12 @@ fn prepare(options: &QuickstartOptions, progress: &mut dyn Progress) -> Result<(
             std::fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
         std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+    }
+    for file in [RECORD, PAGE] {
+        let path = dir.join(file);
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
     }
     let text =
         json!({"command": options.command_line, "seed": options.seed, "seeds": options.seeds}).to_string();
@@ -297,7 +302,7 @@ fn align_one(
         warmup: Warmup::Ratio(0.1),
         optimizer: AdamW::default(),
         max_grad_norm: 1.0,
-        logging_steps: 4,
+        logging: Every::Steps(4),
         eval: Every::No,
         save: Every::Steps(TRAINING_STEPS),
         save_total_limit: Some(1),

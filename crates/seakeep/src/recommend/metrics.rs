@@ -113,20 +113,19 @@ impl Metric {
     }
 }
 
-/// Means over rows, and intervals over users, whose rows are drawn together; without resamples the mean is both ends.
+/// Means over rows, and intervals over users, whose rows are drawn together; of one user, who says nothing of another, there is none (NaN).
 pub fn summarise(rows: &[Ranking], how: Bootstrap) -> Summary {
     let mut users: BTreeMap<&str, Vec<&Ranking>> = BTreeMap::new();
     rows.iter().for_each(|row| users.entry(&row.user).or_default().push(row));
     let counts: Vec<f64> = users.values().map(|own| own.len() as f64).collect();
-    let n = rows.len().max(1) as f64;
+    let n = rows.len() as f64;
     let estimate = |metric: Metric| {
         let sum = |own: &Vec<&Ranking>| own.iter().map(|row| metric.of(row)).sum::<f64>();
         let sums: Vec<f64> = users.values().map(sum).collect();
         let Interval { low, high, .. } = how.ratio(&sums, &counts);
         let value = rows.iter().map(|row| metric.of(row)).sum::<f64>() / n;
-        let end = |end: f64| if end.is_nan() { value } else { end };
         let chance = rows.iter().map(|row| metric.chance(row)).sum::<f64>() / n;
-        (metric.name(), Estimate { value, low: end(low), high: end(high), chance })
+        (metric.name(), Estimate { value, low, high, chance })
     };
     Summary {
         rows: rows.len(),

@@ -141,7 +141,7 @@ pub fn prepare(
         merged_ids: data.merged_ids,
         interactions: data.count,
         low_rated: data.low_rated,
-        top_tenth_share: top_tenth_share(&popularity),
+        top_tenth_share: top_tenth_share(data),
         rows: Part::ALL.into_iter().map(|part| (part.file(), 0)).collect(),
         groups: BTreeMap::new(),
     };
@@ -208,8 +208,10 @@ fn popularity(data: &Interactions) -> Vec<usize> {
     counts
 }
 
-fn top_tenth_share(popularity: &[usize]) -> f64 {
-    let mut counts = popularity.to_vec();
+/// The share of all choices that fall on the most chosen tenth of the items.
+fn top_tenth_share(data: &Interactions) -> f64 {
+    let mut counts = vec![0; data.titles.len()];
+    data.users.iter().flat_map(|user| &user.items).for_each(|&item| counts[item] += 1);
     counts.sort_unstable_by(|a, b| b.cmp(a));
     let top: usize = counts[..counts.len().div_ceil(10)].iter().sum();
     top as f64 / counts.iter().sum::<usize>().max(1) as f64

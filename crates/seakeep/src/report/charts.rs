@@ -3,7 +3,7 @@
 use super::look::Look;
 use super::svg::{Chart, Drawn, Point, Series};
 use super::text::{alpha, capital, estimate, number};
-use super::view::{BallView, Estimate, MixtureView, Place, Report};
+use super::view::{AlongView, BallView, Estimate, MixtureView, Place, Report};
 
 /// The look of each policy: the reference is grey, the others are numbered.
 pub fn looks(report: &Report) -> Vec<Look> {
@@ -77,12 +77,16 @@ pub fn accuracy(report: &Report, mixture: &MixtureView) -> Chart {
             })
             .collect()
     });
+    let title = format!("{} mixture: preference accuracy against shift", capital(&mixture.name));
+    accuracy_chart(report, title, "Share of held-out pairs", series)
+}
+
+fn accuracy_chart(report: &Report, title: String, share: &str, series: Vec<Series>) -> Chart {
     let (x_label, marks) = alpha_axis(report);
     Chart {
-        title: format!("{} mixture: preference accuracy against shift", capital(&mixture.name)),
+        title,
         description: format!(
-            "Share of held-out pairs, labelled at each alpha, that each policy's implicit reward orders as labelled; \
-             bands are {}.",
+            "{share}, labelled at each alpha, that each policy's implicit reward orders as labelled; bands are {}.",
             report.bands
         ),
         x_label,
@@ -162,6 +166,16 @@ pub fn frontier(report: &Report, mixture: &MixtureView, place: Place) -> Chart {
     }
 }
 
+/// Preference accuracy on a data set against alpha.
+pub fn along(report: &Report, data_set: &str, view: &AlongView) -> Chart {
+    let series = lines(report, |which, label| {
+        let points = view.curves[which].iter().flatten();
+        points.map(|(at, accuracy)| point(*at, accuracy, label, &format!("alpha {}", alpha(*at)))).collect()
+    });
+    let title = format!("{data_set}, {} mixture: preference accuracy against shift", view.mixture);
+    accuracy_chart(report, title, &format!("Share of the pairs of {data_set}"), series)
+}
+
 /// The worst case over the radius of a ball.
 pub fn ball(report: &Report, data_set: &str, ball: &BallView) -> Chart {
     let series = lines(report, |which, label| {
@@ -173,8 +187,8 @@ pub fn ball(report: &Report, data_set: &str, ball: &BallView) -> Chart {
     Chart {
         title: format!("{}: {}", ball.name, ball.what),
         description: format!(
-            "The worst {} on the pairs of {data_set} over all shifts of the data within the radius; bands are {}.",
-            ball.what, report.bands
+            "The worst {} on the pairs of {data_set} over all shifts of the data that the radius allows.",
+            ball.what
         ),
         x_label: ball.radius.clone(),
         y_label: format!("worst {}", ball.what),

@@ -88,8 +88,9 @@ fn guide(report: &Report) -> String {
         escape(&report.baseline)
     ));
     items.push(format!(
-        "<b>±</b>, bands and whiskers are {}. The findings use 95% intervals of paired differences and call nothing a \
+        "<b>±</b> is {}; bands and whiskers are {}. The findings use 95% intervals of paired differences and call nothing a \
          difference that these leave open.",
+        escape(report.plus_minus()),
         escape(&report.bands)
     ));
     items.push(
@@ -125,7 +126,10 @@ fn drawings(report: &Report) -> Vec<(&'static str, String)> {
         .collect();
     out.push(("Reward against divergence", charted(report, "frontier", text, &places)));
     out.push(("All objectives", objectives(report)));
-    let accuracy = each(&|m| charts::accuracy(report, m));
+    let mut accuracy = each(&|m| charts::accuracy(report, m));
+    for set in &report.data_sets {
+        accuracy.extend(set.along.iter().map(|view| charts::along(report, &set.name, view)));
+    }
     out.push(("Preference accuracy against shift", charted(report, "accuracy", "", &accuracy)));
     out.push(("Worst cases", worst_cases(report)));
     let text = "Losses of different objectives are not comparable with each other; margins are, up to beta.";

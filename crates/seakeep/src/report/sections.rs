@@ -105,7 +105,7 @@ pub fn results(report: &Report) -> String {
         out,
         "<p class=\"soft\">± is {}. Mean and worst are over the alphas; gain is over the reference's own worst; tokens is the \
          mean length of the samples.</p>",
-        escape(&report.bands)
+        escape(report.plus_minus())
     );
     out
 }

@@ -34,20 +34,6 @@ impl Spread {
         let t = T_95.get(self.n - 2).copied().unwrap_or(1.96);
         t * self.sd / (self.n as f64).sqrt()
     }
-
-    /// What the interval says of the mean's sign: `Some(true)` above zero, `Some(false)` below, `None` where
-    /// it holds zero or there is no interval.
-    pub fn sign(&self) -> Option<bool> {
-        let half = self.half_width();
-        // Comparisons with NaN are false, which is the answer wanted.
-        if self.mean - half > 0.0 {
-            Some(true)
-        } else if self.mean + half < 0.0 {
-            Some(false)
-        } else {
-            None
-        }
-    }
 }
 
 /// The 0.975 quantile of Student's t for 1, 2, ... degrees of freedom.
@@ -235,12 +221,7 @@ mod tests {
         let s = Spread::of([1.0, 2.0, 3.0]);
         assert_eq!((s.mean, s.sd, s.n), (2.0, 1.0, 3));
         assert!((s.half_width() - 4.303 / 3f64.sqrt()).abs() < 1e-12);
-        assert_eq!(s.sign(), None);
-        assert_eq!(Spread::of([2.0, 2.1, 2.2]).sign(), Some(true));
-        assert_eq!(Spread::of([-2.0, -2.1, -2.2]).sign(), Some(false));
         assert!(Spread::of([5.0]).sd.is_nan());
-        assert_eq!(Spread::of([5.0]).sign(), None);
-        assert_eq!(Spread::of([5.0, f64::NAN]).sign(), None);
         assert!(Spread::of([]).mean.is_nan());
         let wide = Spread::of((0..100).map(f64::from));
         assert!((wide.half_width() - 1.96 * wide.sd / 10.0).abs() < 1e-12);

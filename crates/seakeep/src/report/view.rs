@@ -58,6 +58,8 @@ pub struct Report {
     pub shift: Option<ShiftView>,
     /// What `±` and bands are, such as `one standard deviation over seeds`.
     pub bands: String,
+    /// What `±` is, where it is not what bands are: they need not lie evenly about a mean.
+    pub plus_minus: Option<String>,
     /// How the findings' intervals were made, what they cover and what not.
     pub caveat: String,
     /// The label or method that others are compared with, as findings call it, such as `DPO`.
@@ -248,7 +250,14 @@ pub struct Spider {
     pub values: Vec<Option<Vec<f64>>>,
 }
 
-/// Worst cases on the pairs of one data set.
+impl Report {
+    /// What `±` is.
+    pub fn plus_minus(&self) -> &str {
+        self.plus_minus.as_ref().unwrap_or(&self.bands)
+    }
+}
+
+/// Worst cases and accuracies on the pairs of one data set.
 #[derive(Clone, Debug, Default)]
 pub struct DataSetView {
     /// Its name.
@@ -257,6 +266,17 @@ pub struct DataSetView {
     pub description: String,
     /// By ball.
     pub balls: Vec<BallView>,
+    /// By mixture, where the pairs carry scores.
+    pub along: Vec<AlongView>,
+}
+
+/// The share of pairs that a policy's implicit reward orders as a mixture labels them, along the shift.
+#[derive(Clone, Debug, Default)]
+pub struct AlongView {
+    /// The mixture.
+    pub mixture: String,
+    /// By policy: alpha and accuracy.
+    pub curves: Vec<Option<Vec<(f64, Estimate)>>>,
 }
 
 /// Worst cases over the radius of a ball.

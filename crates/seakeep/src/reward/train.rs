@@ -76,8 +76,8 @@ pub struct RewardOptions {
     pub optimizer: AdamW,
     /// Gradients longer than this are shortened to it; 0: never.
     pub max_grad_norm: f64,
-    /// Steps between lines of `metrics.jsonl` (the first and the last step are always logged).
-    pub logging_steps: usize,
+    /// When a line of `metrics.jsonl` is written (the first and the last step always have one).
+    pub logging: Every,
     /// When to evaluate; with `eval_dataset_name` also after the last step.
     pub eval: Every,
     /// Seed of a new head, of the order of rows and of concatenation.
@@ -276,7 +276,8 @@ impl Run<'_> {
             let measures: Measures =
                 measures.into_iter().filter(|(name, _)| LOGGED.contains(&name.as_str())).collect();
             pending.add(out.loss, &measures);
-            if step % options.logging_steps == 0 || step == 1 || step == total {
+            let due = |every: Every| every.steps(per_epoch, total).is_some_and(|n| step.is_multiple_of(n));
+            if due(options.logging) || step == 1 || step == total {
                 let more = [
                     ("grad_norm", grad_norm),
                     ("learning_rate", learning_rate),
@@ -285,12 +286,7 @@ impl Run<'_> {
                 logged = pending.take(&more);
                 self.log.write(step, epoch, &logged)?;
             }
-            let due = match options.eval {
-                Every::No => false,
-                Every::Steps(n) => step % n == 0,
-                Every::Epoch => step % per_epoch == 0,
-            };
-            if !self.eval.is_empty() && (due || step == total) {
+            if !self.eval.is_empty() && (due(options.eval) || step == total) {
                 let found = self.evaluate()?;
                 progress.note(&told(step, &found));
                 self.log.write(step, epoch, &found)?;

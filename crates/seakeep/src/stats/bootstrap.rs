@@ -1,8 +1,6 @@
 //! Intervals by resampling (Efron 1979), percentile form.
 //!
-//! The unit is the prompt: its samples belong together, so what enters is one number for each prompt. Where runs of
-//! several seeds were judged on the same prompts, seeds and prompts are crossed, and both are drawn anew, each by itself (the
-//! pigeonhole bootstrap: Owen 2007, arXiv 0711.4024): an interval over prompts alone would say nothing of another training.
+//! The unit is the prompt: its samples belong together, so what enters is one number for each prompt.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,8 +51,12 @@ impl Bootstrap {
     /// Of any statistic of `n` units: it is given the numbers of the units, with repetitions.
     pub fn interval(&self, n: usize, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Interval {
         let all: Vec<usize> = (0..n).collect();
-        let resampled = self.resampled(|rng| statistic(&drawn(n, rng)));
-        self.around(statistic(&all), &resampled)
+        self.around(statistic(&all), &self.resamples_of(n, &statistic))
+    }
+
+    /// The statistic of every resample of `n` units; none of a single unit, which would be the same each time and say nothing of another.
+    fn resamples_of(&self, n: usize, statistic: impl Fn(&[usize]) -> f64 + Sync) -> Vec<f64> {
+        if n < 2 { Vec::new() } else { self.resampled(|rng| statistic(&drawn(n, rng))) }
     }
 
     /// Of the mean of one number for each unit.
@@ -71,41 +73,24 @@ impl Bootstrap {
         self.interval(numerators.len(), |units| mean_of(numerators, units) / mean_of(denominators, units))
     }
 
-    /// Of the mean over runs and prompts, `runs` being `[seeds][prompts]` on the same prompts.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for runs on different numbers of prompts.
-    pub fn over_seeds(&self, runs: &[Vec<f64>]) -> Result<Interval> {
-        let n = prompts(&[runs])?;
-        let resampled = self.resampled(|rng| {
-            let units = drawn(n, rng);
-            mean_of_runs(runs, &units, rng)
-        });
-        Ok(self.around(mean_of_all(runs), &resampled))
-    }
-
     /// Of the difference of two policies, each `[prompts]`, on the same prompts.
     ///
     /// # Errors
     /// [`Error::Usage`] for different numbers of prompts.
     pub fn paired(&self, first: &[f64], second: &[f64]) -> Result<Paired> {
-        self.paired_over_seeds(&[first.to_vec()], &[second.to_vec()])
-    }
-
-    /// The same of two methods, each `[seeds][prompts]`: one draw of prompts for both, seeds drawn for each.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] for runs on different numbers of prompts.
-    pub fn paired_over_seeds(&self, first: &[Vec<f64>], second: &[Vec<f64>]) -> Result<Paired> {
-        let n = prompts(&[first, second])?;
-        let resampled = self.resampled(|rng| {
-            let units = drawn(n, rng);
-            mean_of_runs(first, &units, rng) - mean_of_runs(second, &units, rng)
-        });
-        let difference = self.around(mean_of_all(first) - mean_of_all(second), &resampled);
+        if first.len() != second.len() {
+            return Err(Error::Usage(format!(
+                "{} and {} prompts cannot be paired; policies must be judged on the same prompts",
+                first.len(),
+                second.len()
+            )));
+        }
+        let differences: Vec<f64> = first.iter().zip(second).map(|(a, b)| a - b).collect();
+        let resampled = self.resamples_of(differences.len(), |units| mean_of(&differences, units));
         let below = |d: &f64| if *d < 0.0 { 1.0 } else { 0.5 * f64::from(*d == 0.0) };
+        // Of no resamples it is not a number, as it should be.
         let below_zero = resampled.iter().map(below).sum::<f64>() / resampled.len() as f64;
-        Ok(Paired { difference, below_zero })
+        Ok(Paired { difference: self.around(super::mean(&differences), &resampled), below_zero })
     }
 
     /// The statistic of every resample, each with randomness of its own, so that threads change nothing.
@@ -134,29 +119,4 @@ pub(super) fn drawn(n: usize, rng: &mut ChaCha8Rng) -> Vec<usize> {
 
 fn mean_of(values: &[f64], units: &[usize]) -> f64 {
     units.iter().map(|&i| values[i]).sum::<f64>() / units.len() as f64
-}
-
-/// The mean over as many runs as there are, drawn anew.
-fn mean_of_runs(runs: &[Vec<f64>], units: &[usize], rng: &mut ChaCha8Rng) -> f64 {
-    if let [only] = runs {
-        return mean_of(only, units);
-    }
-    let seeds = drawn(runs.len(), rng);
-    seeds.iter().map(|&s| mean_of(&runs[s], units)).sum::<f64>() / runs.len() as f64
-}
-
-fn mean_of_all(runs: &[Vec<f64>]) -> f64 {
-    runs.iter().map(|run| super::mean(run)).sum::<f64>() / runs.len() as f64
-}
-
-/// The number of prompts of all runs.
-fn prompts(methods: &[&[Vec<f64>]]) -> Result<usize> {
-    let mut counts = methods.iter().flat_map(|runs| runs.iter().map(Vec::len));
-    let first = counts.next().unwrap_or(0);
-    match counts.find(|n| *n != first) {
-        None => Ok(first),
-        Some(other) => Err(Error::Usage(format!(
-            "{first} and {other} prompts cannot be paired; policies must be judged on the same prompts"
-        ))),
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `bootstrap` | percentile intervals over prompts, and over seeds and prompts; paired differences |
+//! | `bootstrap` | percentile intervals over prompts; paired differences |
 //! | `joint` | intervals of many statistics of many methods from the same draws |
 //! | `shift` | rewards at every alpha, agreement with mixed preferences, win rates, divergence from the reference |
 //! | `worst_case` | the largest mean over balls around the data, errors, groups |

@@ -5,11 +5,11 @@ use seakeep_kernels::gemm::Precision;
 use super::data::Visits;
 use super::machine::{measured_ceiling, memory};
 use super::prepare::Inputs;
-use super::step::{most_room, runs};
+use super::step::{keeps_logits, most_room, runs};
 use super::{Every, TrainOptions, prepare};
 use crate::Result;
 use crate::batch::Batch;
-use crate::checkpoint;
+use crate::checkpoint::{self, TrainerState};
 use crate::data::{Rows, TokenizedPair};
 use crate::formats::ModelSource;
 use crate::model::{Keep, Operations, Sizes, room};
@@ -46,7 +46,7 @@ pub struct Cost {
     pub run: Operations,
     /// Of what is computed more than once, in all steps: the pairs of a step are coupled, or activations are not kept.
     pub again: f64,
-    /// Of the reference, once: all rows that are visited, as if none were known from before.
+    /// Of the reference, once: all rows that are visited and that no checkpoint brings, as if none of them were known from before.
     pub reference: f64,
     /// Of all evaluations.
     pub evaluation: f64,
@@ -112,7 +112,8 @@ impl RowCosts {
         sum - known as f64 * self.opening.operations.forward
     }
 
-    /// Rows and predictions of the largest batch, of so many at a time.
+    /// Rows of the batch with the most rows, and predictions of the one with the most predictions, of so many at a time: buffers are kept
+    /// for each.
     fn largest(&self, rows: &[usize], batch: usize) -> (usize, usize) {
         let sum = |part: &[usize], of: fn(&RowCost) -> usize| {
             part.iter().map(|&i| of(&self.each[i])).sum::<usize>()
@@ -121,11 +122,15 @@ impl RowCosts {
             let computed = sum(part, |c| c.computed) - (part.len() - 1) * self.opening.computed;
             (computed, sum(part, |c| c.predictions))
         };
-        rows.chunks(batch).map(of).max().unwrap_or((0, 0))
+        rows.chunks(batch).map(of).fold((0, 0), most_of_each)
     }
 }
 
-/// Rows and predictions of the largest batches ...
+fn most_of_each(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
+    (a.0.max(b.0), a.1.max(b.1))
+}
+
+/// The most rows, and the most predictions, of the batches ...
 struct Largest {
     /// that are trained on,
     trained: (usize, usize),
@@ -145,27 +150,38 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let state = prepare::checkpoint_of(options)?.map(|path| checkpoint::load_state(&path)).transpose()?;
     let visits = Visits::of(options, train.len());
     // What a run that goes on has done is not done again.
-    let steps = visits.total(options).saturating_sub(state.map_or(0, |state| state.step));
-    let (visited, every) = (visits.visited(steps), (0..eval.len()).collect::<Vec<usize>>());
+    let (total, first) = (visits.total(options), state.as_ref().map_or(0, |state| state.step));
+    let steps = total.saturating_sub(first);
+    let (visited, every) = (visits.visited(total), (0..eval.len()).collect::<Vec<usize>>());
     check_lengths(&config, &train, &visited)?;
     check_lengths(&config, &eval, &every)?;
     let (sizes, objective) = (Sizes::of(&config, options.lora.as_ref())?, &options.objective);
 
     let mut tokens = Tokens::default();
-    let costs = of_rows(&train, objective, &sizes, Some(&mut tokens))?;
-    let eval_costs = of_rows(&eval, objective, &sizes, None)?;
+    let (to_train, to_score) = (PairLayout::of(objective), PairLayout::to_score(objective));
+    let costs = of_rows(&train, to_train, objective, &sizes, Some(&mut tokens))?;
+    let apart = match to_train.sharing == to_score.sharing {
+        true => None,
+        false => Some(of_rows(&train, to_score, objective, &sizes, None)?),
+    };
+    let score_costs = apart.as_ref().unwrap_or(&costs);
+    let eval_costs = of_rows(&eval, to_score, objective, &sizes, None)?;
     let scored_at_a_time = options.per_device_eval_batch_size;
     let (mut run, mut again, mut largest) = (Operations::default(), 0.0, (0, 0));
+    let keeps = keeps_logits(objective, options.lora.is_some());
     let plain = (options.numbers.keep, options.numbers.precision) == (Keep::F32, Precision::F32);
     // As a step lays pairs out.
     let drops_out = options.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
-    let whole = !PairLayout::of(objective).opening || drops_out;
+    let whole = !to_train.opening || drops_out;
     let opening = if whole { 0 } else { costs.opening.computed };
     // Epochs cost about the same: of many some are counted.
     let counted = steps.min(COUNTED_EPOCHS * visits.per_epoch());
-    for rows in visits.steps(0, counted) {
+    for rows in visits.steps(first, first + counted) {
         let micro = options.per_device_train_batch_size;
-        let room = |&i: &usize| room(&config, costs.each[i].computed, costs.each[i].predictions);
+        let room = |&i: &usize| {
+            let RowCost { computed, predictions, .. } = costs.each[i];
+            room(&config, computed, if keeps { predictions } else { 0 })
+        };
         let rooms: Vec<usize> = rows.iter().map(room).collect();
         for part in runs(objective, micro, (&rooms, opening), most_room(plain, options.lora.is_some())) {
             let rows = &rows[part];
@@ -173,7 +189,12 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
             rows.iter().for_each(|&i| run += costs.each[i].operations);
             run += costs.opening.operations.times(-(known as f64));
             let sum = |of: fn(&RowCost) -> usize| rows.iter().map(|&i| of(&costs.each[i])).sum::<usize>();
-            largest = largest.max((sum(|c| c.computed) - known * opening, sum(|c| c.predictions)));
+            let most_logits = |a: usize, b: usize| {
+                let at_a_time = |n: usize| sizes.logits_at_a_time(n, objective.penalty.is_some());
+                if at_a_time(b) > at_a_time(a) { b } else { a }
+            };
+            let (rows, predictions) = (sum(|c| c.computed) - known * opening, sum(|c| c.predictions));
+            largest = (largest.0.max(rows), most_logits(largest.1, predictions));
         }
         let passes = passes_again(options.gradient_checkpointing, objective, rows.len() > micro);
         again += passes as f64 * costs.forward(&rows, micro, whole);
@@ -183,23 +204,26 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let step = run.times(1.0 / steps.max(1) as f64);
     // Features of prompts are means over all of their rows.
     let features = options.environments.is_some();
-    let reference = match objective.needs_reference() {
-        true => {
-            costs.forward(&visited, scored_at_a_time, features)
-                + eval_costs.forward(&every, scored_at_a_time, features)
-        }
-        false => 0.0,
+    let (asked, eval_asked) = match objective.needs_reference() {
+        true => not_brought(state.as_ref(), &visits, (&visited, &every), eval.fingerprint()),
+        false => Default::default(),
     };
-    let evaluations = match options.eval {
-        Every::No => 0,
-        Every::Steps(n) => steps.div_ceil(n),
-        Every::Epoch => steps.div_ceil(visits.per_epoch()),
-    };
+    let reference = score_costs.forward(&asked, scored_at_a_time, features)
+        + eval_costs.forward(&eval_asked, scored_at_a_time, features);
+    let between = |every: Every| every.steps(visits.per_epoch(), total);
+    let due = |n: usize| total / n - first.min(total) / n;
+    // The last step is evaluated whatever it is.
+    let evaluations =
+        between(options.eval).map_or(0, |n| due(n) + usize::from(steps > 0 && !total.is_multiple_of(n)));
+    let saves = options.lora.is_none() && between(options.save).is_some_and(|n| due(n) > 0);
     let evaluation = evaluations as f64 * eval_costs.forward(&every, scored_at_a_time, false);
     let evaluated = eval_costs.largest(&every, scored_at_a_time);
     let largest = Largest {
         trained: largest,
-        scored: costs.largest(&visited, scored_at_a_time).max(evaluated),
+        scored: most_of_each(
+            score_costs.largest(&asked, scored_at_a_time),
+            eval_costs.largest(&eval_asked, scored_at_a_time),
+        ),
         evaluated: (options.eval != Every::No).then_some(evaluated),
     };
     Ok(Cost {
@@ -213,10 +237,23 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         again,
         reference,
         evaluation,
-        memory: peak(options, (&sizes, &source), largest, (train.len() + eval.len(), steps)),
+        memory: peak(options, (&sizes, &source), largest, train.len() + eval.len(), (saves, first > 0)),
         available: memory(),
         ceiling: measured_ceiling(options.numbers.precision),
     })
+}
+
+/// The rows to train and to evaluate on that the reference is asked for: a checkpoint brings those that its run was to visit.
+fn not_brought(
+    state: Option<&TrainerState>,
+    visits: &Visits,
+    (visited, every): (&[usize], &[usize]),
+    eval_rows: &str,
+) -> (Vec<usize>, Vec<usize>) {
+    let brought = state.map(|state| visits.visited(state.total_steps)).unwrap_or_default();
+    let same_rows = state.is_some_and(|state| state.eval_rows.as_deref() == Some(eval_rows));
+    let asked = visited.iter().copied().filter(|row| brought.binary_search(row).is_err());
+    (asked.collect(), if same_rows { Vec::new() } else { every.to_vec() })
 }
 
 /// How many more passes through the layers' products there are than are necessary, in forward passes. `accumulates`: a step is several
@@ -236,14 +273,14 @@ fn passes_again(checkpointing: bool, objective: &Objective, accumulates: bool) -
     usize::from(coupled) + usize::from(apart) + recomputed
 }
 
-/// What each row costs; adds its tokens to `tokens`.
+/// What each row costs, laid out like this; adds its tokens to `tokens`.
 fn of_rows(
     rows: &Rows,
+    layout: PairLayout,
     objective: &Objective,
     sizes: &Sizes,
     mut tokens: Option<&mut Tokens>,
 ) -> Result<RowCosts> {
-    let layout = PairLayout::of(objective);
     let cost = |batch: &Batch| RowCost {
         operations: sizes.operations(batch, objective.penalty.is_some()),
         computed: batch.rows(),
@@ -268,12 +305,14 @@ fn of_rows(
     Ok(RowCosts { each, opening: cost(&Batch::open(PairLayout::to_score(objective).worth(&opening))) })
 }
 
-/// What memory is needed for at the fullest moment: in a step, in an evaluation, or while the reference scores.
+/// What memory is needed for at the fullest moment: in a step, in an evaluation, or while the reference scores. `saves`: checkpoints of the
+/// whole model are written. `resumed`: the policy is no longer its own reference.
 fn peak(
     options: &TrainOptions,
     (sizes, source): (&Sizes, &ModelSource),
     largest: Largest,
-    (rows, steps): (usize, usize),
+    rows: usize,
+    (saves, resumed): (bool, bool),
 ) -> Vec<(&'static str, usize)> {
     const F32: usize = 4;
     let weights = sizes.weight_bytes(source, options.numbers.keep);
@@ -285,12 +324,6 @@ fn peak(
     let penalty = options.objective.penalty.is_some();
     let activations = sizes.activation_bytes(largest.trained, penalty, options.gradient_checkpointing);
     let of_training = ("activations of what is run at a time, logits", activations);
-    let saves = options.lora.is_none()
-        && match options.save {
-            Every::No => false,
-            Every::Steps(n) => n <= steps,
-            Every::Epoch => true,
-        };
     let copy = (
         "a copy of the largest tensor while a checkpoint is written",
         if saves { F32 * sizes.largest } else { 0 },
@@ -303,12 +336,11 @@ fn peak(
     let training = [&lasting[..], &[of_training, copy]].concat();
     let evaluation = largest.evaluated.map(|batch| [&lasting[..], &[of_scoring(batch)]].concat());
     // A reference of its own is gone before training starts.
-    let own = options.ref_model_name_or_path.is_some();
+    let own = resumed || options.ref_model_name_or_path.is_some();
     let reference = ("the reference, while it scores", if own { weights } else { 0 });
     // Adapters, and the moments of theirs, come after the reference.
     let moments = (lasting[1].0, if options.lora.is_some() { 0 } else { moments });
-    let needed = options.objective.needs_reference();
-    let scoring = needed.then(|| vec![reference, moments, of_scoring(largest.scored)]);
+    let scoring = (largest.scored.0 > 0).then(|| vec![reference, moments, of_scoring(largest.scored)]);
     let phases = [Some(training), evaluation, scoring].into_iter().flatten();
     let bytes = |parts: &Vec<(&str, usize)>| parts.iter().map(|part| part.1).sum::<usize>();
     let fullest = phases.max_by_key(bytes).unwrap_or_default();

@@ -10,14 +10,28 @@ use crate::objective::Objective;
 use crate::optim::{AdamW, Schedule, Warmup};
 
 /// When something is done during training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Every {
     /// Not at all.
     No,
     /// After this many optimizer steps.
     Steps(usize),
+    /// After this share of all of them, rounded up to whole steps, as transformers rounds it.
+    Share(f64),
     /// At the end of each epoch.
     Epoch,
+}
+
+impl Every {
+    /// Optimizer steps from one time to the next in a run of `total`, `per_epoch` to an epoch; `None`: never.
+    pub fn steps(self, per_epoch: usize, total: usize) -> Option<usize> {
+        match self {
+            Every::No => None,
+            Every::Steps(n) => Some(n),
+            Every::Share(share) => Some(((share * total as f64).ceil() as usize).max(1)),
+            Every::Epoch => Some(per_epoch),
+        }
+    }
 }
 
 /// Where a run goes on from.
@@ -90,8 +104,8 @@ pub struct TrainOptions {
     pub optimizer: AdamW,
     /// Gradients longer than this are shortened to it; 0: never.
     pub max_grad_norm: f64,
-    /// Steps between lines of `metrics.jsonl` (the first and the last step are always logged).
-    pub logging_steps: usize,
+    /// When a line of `metrics.jsonl` is written (the first and the last step always have one).
+    pub logging: Every,
     /// When to evaluate.
     pub eval: Every,
     /// When to write a checkpoint.
@@ -108,4 +122,24 @@ pub struct TrainOptions {
     pub tensorboard: bool,
     /// Number format of the saved model (checkpoints are always exact).
     pub save_dtype: SaveDtype,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_of_all_steps_become_steps() {
+        // transformers: math.ceil(max_steps * share).
+        for (every, steps) in [
+            (Every::No, None),
+            (Every::Steps(7), Some(7)),
+            (Every::Share(0.1), Some(3)),
+            (Every::Share(0.3), Some(8)),
+            (Every::Share(1e-9), Some(1)),
+            (Every::Epoch, Some(5)),
+        ] {
+            assert_eq!(every.steps(5, 25), steps, "{every:?}");
+        }
+    }
 }

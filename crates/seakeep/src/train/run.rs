@@ -262,7 +262,7 @@ impl<'a> Run<'a> {
             progress.advance(1, &format!("loss {:.4}, {speed}", stepped.out.loss));
             self.state.pending.add(stepped.out.loss, &stepped.out.metrics);
 
-            if self.due(Every::Steps(options.logging_steps)) || self.state.step == 1 {
+            if self.due_exactly(options.logging) || self.state.step == 1 || self.state.step == total {
                 logged = self.state.pending.take(&[
                     ("grad_norm", stepped.grad_norm),
                     ("learning_rate", stepped.learning_rate),
@@ -302,11 +302,8 @@ impl<'a> Run<'a> {
     }
 
     fn due_exactly(&self, every: Every) -> bool {
-        match every {
-            Every::No => false,
-            Every::Steps(n) => self.state.step.is_multiple_of(n),
-            Every::Epoch => self.state.step.is_multiple_of(self.visits.per_epoch()),
-        }
+        let steps = every.steps(self.visits.per_epoch(), self.state.total_steps);
+        steps.is_some_and(|steps| self.state.step.is_multiple_of(steps))
     }
 
     /// As [`due_exactly`](Self::due_exactly), and at the last step.

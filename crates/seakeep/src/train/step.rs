@@ -100,9 +100,10 @@ fn gradient_with(
     grads.total.forget();
     grads.penalty.iter_mut().for_each(Tensors::forget);
 
+    let keeps = keeps_logits(objective, model.adapters.is_some());
     let room = |pair: &&TokenizedPair| {
         let alone = step.layout.lay_out([*pair]);
-        room(&model.config, alone.rows(), alone.predictions.len())
+        room(&model.config, alone.rows(), if keeps { alone.predictions.len() } else { 0 })
     };
     let rooms: Vec<usize> = global.pairs.iter().map(room).collect();
     let opening = step.layout.opening(global.pairs).len();
@@ -150,7 +151,13 @@ fn gradient_with(
 const FULL: usize = 620;
 /// The same where only adapters are trained: a weight is packed for two products instead of three, and its gradient and moments, which
 /// would take most of the memory, are not there.
-const FULL_OF_ADAPTERS: usize = 1100;
+const FULL_OF_ADAPTERS: usize = 1024;
+
+/// Whether logits of few predictions are kept from a forward to its backward pass: for the gradient of the vocabulary projection, if it is
+/// trained; a penalty has other passes between.
+pub(super) fn keeps_logits(objective: &Objective, adapters: bool) -> bool {
+    objective.penalty.is_none() && !adapters
+}
 
 /// The most [`room`] that is worth taking at a time, if there is a most: weights that are not `plain` are packed or decoded for every run.
 pub(super) fn most_room(plain: bool, adapters: bool) -> Option<usize> {

@@ -298,8 +298,10 @@ impl PairLoss {
     }
 
     /// The implicit reward of a branch with log-probability `logp` under the policy, `reference` under the reference:
-    /// `beta (log pi - log ref)`; of SimPO and ORPO, which have no reference, `beta` times the mean over tokens (TRL).
+    /// `beta (log pi - log ref)`; of losses without a reference `beta log pi`, of SimPO and ORPO the mean over tokens (TRL).
     pub fn reward(&self, logp: f64, reference: f64, predicted: usize) -> f64 {
+        // A rule may have asked for the reference nevertheless.
+        let reference = if self.any(LossType::needs_reference) { reference } else { 0.0 };
         self.beta * (self.reported_logp(logp, predicted) - reference)
     }
 

@@ -151,9 +151,10 @@ fn weighted(losses: &[f64], weights: Vec<f64>, more: Vec<(&'static str, f64)>) -
     RuleOutput { loss, weights, metrics, ..RuleOutput::default() }
 }
 
-/// [`weighted`] by the worst case of a ball, whose value is the dual's.
+/// [`weighted`] by the worst case of a ball, whose value is the dual's. Where losses tie, or the ball has no radius, any large
+/// scale gives equal weights: there is none to report.
 fn worst(losses: &[f64], weights: Vec<f64>, scale: (&'static str, f64), dual: &'static str) -> RuleOutput {
-    let mut out = weighted(losses, weights, vec![scale]);
+    let mut out = weighted(losses, weights, Some(scale).filter(|s| s.1.is_finite()).into_iter().collect());
     out.metrics.push((dual.to_string(), out.loss));
     out
 }

@@ -70,7 +70,8 @@ pub fn pour(values: &[f64], tie: f64, mass: f64, cap: f64) -> Vec<f64> {
     order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
     let (mut given, mut left, mut rest) = (vec![0.0; values.len()], mass, &order[..]);
     while let Some(&first) = rest.first() {
-        let ties = rest.iter().take_while(|&&i| values[first] - values[i] <= tie).count();
+        // A value that is not finite ties with nothing, itself included.
+        let ties = rest.iter().take_while(|&&i| values[first] - values[i] <= tie).count().max(1);
         let each = cap.min(left / ties as f64);
         rest[..ties].iter().for_each(|&i| given[i] = each);
         left = (left - each * ties as f64).max(0.0);

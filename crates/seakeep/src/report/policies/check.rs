@@ -35,6 +35,10 @@ pub fn records(records: &[(PathBuf, PolicyRecord)]) -> Result<()> {
                 );
                 return Err(together(path, other_path, &what, "give other labels"));
             }
+            if let Some(what) = (a.label == b.label).then(|| a.trained_otherwise(b)).flatten() {
+                let what = format!("`{}` was trained with {what}, and would pass for another seed", a.label);
+                return Err(together(path, other_path, &what, "judge with `eval --label`, a label for each"));
+            }
         }
     }
     same(
@@ -105,6 +109,11 @@ fn pairs_differ(a: &PairSet, b: &PairSet) -> Option<String> {
         let counts = format!("{} and {}", a.margins.0.len(), b.margins.0.len());
         return Some(format!("data set `{name}` has different numbers of pairs ({counts})"));
     }
+    if let (Some(first), Some(second)) = (&a.rows_fingerprint, &b.rows_fingerprint)
+        && first != second
+    {
+        return Some(format!("data set `{name}` is of other rows ({}; {})", a.dataset_name, b.dataset_name));
+    }
     let scores = |set: &PairSet| {
         let bits = |(name, column): (&String, &Column)| {
             (name.clone(), column.0.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
@@ -147,7 +156,8 @@ fn whole(path: &Path, record: &PolicyRecord) -> Result<()> {
             return wrong(format!("`shift.mixtures` has `{mixture}`; expected convex or geometric"));
         }
         for name in shift.objectives.iter() {
-            if let Some(s) = record.samples.as_ref().filter(|s| !s.scores.contains_key(name)) {
+            let scored = record.samples.as_ref().filter(|s| !s.scores.is_empty());
+            if let Some(s) = scored.filter(|s| !s.scores.contains_key(name)) {
                 let all: Vec<&str> = s.scores.keys().map(String::as_str).collect();
                 return wrong(format!(
                     "the shift is over `{name}`, which has no scores; there are {}",

@@ -64,6 +64,8 @@ fn gap(i: Interval) -> Gap {
     }
 }
 
+const BANDS: &str = "95% bootstrap intervals over prompts (or pairs) and seeds";
+
 /// The report of policy records, each with the file that it came from (errors name it).
 ///
 /// # Errors
@@ -80,7 +82,8 @@ pub fn of_policies(records: &[(PathBuf, PolicyRecord)], options: &PolicyOptions)
         paragraphs: options.question.iter().cloned().collect(),
         facts: facts(records, shift),
         shift: shift.map(shift_view),
-        bands: "95% bootstrap intervals over prompts (or pairs) and seeds".into(),
+        bands: BANDS.into(),
+        plus_minus: Some(format!("half the width of {BANDS}")),
         caveat: caveat(&labels, &options.bootstrap),
         baseline: baseline.map_or_else(|| "DPO".into(), |at| labels[at].method.to_uppercase()),
         policies: labels.iter().map(policy).collect(),

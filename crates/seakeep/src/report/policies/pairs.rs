@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::findings::list;
 use super::super::text::{capital, one_line};
-use super::super::view::{BallView, DataSetView, Estimate, Report, Table};
+use super::super::view::{AlongView, BallView, DataSetView, Estimate, Report, Table};
 use super::measures::form;
 use super::{Label, empty};
 use crate::policy_record::{PairSet, Shift};
@@ -72,9 +72,8 @@ pub fn add(
             names.push(&set.name);
         }
     }
-    let mut along_done = false;
     for name in names {
-        let set = Set::of(name, labels, shift.filter(|_| !along_done), baseline);
+        let set = Set::of(name, labels, shift, baseline);
         let runs: Vec<usize> = set.runs.iter().map(Vec::len).collect();
         let mut found = bootstrap.joint(set.rows, &runs, |draw| set.statistics(draw));
         for (group, (_, rows)) in set.groups.iter().enumerate() {
@@ -82,11 +81,8 @@ pub fn add(
         }
         report.tables.push(set.table(&found));
         report.more_findings.extend(set.finding(&found, labels));
-        report.data_sets.push(set.balls());
-        if let Some(shift) = shift.filter(|_| !set.along.is_empty()) {
-            along_done = true;
-            set.add_along(report, shift, &found);
-        }
+        let along = shift.map(|shift| set.along(shift, &found)).unwrap_or_default();
+        report.data_sets.push(DataSetView { along, ..set.balls() });
     }
 }
 
@@ -284,21 +280,26 @@ impl<'a> Set<'a> {
             name: capital(self.name),
             description: format!("{} pairs of {}; mean over seeds", self.rows, files.join(", ")),
             balls,
+            ..DataSetView::default()
         }
     }
 
-    /// Puts the agreement along the shift into the mixtures' curves.
-    fn add_along(&self, report: &mut Report, shift: &Shift, found: &BTreeMap<Key, Interval>) {
-        for (m, mixture) in report.mixtures.iter_mut().enumerate() {
-            for (label, curve) in mixture.curves.iter_mut().enumerate() {
-                for point in curve.iter_mut().flat_map(|curve| &mut curve.points) {
-                    let alpha = shift.alphas.iter().position(|alpha| *alpha == point.alpha);
-                    let value = alpha.and_then(|alpha| found.get(&Key::At(label, m, alpha)));
-                    // Without the chosen scores a geometric mixture has no preferences.
-                    point.accuracy = value.filter(|i| i.value.is_finite()).map(|i| Estimate::from(*i));
-                }
-            }
-        }
+    /// The agreement along the shift.
+    fn along(&self, shift: &Shift, found: &BTreeMap<Key, Interval>) -> Vec<AlongView> {
+        let curve = |mixture: usize, label: usize| {
+            let at = |(place, alpha): (usize, &f64)| {
+                // Without the chosen scores a geometric mixture has no preferences.
+                let value = found.get(&Key::At(label, mixture, place)).filter(|i| i.value.is_finite())?;
+                Some((*alpha, Estimate::from(*value)))
+            };
+            let points: Vec<(f64, Estimate)> = shift.alphas.iter().enumerate().filter_map(at).collect();
+            (!points.is_empty()).then_some(points)
+        };
+        let of = |(mixture, _): (usize, &Vec<Agreement>)| AlongView {
+            mixture: shift.mixtures[mixture].clone(),
+            curves: (0..self.runs.len()).map(|label| curve(mixture, label)).collect(),
+        };
+        self.along.iter().enumerate().map(of).collect()
     }
 }
 

@@ -74,6 +74,8 @@ impl<'a> Rewards<'a> {
     ) -> Option<Rewards<'a>> {
         let all = || labels.iter().flat_map(|label| &label.records).filter_map(|r| r.samples.as_ref());
         let first = all().next()?;
+        // Without scores there is nothing to mix.
+        let shift = shift.filter(|_| !first.scores.is_empty());
         let judged = Judged::of(shift);
         let measures: Vec<Vec<(u64, Measures)>> = labels
             .iter()

@@ -115,6 +115,7 @@ fn pairs(name: &str, seed: u64, strength: f64, rich: bool) -> PairSet {
     PairSet {
         name: name.into(),
         dataset_name: format!("data/{name}.jsonl"),
+        rows_fingerprint: Some(name.into()),
         metrics: Default::default(),
         margins: Column((0..rows).map(margin).collect()),
         losses: Column((0..rows).map(|row| (1.0 + (-0.5 * margin(row)).exp()).ln()).collect()),
@@ -179,7 +180,8 @@ fn report_of(records: &[(PathBuf, PolicyRecord)]) -> Report {
 #[test]
 fn every_section_is_there_and_hostile_text_is_text() {
     let mut all = records();
-    all[3].1.policy.settings.insert(EVIL.into(), json!(EVIL));
+    // Of one label's three seeds.
+    all[1..4].iter_mut().for_each(|(_, r)| drop(r.policy.settings.insert(EVIL.into(), json!(EVIL))));
     all[3].1.command_line = EVIL.into();
     let html = render(&report_of(&all));
     assert_balanced(&html);
@@ -427,6 +429,18 @@ fn records_that_do_not_belong_together_are_refused() {
         set.losses.0.pop();
     });
     assert!(message.contains("`adversarial` has different numbers of pairs"), "{message}");
+    let message = refused(&|all| all[4].1.datasets[1].rows_fingerprint = Some("xyz".into()));
+    assert!(message.contains("data set `adversarial` is of other rows"), "{message}");
+    let trained = |all: &mut Records, rates: [f64; 3]| {
+        for (record, rate) in all[4..7].iter_mut().zip(rates) {
+            record.1.policy.settings.insert("learning_rate".into(), rate.into());
+        }
+    };
+    let message = refused(&|all| trained(all, [1e-6, 1e-5, 1e-5]));
+    assert!(message.contains("`learning_rate` ") && message.contains("pass for another seed"), "{message}");
+    let mut alike = records();
+    trained(&mut alike, [1e-6; 3]);
+    assert!(of_policies(&alike, &options()).is_ok());
     let message = refused(&|all| {
         let scores = &mut all[4].1.datasets[0].score_differences;
         scores.values_mut().for_each(|column| column.0.iter_mut().for_each(|d| *d = -*d));
