@@ -110,7 +110,7 @@ def table(rows, summaries):
     for row in rows:
         of = summaries[row.name]
         sign = "" if row.more_is_better else "<= "
-        targets = tuple("-" if target is None else sign + number(target) for target in (row.floor, row.aim))
+        targets = (f"{sign}{number(row.floor)}", f"{sign}{number(row.aim)}")
         if "reason" in of:
             lines.append((row.title, "-", "-", row.unit, "-", "-", *targets, of["reason"]))
             continue
