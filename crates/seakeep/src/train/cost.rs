@@ -5,7 +5,7 @@ use seakeep_kernels::gemm::Precision;
 use super::data::Visits;
 use super::machine::{measured_ceiling, memory};
 use super::prepare::Inputs;
-use super::step::{keeps_logits, most_room, runs};
+use super::step::{kept, most_room, runs};
 use super::{Every, TrainOptions, prepare};
 use crate::Result;
 use crate::batch::Batch;
@@ -168,7 +168,6 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
     let eval_costs = of_rows(&eval, to_score, objective, &sizes, None)?;
     let scored_at_a_time = options.per_device_eval_batch_size;
     let (mut run, mut again, mut largest) = (Operations::default(), 0.0, (0, 0));
-    let keeps = keeps_logits(objective, options.lora.is_some());
     let plain = (options.numbers.keep, options.numbers.precision) == (Keep::F32, Precision::F32);
     // As a step lays pairs out.
     let drops_out = options.lora.as_ref().is_some_and(|lora| lora.lora_dropout > 0.0);
@@ -180,7 +179,7 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
         let micro = options.per_device_train_batch_size;
         let room = |&i: &usize| {
             let RowCost { computed, predictions, .. } = costs.each[i];
-            room(&config, computed, if keeps { predictions } else { 0 })
+            room(&config, computed, kept(objective, options.lora.is_some(), predictions))
         };
         let rooms: Vec<usize> = rows.iter().map(room).collect();
         for part in runs(objective, micro, (&rooms, opening), most_room(plain, options.lora.is_some())) {
@@ -189,12 +188,9 @@ pub fn estimate(options: &TrainOptions, progress: &mut dyn Progress) -> Result<C
             rows.iter().for_each(|&i| run += costs.each[i].operations);
             run += costs.opening.operations.times(-(known as f64));
             let sum = |of: fn(&RowCost) -> usize| rows.iter().map(|&i| of(&costs.each[i])).sum::<usize>();
-            let most_logits = |a: usize, b: usize| {
-                let at_a_time = |n: usize| sizes.logits_at_a_time(n, objective.penalty.is_some());
-                if at_a_time(b) > at_a_time(a) { b } else { a }
-            };
+            let logits = |n: &usize| sizes.logits_at_a_time(*n, objective.penalty.is_some());
             let (rows, predictions) = (sum(|c| c.computed) - known * opening, sum(|c| c.predictions));
-            largest = (largest.0.max(rows), most_logits(largest.1, predictions));
+            largest = (largest.0.max(rows), std::cmp::max_by_key(predictions, largest.1, logits));
         }
         let passes = passes_again(options.gradient_checkpointing, objective, rows.len() > micro);
         again += passes as f64 * costs.forward(&rows, micro, whole);

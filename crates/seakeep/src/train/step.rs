@@ -100,10 +100,10 @@ fn gradient_with(
     grads.total.forget();
     grads.penalty.iter_mut().for_each(Tensors::forget);
 
-    let keeps = keeps_logits(objective, model.adapters.is_some());
     let room = |pair: &&TokenizedPair| {
         let alone = step.layout.lay_out([*pair]);
-        room(&model.config, alone.rows(), if keeps { alone.predictions.len() } else { 0 })
+        let kept = kept(objective, model.adapters.is_some(), alone.predictions.len());
+        room(&model.config, alone.rows(), kept)
     };
     let rooms: Vec<usize> = global.pairs.iter().map(room).collect();
     let opening = step.layout.opening(global.pairs).len();
@@ -153,10 +153,10 @@ const FULL: usize = 620;
 /// would take most of the memory, are not there.
 const FULL_OF_ADAPTERS: usize = 1024;
 
-/// Whether logits of few predictions are kept from a forward to its backward pass: for the gradient of the vocabulary projection, if it is
-/// trained; a penalty has other passes between.
-pub(super) fn keeps_logits(objective: &Objective, adapters: bool) -> bool {
-    objective.penalty.is_none() && !adapters
+/// Of how many of a few predictions logits are kept from a forward to its backward pass: of all for the gradient of the vocabulary
+/// projection, if it is trained; a penalty has other passes between.
+pub(super) fn kept(objective: &Objective, adapters: bool, predictions: usize) -> usize {
+    if objective.penalty.is_none() && !adapters { predictions } else { 0 }
 }
 
 /// The most [`room`] that is worth taking at a time, if there is a most: weights that are not `plain` are packed or decoded for every run.
